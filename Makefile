@@ -1,0 +1,85 @@
+# Two commands on a fresh machine with Python >= 3.11 and a package index:
+#   make demo    install, then run the main job on real data
+#   make test    install, then run the test suite
+# The installation lives in .venv and happens again only when pyproject.toml or constraints.txt change.
+# PYTHON=... chooses the interpreter, PYTEST_ARGS=... goes to pytest (for example PYTEST_ARGS="-k certificate").
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTEST_ARGS ?=
+
+# One stamp per set of extras. Its name carries a checksum of what decides the installation (and of the folder: a moved
+# checkout has dead scripts), it is written last, and so an interrupted installation has none.
+KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)
+DEMO_EXTRAS := demo,onnx
+TEST_EXTRAS := demo,onnx,test
+LINT_EXTRAS := demo,onnx,test,lint
+LINT_STAMP := $(VENV)/.installed-lint-$(KEY)
+# A larger set of extras serves for a smaller one: `make test` is never followed by a second installation for the demo.
+TEST_STAMP := $(or $(wildcard $(LINT_STAMP)),$(VENV)/.installed-test-$(KEY))
+DEMO_STAMP := $(or $(wildcard $(TEST_STAMP)),$(VENV)/.installed-demo-$(KEY))
+
+# One thread per test process, for BLAS and for XLA (NPROC is what XLA's CPU client reads): processes that each start a
+# thread per core slow each other down.
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NPROC=1 HF_HUB_OFFLINE=1
+PYTEST := $(TEST_ENV) $(PY) -m pytest
+
+.PHONY: help demo test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+
+demo: $(DEMO_STAMP)
+	$(PY) -m tasks.cli demo
+
+test: $(TEST_STAMP)
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(TEST_STAMP)
+	$(PYTEST) -m slow --durations 10 $(PYTEST_ARGS)
+
+lint: $(LINT_STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: $(LINT_STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,EXTRAS): the environment (made new when it has no working pip), the packages, then the stamp.
+define install
+@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then \
+		for candidate in python3.13 python3.12 python3.11 python3; do \
+			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+			then python=$$candidate; break; fi; \
+		done; \
+	fi; \
+	if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+		echo "convex-heads needs Python 3.11 or newer, found $$("$${python:-python3}" --version 2>&1 | head -n 1):" \
+			"install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV); \
+fi
+@echo "Installing convex-heads[$(1)] into $(VENV) (once; some minutes)"
+@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+@touch $@
+endef
+
+$(VENV)/.installed-demo-$(KEY):
+	$(call install,$(DEMO_EXTRAS))
+
+$(VENV)/.installed-test-$(KEY):
+	$(call install,$(TEST_EXTRAS))
+
+$(LINT_STAMP):
+	$(call install,$(LINT_EXTRAS))
