@@ -1,0 +1,128 @@
+"""From the label values a file holds to class numbers 0..C-1 and their names."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extractors.errors import InputError
+from tasks.raw import RawSplit
+
+_INTEGER = re.compile(r"[+-]?\d+(\.0*)?\Z")
+
+
+def read_class_names(folder: Path) -> list[str] | None:
+    """The names in `folder/classes.json`, a list by label index; None when there is no such file.
+
+    Raises InputError when the file is not a list of different strings.
+    """
+    path = folder / "classes.json"
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'{path} must be a JSON list of class names, such as ["neg", "pos"]')
+    if len(set(names)) != len(names):
+        raise InputError(f"{path} gives the same name to two classes")
+    return names
+
+
+def is_missing(label: Any) -> bool:
+    """True for a label that is not there: None, NaN, or an empty or 'nan' cell of a text file.
+
+    >>> [is_missing(value) for value in (None, float("nan"), "", "NaN", 0, "none")]
+    [True, True, True, True, False, False]
+    """
+    if isinstance(label, str):
+        return label.strip().lower() in ("", "nan")
+    return label is None or (isinstance(label, float) and math.isnan(label))
+
+
+def encode_labels(
+    splits: Mapping[str, RawSplit], class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Number the classes of all splits together.
+
+    No label may be missing any more. Integers (also those a text file spells out) index
+    `class_names` where they are given, and otherwise name themselves, in numerical order; names
+    are ordered as in `class_names`, otherwise alphabetically. Classes without any row are left out.
+
+    Returns the class names (C of them) and per split an int64 array of numbers in 0..C-1. Raises
+    InputError for a decimal label, a number beyond `class_names`, or a name that is not in it.
+
+    >>> split = RawSplit(["a", "b"], ["x", "y"], ["1", "0"], where=str)
+    >>> encode_labels({"train": split}, ["neg", "pos"])
+    (('neg', 'pos'), {'train': array([1, 0])})
+    """
+    values = [label for split in splits.values() for label in split.labels]
+    if class_names is None:
+        key: Callable[[Any], Any] = _number if _all_integers(values) else _name
+        sort_key: Callable[[Any], Any] | None = None
+    else:
+        position = {name: i for i, name in enumerate(class_names)}
+        by_name = not _all_integers(values) or all(str(label) in position for label in values)
+
+        def key(label: Any) -> str:
+            if by_name and _name(label) in position:
+                return _name(label)
+            if by_name:
+                raise InputError(f"label '{label}' is not one of the {len(position)} class names")
+            if 0 <= _number(label) < len(class_names):
+                return class_names[_number(label)]
+            raise InputError(
+                f"label {label} has no name; there are names for 0 to {len(class_names) - 1}"
+            )
+
+        sort_key = position.__getitem__
+
+    keys = {name: _apply(key, split) for name, split in splits.items()}
+    present = sorted({k for column in keys.values() for k in column}, key=sort_key)
+    index = {k: i for i, k in enumerate(present)}
+    encoded = {
+        name: np.array([index[k] for k in column], dtype=np.int64) for name, column in keys.items()
+    }
+    return tuple(str(k) for k in present), encoded
+
+
+def _apply(key: Callable[[Any], Any], split: RawSplit) -> list[Any]:
+    keys = []
+    for i, label in enumerate(split.labels):
+        try:
+            keys.append(key(label))
+        except InputError as error:
+            raise InputError(f"{split.where(i)}: {error}") from None
+    return keys
+
+
+def _all_integers(values: Sequence[Any]) -> bool:
+    return all(
+        (isinstance(v, int) and not isinstance(v, bool))
+        or (isinstance(v, float) and v.is_integer())
+        or (isinstance(v, str) and _INTEGER.match(v.strip()) is not None)
+        for v in values
+    )
+
+
+def _number(label: Any) -> int:
+    # "1.0" is what a spreadsheet or a data frame with a gap in the column writes for 1.
+    return int(label.split(".")[0]) if isinstance(label, str) else int(label)
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, str | int):
+        return str(label)
+    kind = (
+        f"the decimal number {label}" if isinstance(label, float) else f"a {type(label).__name__}"
+    )
+    raise InputError(f"the label is {kind}; a label is a class name or a class number")

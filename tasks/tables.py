@@ -1,0 +1,181 @@
+"""One table format each: CSV, TSV, JSON lines and Parquet, read column by column as plain values.
+
+Reading is by column because a file may carry far more than the two columns a task needs. Values
+stay what the file says: a number in a JSON text column is reported as that, not turned into text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extractors.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open file: its columns, and how to read one of them.
+
+    path: the file. names: its columns in order. row_word: what a row is called in messages.
+    read: column name -> list of Python values, None where there is none.
+    class_names: column name -> names by integer label where the file itself carries them
+    (Parquet files written by Hugging Face `datasets` do), else None.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    row_word: str
+    read: Callable[[str], list[Any]]
+    class_names: Callable[[str], list[str] | None]
+
+
+def open_table(path: Path) -> Table:
+    """Open a table file by its suffix.
+
+    Raises InputError for a suffix that is not in SUFFIXES, an empty or an unreadable file.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "t.csv").write_text("text,label\\nfine,1\\n")
+    >>> open_table(folder / "t.csv").read("text")
+    ['fine']
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path} is not a table this reads; use one of {', '.join(SUFFIXES)}")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes)")
+        if suffix == ".parquet":
+            return _open_parquet(path)
+        if suffix in (".jsonl", ".ndjson"):
+            return _open_json_lines(path)
+        return _open_delimited(path, "," if suffix == ".csv" else "\t")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The one-line refusal for a file that cannot be read."""
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    return InputError(f"cannot read {path}: {reason or type(error).__name__}")
+
+
+def _no_class_names(column: str) -> None:
+    return None
+
+
+def _open_delimited(path: Path, delimiter: str) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    # A row must fit in a block; the default of 1 MB is too small for long documents.
+    blocks = csv.ReadOptions(block_size=1 << 26)
+    try:
+        with csv.open_csv(path, read_options=blocks, parse_options=parse) as reader:
+            names = tuple(reader.schema.names)
+    except pa.ArrowInvalid as error:
+        raise _bad_delimited(path, error) from error
+
+    def read(column: str) -> list[Any]:
+        # Every cell of such a file is text; letting pyarrow guess would turn a text column of
+        # numbers into numbers and the label "007" into 7.
+        convert = csv.ConvertOptions(
+            include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
+        )
+        try:
+            table = csv.read_csv(path, blocks, parse, convert)
+        except pa.ArrowInvalid as error:
+            raise _bad_delimited(path, error) from error
+        return table.column(0).to_pylist()
+
+    return Table(path, names, "data row", read, _no_class_names)
+
+
+def _bad_delimited(path: Path, error: Exception) -> InputError:
+    if "UTF8" in str(error):
+        return InputError(f"{path} is not UTF-8 text; save it as UTF-8 and try again")
+    return unreadable(path, error)
+
+
+def _open_json_lines(path: Path) -> Table:
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                # A blank line is kept as an empty object, so that row numbers are line numbers;
+                # at the end of the file it is only a trailing newline.
+                rows.append(_json_object(path, number, line) if line.strip() else {})
+                names.update(dict.fromkeys(rows[-1]))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8 and try again") from error
+    while rows and not rows[-1]:
+        rows.pop()
+    if not rows:
+        raise InputError(f"{path} holds no rows")
+
+    def read(column: str) -> list[Any]:
+        return [row.get(column) for row in rows]
+
+    return Table(path, tuple(names), "line", read, _no_class_names)
+
+
+def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
+    if not isinstance(row, dict):
+        raise InputError(
+            f"{path}, line {number}: a {type(row).__name__}, not an object such as "
+            '{"text": "...", "label": "..."}'
+        )
+    return row
+
+
+def _open_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        schema: pyarrow.Schema = parquet.read_schema(path)
+    except pa.ArrowException as error:
+        raise unreadable(path, error) from error
+
+    def read(column: str) -> list[Any]:
+        try:
+            return parquet.read_table(path, columns=[column]).column(0).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(path, error) from error
+
+    def class_names(column: str) -> list[str] | None:
+        return hub_class_names(schema.metadata, column)
+
+    return Table(path, tuple(schema.names), "row", read, class_names)
+
+
+def hub_class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
+    """Label names that Hugging Face `datasets` wrote into an Arrow schema, or None.
+
+    >>> text = b'{"info": {"features": {"y": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}'
+    >>> hub_class_names({b"huggingface": text}, "y")
+    ['no', 'yes']
+    """
+    if not metadata or b"huggingface" not in metadata:
+        return None
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names: Sequence[str] = features[column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return list(names)
