@@ -33,7 +33,7 @@ _SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_NAMES)})(-\d+-of-\d+)?\Z")
 
 
 def read_path(path: Path, choice: ColumnChoice) -> RawData:
-    """Read a data set from a file or a folder.
+    r"""Read a data set from a file or a folder.
 
     Raises InputError when the path does not exist, or is nothing that can be read as data.
 

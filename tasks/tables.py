@@ -38,7 +38,7 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """Open a table file by its suffix.
+    r"""Open a table file by its suffix.
 
     Raises InputError for a suffix that is not in SUFFIXES, an empty or an unreadable file.
 

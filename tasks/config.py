@@ -1,0 +1,188 @@
+"""Options of the command line's verbs as frozen dataclasses, and their form as TOML files.
+
+One class per verb that has options worth keeping. A TOML file has one flat key per field; flags on
+the command line win over the file. Nothing here knows how an option is carried out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from extractors.errors import InputError
+
+OnBadRow = Literal["fail", "skip"]
+Activation = Literal["gated_relu", "relu"]
+Loss = Literal["auto", "softmax", "logistic", "squared"]
+ClassWeight = Literal["none", "balanced"]
+Calibration = Literal["none", "temperature"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Options of `extract`: which rows, which backbone, where to.
+
+    data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
+    the default for the data's modality. data_root, cache_dir: None means the environment variables
+    CONVEX_HEADS_DATA and CONVEX_HEADS_CACHE, then the defaults. *_column: None means find it.
+    train_rows, test_rows: None means all. device: as torch names it; None means the best there is.
+
+    >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
+    'fail'
+    """
+
+    data: str
+    backbone: str | None = None
+    data_root: Path | None = None
+    cache_dir: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_rows: int | None = None
+    test_rows: int | None = None
+    on_bad_row: OnBadRow = "fail"
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--train-rows", self.train_rows, 1)
+        _at_least("--test-rows", self.test_rows, 1)
+        _at_least("--seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(ExtractConfig):
+    """Options of `fit`: those of `extract`, and the head.
+
+    out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
+    beta_max, or "auto" (chosen on validation). tolerance: relative duality gap to stop at;
+    max_seconds: time limit of the solver; None leaves both to the solver's defaults. devices: how
+    many JAX devices share the rows, or "all"; None is one.
+
+    >>> FitConfig(data="imdb", n_gates=64).beta
+    'auto'
+    >>> FitConfig(data="imdb", beta=-1.0)
+    Traceback (most recent call last):
+    extractors.errors.InputError: --beta -1.0: must be above 0 (a fraction of beta_max), or auto
+    """
+
+    out: Path | None = None
+    activation: Activation = "gated_relu"
+    loss: Loss = "auto"
+    n_gates: Literal["auto"] | int = "auto"
+    beta: Literal["auto"] | float = "auto"
+    solver: str = "auto"
+    tolerance: float | None = None
+    max_seconds: float | None = None
+    class_weight: ClassWeight = "none"
+    calibrate: Calibration = "temperature"
+    devices: Literal["all"] | int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_gates != "auto":
+            _at_least("--n-gates", self.n_gates, 1, " (gates the head may choose from), or auto")
+        if self.beta != "auto":
+            _above_zero("--beta", self.beta, " (a fraction of beta_max), or auto")
+        _above_zero("--tolerance", self.tolerance, " (a relative duality gap)")
+        _above_zero("--max-seconds", self.max_seconds)
+        if self.devices != "all":
+            _at_least("--devices", self.devices, 1, ", or all")
+
+
+def _at_least(option: str, value: int | None, least: int, more: str = "") -> None:
+    if value is not None and value < least:
+        raise InputError(f"{option} {value}: must be at least {least}{more}")
+
+
+def _above_zero(option: str, value: float | None, more: str = "") -> None:
+    # `not >` rather than `<=`, so that NaN is refused too.
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{option} {value}: must be above 0{more}")
+
+
+Config = TypeVar("Config", bound=ExtractConfig)
+
+
+def load_config(
+    kind: type[Config], path: Path | None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a `kind` from a TOML file (or None) and from `overrides`, which win.
+
+    An override of None means: not given. Values are validated; text such as "64" is converted
+    where a number is wanted. Raises InputError for a file that cannot be read, an unknown key
+    (with the closest known one), and a value of the wrong kind.
+
+    >>> load_config(FitConfig, None, {"data": "digits", "n_gates": "64", "beta": None}).n_gates
+    64
+    """
+    values = read_toml(path, kind) if path is not None else {}
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    if "data" not in values:
+        raise InputError(
+            "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder"
+        )
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        wanted = " or ".join(dict.fromkeys(_wanted(each) for each in error.errors()))
+        raise InputError(f"{option} {first['input']}: {wanted}") from None
+
+
+def _wanted(error: Any) -> str:
+    """What pydantic would have accepted, in words that fit behind an option."""
+    message = str(error["msg"]).removeprefix("Input should be ")
+    return "must be " + message.split(", unable to")[0]
+
+
+def read_toml(path: Path, kind: type[ExtractConfig]) -> dict[str, Any]:
+    """The keys and values of a flat TOML file, after checking that `kind` has such fields."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read --config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+            raise InputError(f"{path}: unknown option '{key}'{hint}")
+    return values
+
+
+def to_toml(config: ExtractConfig) -> str:
+    """The options as a TOML file that `load_config` reads back to an equal object.
+
+    Options that are None are left out, since TOML has no such value.
+
+    >>> print(to_toml(ExtractConfig(data="imdb")), end="")
+    data = "imdb"
+    on_bad_row = "fail"
+    seed = 0
+    """
+    lines = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, str | Path):
+            # A TOML basic string is a JSON string, except that DEL must be escaped too.
+            text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{field.name} = {text}\n")
+        elif value is not None:
+            lines.append(f"{field.name} = {value!r}\n")
+    return "".join(lines)

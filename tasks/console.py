@@ -1,0 +1,166 @@
+"""How a job tells a person about its progress: on stderr, so that stdout holds results alone.
+
+A job is given a Reporter and says when a stage begins, that n more units are done, and what should
+be noted. It does not know whether anyone watches.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO, Protocol
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Stage(Protocol):
+    """A stage that has begun."""
+
+    def advance(self, n: int = 1) -> None:
+        """Say that `n` more units (rows, settings, passes) are done."""
+        ...
+
+
+class Reporter(Protocol):
+    """Where a job says how far it is."""
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> AbstractContextManager[Stage]:
+        """Begin a stage of `total` units (None: unknown), of which `done` were done before.
+
+        >>> with QuietReporter().stage("encode", total=2) as stage:
+        ...     stage.advance(2)
+        """
+        ...
+
+    def note(self, text: str) -> None:
+        """Say one sentence that a person should read."""
+        ...
+
+
+class QuietReporter:
+    """Says nothing: for --quiet, and the default in Python."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
+        """Do nothing."""
+        yield self
+
+    def advance(self, n: int = 1) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+class LineReporter:
+    """A line when a stage begins and ends, and every quarter of a minute between: for log files."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
+        """Begin a stage."""
+        stage = _Lines(self._stream, name, total, done)
+        yield stage
+        stage.finish()
+
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        print(f"note: {text}", file=self._stream, flush=True)
+
+
+class _Lines:
+    def __init__(self, stream: IO[str], name: str, total: int | None, done: int) -> None:
+        self._stream, self._name, self._total = stream, name, total
+        self._before, self._done = done, done
+        self._began = self._last = time.monotonic()
+        before = f", {done} of {total} already done" if done else ""
+        self._say(f"begins{before}")
+
+    def advance(self, n: int = 1) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            left = ""
+            if self._total is not None and self._done > self._before:
+                seconds = (now - self._began) / (self._done - self._before)
+                left = f", {duration(seconds * (self._total - self._done))} left"
+            self._say(f"{self._done}/{self._total or '?'}{left}")
+
+    def finish(self) -> None:
+        self._say(f"done in {duration(time.monotonic() - self._began)}")
+
+    def _say(self, text: str) -> None:
+        print(f"{self._name}: {text}", file=self._stream, flush=True)
+
+
+class RichReporter:
+    """Progress bars with rate and time left, on a terminal."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream if stream is not None else sys.stderr)
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
+        """Begin a stage with a bar of its own; the bar stays when it is done."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            # The rate of a minute: rows are encoded shortest first within a shard.
+            TimeRemainingColumn(compact=True),
+        )
+        progress = Progress(*columns, console=self._console, speed_estimate_period=60)
+        task = progress.add_task(name, total=total, completed=done)
+        with progress:
+            yield _Bar(progress, task)
+
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    def __init__(self, progress, task) -> None:  # rich's types, not imported at the top
+        self._progress, self._task = progress, task
+
+    def advance(self, n: int = 1) -> None:
+        self._progress.advance(self._task, n)
+
+
+def make_reporter(quiet: bool = False) -> Reporter:
+    """Choose by what stderr is: bars on a terminal, lines in a file, nothing when `quiet`."""
+    if quiet:
+        return QuietReporter()
+    return RichReporter() if sys.stderr.isatty() else LineReporter()
+
+
+def duration(seconds: float) -> str:
+    """Time for people.
+
+    >>> [duration(seconds) for seconds in (0.42, 61, 3700)]
+    ['0.4 s', '1 min 01 s', '1 h 01 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

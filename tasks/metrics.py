@@ -1,0 +1,239 @@
+"""Test metrics of a probabilistic classifier, with intervals, and the paired test of two of them.
+
+scikit-learn and SciPy do the work. What is written here are the choices: which interval, which average, which bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Metrics", "PairedTest", "Reliability", "evaluate", "mcnemar", "reliability"]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well predicted probabilities agree with the labels of ``n`` rows.
+
+    Attributes
+    ----------
+    n : int
+        Rows.
+    accuracy : float
+        Share of rows whose most probable class is the right one.
+    accuracy_interval : tuple of float
+        95 % Wilson score interval of the accuracy: it stays inside [0, 1] and is honest near 1, where the
+        normal approximation is not.
+    macro_f1 : float
+        Mean over the classes that occur (as label or as prediction) of the F1 score.
+    balanced_accuracy : float
+        Mean recall over the classes that occur as labels.
+    nll : float
+        Mean negative log-likelihood in nats.
+    ece : float
+        Expected calibration error of the top probability, 15 bins of equal width.
+    """
+
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float
+    balanced_accuracy: float
+    nll: float
+    ece: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, bin by bin.
+
+    Attributes
+    ----------
+    edges : ndarray of shape (n_bins + 1,)
+        Bin k holds top probabilities in (edges[k], edges[k + 1]].
+    counts : ndarray of shape (n_bins,)
+        Rows in each bin.
+    confidence, accuracy : ndarray of shape (n_bins,)
+        Mean top probability and share of right predictions; NaN in an empty bin.
+    ece : float
+        Mean over rows of |confidence - accuracy| of the row's bin.
+    """
+
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    ece: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Exact McNemar test of two classifiers on the same rows.
+
+    Attributes
+    ----------
+    only_first, only_second : int
+        Rows that only the first, or only the second, classifier gets right.
+    p_value : float
+        Two-sided: the probability of a split at least this uneven if both were equally accurate.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
+    """Compare predicted probabilities with labels.
+
+    Parameters
+    ----------
+    probabilities : array-like of shape (n, C)
+        One row per example; non-negative, each row sums to 1. C >= 2.
+    labels : array-like of shape (n,)
+        Integers from 0 to C - 1. Classes that no label has are allowed.
+
+    Returns
+    -------
+    Metrics
+        Accuracy with a 95 % interval, macro F1, balanced accuracy, NLL and ECE.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong, there are no rows, a row of probabilities is no distribution, or a label is
+        outside its range.
+
+    Examples
+    --------
+    >>> m = evaluate([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1])
+    >>> m.n, round(m.accuracy, 3), round(m.nll, 3)
+    (3, 0.667, 0.415)
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import f1_score, log_loss, recall_score
+
+    p, y = _checked(probabilities, labels)
+    predicted = p.argmax(axis=1)
+    right = int((predicted == y).sum())
+    interval = binomtest(right, len(y)).proportion_ci(0.95, method="wilson")
+    return Metrics(
+        n=len(y),
+        accuracy=right / len(y),
+        accuracy_interval=(float(interval.low), float(interval.high)),
+        macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
+        # Mean recall over the labels present: balanced_accuracy_score, without its warning about predictions of
+        # classes that this sample does not contain.
+        balanced_accuracy=float(
+            recall_score(y, predicted, labels=np.unique(y), average="macro", zero_division=0)
+        ),
+        nll=float(log_loss(y, p, labels=np.arange(p.shape[1]))),
+        ece=reliability(p, y).ece,
+    )
+
+
+def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15) -> Reliability:
+    """Bin rows by their top probability and compare it with the accuracy in each bin.
+
+    Parameters
+    ----------
+    probabilities : array-like of shape (n, C)
+        One distribution per row.
+    labels : array-like of shape (n,)
+        Integers from 0 to C - 1.
+    n_bins : int, default 15
+        Bins of equal width over [0, 1].
+
+    Returns
+    -------
+    Reliability
+        The bins and the expected calibration error (Naeini et al. 2015; Guo et al. 2017).
+
+    Raises
+    ------
+    ValueError
+        As `evaluate`; also if ``n_bins`` is below 1.
+
+    Examples
+    --------
+    >>> r = reliability([[0.9, 0.1], [0.9, 0.1]], [0, 1], n_bins=1)
+    >>> round(r.ece, 3)
+    0.4
+    """
+    if n_bins < 1:
+        raise ValueError(f"n_bins is {n_bins}: at least 1 bin is needed")
+    p, y = _checked(probabilities, labels)
+    top = p.max(axis=1)
+    right = p.argmax(axis=1) == y
+    edges = np.linspace(0.0, 1.0, n_bins + 1)
+    bins = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, n_bins - 1)
+    counts = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(bins, weights=top, minlength=n_bins) / counts
+        accuracy = np.bincount(bins, weights=right, minlength=n_bins) / counts
+    ece = float(np.nansum(counts * np.abs(confidence - accuracy)) / len(y))
+    return Reliability(edges, counts, confidence, accuracy, ece)
+
+
+def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> PairedTest:
+    """Test whether two classifiers, judged on the same rows, are equally accurate.
+
+    Only rows on which exactly one of them is right say anything. Under equality each of those is a fair coin, so
+    the exact binomial distribution gives the p-value; no large-sample approximation is needed.
+
+    Parameters
+    ----------
+    first_right, second_right : array-like of bool, shape (n,)
+        Whether each classifier is right on each row, in the same order.
+
+    Returns
+    -------
+    PairedTest
+        The two discordant counts and the two-sided p-value (1.0 if there are none).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not one-dimensional.
+
+    Examples
+    --------
+    >>> mcnemar([True] * 8 + [False] * 2, [False] * 8 + [True] * 2)
+    PairedTest(only_first=8, only_second=2, p_value=0.109375)
+    """
+    from scipy.stats import binomtest
+
+    a, b = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"shapes are {a.shape} and {b.shape}: give two flags of shape (n,)")
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return PairedTest(only_first, only_second, p_value)
+
+
+def _checked(
+    probabilities: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Probabilities as float64 rows that sum to 1 exactly enough, labels as int64; or a ValueError."""
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    if p.ndim != 2 or p.shape[1] < 2:
+        raise ValueError(f"probabilities have shape {p.shape}: give (n, C) with C >= 2")
+    if y.shape != (len(p),):
+        raise ValueError(f"labels have shape {y.shape}: give ({len(p)},), one label per row")
+    if not len(y):
+        raise ValueError("there are no rows to evaluate")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"labels are {y.dtype}: give integers from 0 to C - 1")
+    if y.min() < 0 or y.max() >= p.shape[1]:
+        raise ValueError(
+            f"labels run from {y.min()} to {y.max()}: with {p.shape[1]} columns of probabilities they"
+            f" must be from 0 to {p.shape[1] - 1}"
+        )
+    sums = p.sum(axis=1)
+    # float32 soft-max rows over many classes miss 1 by rounding only; anything more is not a distribution.
+    if not np.isfinite(p).all() or (p < 0).any() or (np.abs(sums - 1) > 1e-3).any():
+        raise ValueError("probabilities must be finite, non-negative and sum to 1 in every row")
+    return p / sums[:, None], y.astype(np.int64)

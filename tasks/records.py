@@ -1,0 +1,119 @@
+"""What a finished job reports: the fields of `fit --json` and `extract --json`, in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractRecord:
+    """A filled store. seconds is wall time; resumed_rows were there before.
+
+    truncated_fraction: share of the rows cut at the backbone's maximum length; None for images.
+    """
+
+    task: str
+    backbone: str
+    modality: str
+    store: str
+    rows: int
+    dim: int
+    truncated_fraction: float | None
+    seconds: float
+    resumed_rows: int
+    skipped_rows: int = 0
+    notes: tuple[str, ...] = ()
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One JSON object; a value that is not finite becomes null."""
+        return to_json(self, indent=indent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord:
+    """A fitted head: what it is, what is proven about it, what was measured, and where it lies.
+
+    beta is in the loss's own units and beta_max the smallest value at which the head is zero.
+    primal, dual, relative_gap, cone_violation and pattern_violation are the certificate (the last
+    two are None where the activation has no such constraint); passes counts products with the
+    data. Accuracies are fractions of 1, intervals 95% (low, high). seconds has the keys extract,
+    fit, fit_compile (the part of fit that was compilation) and baseline. path lists the values of
+    beta tried, each as {beta, validation_accuracy, relative_gap, passes}.
+    """
+
+    task: str
+    backbone: str
+    modality: str
+    n_train: int
+    n_validation: int
+    n_test: int
+    dim: int
+    n_classes: int
+    activation: str
+    loss: str
+    solver: str
+    n_gates: int
+    beta: float
+    beta_max: float
+    primal: float
+    dual: float
+    relative_gap: float
+    cone_violation: float | None
+    pattern_violation: float | None
+    passes: int
+    validation_accuracy: float
+    test_accuracy: float
+    test_accuracy_interval: tuple[float, float]
+    test_macro_f1: float
+    test_nll: float
+    test_ece: float
+    linear_probe_test_accuracy: float
+    truncated_fraction: float | None
+    seconds: Mapping[str, float]
+    peak_rss_mb: float
+    artefact: str
+    store: str
+    seed: int
+    versions: Mapping[str, str]
+    linear_probe_test_accuracy_interval: tuple[float, float]
+    linear_probe_C: float
+    calibration_temperature: float | None
+    path: Sequence[Mapping[str, float]]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    skipped_rows: int = 0
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One JSON object; a value that is not finite becomes null."""
+        return to_json(self, indent=indent)
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """A dataclass, dict or list as strict JSON: numpy scalars as numbers, NaN and inf as null.
+
+    >>> to_json({"gap": float("nan"), "path": ({"beta": 0.5},)})
+    '{"gap": null, "path": [{"beta": 0.5}]}'
+    """
+    return json.dumps(_plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)  # a Path
