@@ -1,0 +1,110 @@
+"""What a backbone adapter is, and what it is fed.
+
+An adapter turns raw rows into fixed-size float32 vectors and can say, without loading the
+backbone, everything that those numbers depend on (its *fingerprint*). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from extractors.errors import InputError
+
+Modality = Literal["text", "image"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The raw rows of one split.
+
+    Attributes:
+        ids: n names, unique in the whole data set and stable between runs.
+        inputs: n raw inputs. Text: ``str``. Images: ``bytes`` (an encoded file), ``pathlib.Path``,
+            ``PIL.Image.Image``, or a uint8 array (H, W) or (H, W, 3).
+        labels: (n,) class indices, converted to int64.
+
+    Raises:
+        InputError: the three do not have the same length, or the labels are not (n,) integers.
+
+    Example:
+        >>> import numpy as np
+        >>> len(Rows(ids=["a", "b"], inputs=["good", "bad"], labels=np.array([1, 0])))
+        2
+    """
+
+    ids: Sequence[str]
+    inputs: Sequence[Any]
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+            raise InputError(
+                f"labels must be a vector of integers, got {labels.dtype} of shape {labels.shape}"
+            )
+        if not len(self.ids) == len(self.inputs) == len(labels):
+            raise InputError(
+                f"a row needs an id, an input and a label: got {len(self.ids)} ids, "
+                f"{len(self.inputs)} inputs and {len(labels)} labels"
+            )
+        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """A frozen backbone behind one narrow interface.
+
+    Creating one is cheap; the backbone is loaded by the first ``dim``, ``max_length``,
+    ``token_counts`` or ``encode``. Results do not depend on which other rows share a batch, up to
+    float32 rounding.
+    """
+
+    @property
+    def name(self) -> str:
+        """Canonical ``source:id[@revision]``; ``load_extractor(name)`` gives the same backbone."""
+        ...
+
+    @property
+    def modality(self) -> Modality: ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per forward pass that use this device well."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens after which a text is cut off; None where nothing is ever cut off."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width of a feature vector, read from an output rather than from a configuration."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes the numbers, as JSON-able values; loads no weights, no torch."""
+        ...
+
+    def prepare(self, item: Any) -> Any:
+        """Check and decode one raw row.
+
+        Raises:
+            BadRow: the row cannot be encoded; the message says why.
+        """
+        ...
+
+    def token_counts(self, prepared: Sequence[Any]) -> np.ndarray | None:
+        """(b,) int32 token counts before truncation, or None where there are no tokens."""
+        ...
+
+    def encode(self, prepared: Sequence[Any]) -> np.ndarray:
+        """(b, dim) float32 features of b prepared rows: one forward pass."""
+        ...

@@ -1,0 +1,239 @@
+"""A data set and a backbone -> a complete feature store, resumable at any moment.
+
+The store is keyed by everything that the numbers depend on, and it grows: rows that are in it are
+never encoded again, the missing ones are cut into shards in the order given. So an interrupted
+extraction, started again, ends in the store that an uninterrupted one writes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extractors.base import Extractor, Rows
+from extractors.encode import EncodedRows, OnBadRow, encode_rows
+from extractors.errors import InputError
+from extractors.fingerprint import store_key
+from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
+from extractors.names import parse_name
+from extractors.store import FeatureStore, default_cache_dir
+
+__all__ = ["EncodedRows", "Extraction", "encode_rows", "extract", "store_folder"]
+
+SHARD_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What ``extract`` returns.
+
+    Attributes:
+        store: opened for reading; it may hold more rows than were asked for.
+        rows: rows asked for that are in the store.
+        dim: width of a feature vector.
+        resumed_rows: those of ``rows`` that were there before.
+        truncated_fraction: share of ``rows`` longer than the backbone reads; 0.0 for images.
+        seconds: wall time of this call.
+        skipped: rows asked for that cannot be encoded.
+    """
+
+    store: FeatureStore
+    rows: int
+    dim: int
+    resumed_rows: int
+    truncated_fraction: float
+    seconds: float
+    skipped: tuple[SkippedRow, ...]
+
+
+def store_folder(
+    task: str, extractor: Extractor, data_fingerprint: dict[str, Any], cache_dir: Path | None = None
+) -> Path:
+    """Where the store of this data and this backbone lies: ``stores/TASK-BACKBONE-KEY``."""
+    key = store_key({"data": data_fingerprint, "extractor": extractor.fingerprint()})
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem or task).strip("-.")[:60]
+    backbone = parse_name(extractor.name).slug
+    return (cache_dir or default_cache_dir()) / "stores" / f"{name}-{backbone}-{key[:12]}"
+
+
+def extract(
+    splits: Mapping[str, Rows],
+    extractor: Extractor,
+    *,
+    task: str,
+    classes: tuple[str, ...],
+    data_fingerprint: dict[str, Any],
+    cache_dir: Path | None = None,
+    shard_rows: int = SHARD_ROWS,
+    on_bad_row: OnBadRow = "fail",
+    progress: Callable[[int], None] | None = None,
+    on_start: Callable[[int, int], None] | None = None,
+) -> Extraction:
+    """Fill the feature store with every row that is not in it yet.
+
+    Ctrl-C, a crash or a full disk cost at most the shard in the making. A shard that was altered is
+    redone. When nothing is missing the backbone is not loaded and nothing is written.
+
+    Args:
+        splits: name -> raw rows; ids are unique over all splits.
+        extractor: the backbone.
+        task: the data set's name, for people.
+        classes: class names by label.
+        data_fingerprint: JSON-able identity of the whole data set, not of a subset of its rows.
+        cache_dir: holds the stores; None is ``default_cache_dir()``.
+        shard_rows: rows per shard; what a crash can cost.
+        on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
+        progress: called with the number of rows done since the last call.
+        on_start: called once with (rows asked for, rows already there).
+
+    Raises:
+        InputError: bad rows under "fail", ids that repeat, data that do not fit their fingerprint,
+            a store of another version.
+        MachineError: disk full or read-only, another process writing the same store, no network.
+
+    Example:
+        >>> import tempfile
+        >>> from extractors import load_extractor
+        >>> rows = Rows(ids=["a", "b"], inputs=["good", "bad"], labels=np.array([1, 0]))
+        >>> done = extract({"train": rows}, load_extractor("toy:text-4"), task="demo",
+        ...                classes=("bad", "good"), data_fingerprint={"sha256": "0"},
+        ...                cache_dir=Path(tempfile.mkdtemp()))
+        >>> done.rows, done.dim, done.store.read("train").labels.tolist()
+        (2, 4, [1, 0])
+    """
+    began = time.perf_counter()
+    if shard_rows < 1:
+        raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    _check_unique(splits)
+    folder = store_folder(task, extractor, data_fingerprint, cache_dir)
+    store = FeatureStore.open(folder) if (folder / MANIFEST_NAME).exists() else None
+    damaged = set(store.damaged_shards()) if store else set()
+    present = _present(store, damaged)
+    resumed = _check_fit(splits, present, folder)
+    total = sum(len(rows) for rows in splits.values())
+    skipped = _skipped(store, splits, on_bad_row)
+    if on_start is not None:
+        on_start(total, resumed)
+
+    if store is None or damaged or resumed + len(skipped) < total:
+        new = Manifest(
+            fingerprint={"data": data_fingerprint, "extractor": extractor.fingerprint()},
+            task=task,
+            backbone=extractor.name,
+            modality=extractor.modality,
+            dim=extractor.dim,
+            classes=tuple(classes),
+            max_length=extractor.max_length,
+            versions=installed_versions(),
+        )
+        with FeatureStore.writer(folder, new) as writer:
+            # Another process may have written since; what counts is what is there under the lock.
+            store = FeatureStore(folder, writer.manifest)
+            if damaged := set(store.damaged_shards()):
+                writer.drop(damaged)
+            present = _present(store, damaged)
+            known_bad = {(row.split, row.id) for row in _skipped(store, splits, on_bad_row)}
+            for split, rows in splits.items():
+                missing = [
+                    i
+                    for i, name in enumerate(rows.ids)
+                    if name not in present and (split, name) not in known_bad
+                ]
+                for start in range(0, len(missing), shard_rows):
+                    shard = missing[start : start + shard_rows]
+                    clock = time.perf_counter()
+                    ids = [rows.ids[i] for i in shard]
+                    inputs = [rows.inputs[i] for i in shard]
+                    encoded = encode_rows(
+                        extractor, inputs, ids, on_bad_row=on_bad_row, progress=progress
+                    )
+                    writer.append(
+                        split,
+                        [ids[k] for k in encoded.kept],
+                        rows.labels[np.array(shard)[encoded.kept]],
+                        encoded.features,
+                        encoded.tokens,
+                        seconds=time.perf_counter() - clock,
+                        skipped=[SkippedRow(i, split, why) for i, why in encoded.skipped.items()],
+                    )
+            store = FeatureStore(folder, writer.manifest)
+        skipped = _skipped(store, splits, on_bad_row)
+
+    left_out = {row.id for row in skipped}
+    kept = {split: [i for i in rows.ids if i not in left_out] for split, rows in splits.items()}
+    n_kept = sum(len(ids) for ids in kept.values())
+    if total and not n_kept:
+        raise InputError(
+            f"none of the {total} rows can be encoded; the first: {skipped[0].reason}"
+        )
+    return Extraction(
+        store=store,
+        rows=n_kept,
+        dim=store.dim,
+        resumed_rows=resumed,
+        truncated_fraction=store.truncated_fraction(kept),
+        seconds=time.perf_counter() - began,
+        skipped=skipped,
+    )
+
+
+def _check_unique(splits: Mapping[str, Rows]) -> None:
+    seen: set[str] = set()
+    for split, rows in splits.items():
+        for name in rows.ids:
+            if name in seen:
+                raise InputError(f"the id '{name}' occurs twice (again in split '{split}')")
+            seen.add(name)
+
+
+def _present(store: FeatureStore | None, damaged: set[str]) -> dict[str, tuple[str, int]]:
+    """id -> (split, label) of every row in an undamaged shard."""
+    if store is None:
+        return {}
+    whole = FeatureStore(store.path, store.manifest.without(damaged))
+    return {
+        name: (split, label)
+        for split in whole.splits
+        for block in whole.blocks(split)
+        for name, label in zip(block.ids, block.labels.tolist(), strict=True)
+    }
+
+
+def _check_fit(
+    splits: Mapping[str, Rows], present: Mapping[str, tuple[str, int]], folder: Path
+) -> int:
+    """How many of the rows are stored, once it is certain that they are the same rows."""
+    resumed = 0
+    for split, rows in splits.items():
+        for name, label in zip(rows.ids, rows.labels.tolist(), strict=True):
+            if name in present:
+                resumed += 1
+                if present[name] != (split, label):
+                    raise InputError(
+                        f"row '{name}' is stored in {folder} as {present[name]} but given as "
+                        f"{(split, label)}: the data changed and their fingerprint did not; "
+                        "delete that folder"
+                    )
+    return resumed
+
+
+def _skipped(
+    store: FeatureStore | None, splits: Mapping[str, Rows], on_bad_row: OnBadRow
+) -> tuple[SkippedRow, ...]:
+    """The rows asked for that are known to be bad; under "fail" the first of them is an error."""
+    if store is None or not store.manifest.skipped:
+        return ()
+    wanted = {split: set(rows.ids) for split, rows in splits.items()}
+    bad = tuple(row for row in store.manifest.skipped if row.id in wanted.get(row.split, ()))
+    if bad and on_bad_row == "fail":
+        raise InputError(
+            f"row '{bad[0].id}' cannot be encoded: {bad[0].reason}; repair it, or leave such rows "
+            "out with --on-bad-row skip"
+        )
+    return bad

@@ -1,0 +1,127 @@
+"""From a Hub id to the commit it means: the part of a fingerprint that names the weights.
+
+A branch moves, a commit does not, so features are always filed under the commit. With a network
+the Hub is asked; without one, the commit that the local cache last saw for that branch is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from extractors.errors import InputError, MachineError
+
+_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model repository at one commit.
+
+    Attributes:
+        repository: ``owner/name``.
+        commit: 40 hexadecimal digits.
+        online: whether the Hub itself answered just now.
+    """
+
+    repository: str
+    commit: str
+    online: bool
+
+
+def resolve_model(repository: str, revision: str | None = None) -> HubModel:
+    """The commit that a branch or tag of a Hub repository means.
+
+    Args:
+        repository: ``owner/name``.
+        revision: branch, tag or commit; None is the default branch.
+
+    Raises:
+        InputError: no such repository or revision, or no access to it.
+        MachineError: the Hub cannot be reached and the cache knows nothing about it.
+    """
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return HubModel(repository, revision, online=False)
+    from huggingface_hub import HfApi
+
+    try:
+        with plain_hub_errors(repository, revision):
+            info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
+    except MachineError:
+        commit = _cached_commit(repository, revision or "main")
+        if commit is None:
+            raise
+        return HubModel(repository, commit, online=False)
+    if not info.sha:
+        raise MachineError(f"the Hub gave no commit for {repository}: try again later")
+    return HubModel(repository, info.sha, online=True)
+
+
+def is_known_locally(model: HubModel, filename: str) -> bool:
+    """Whether the cache holds a file of the model, or knows that the model has no such file."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(model.repository, filename, revision=model.commit) is not None
+
+
+@contextmanager
+def plain_hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what loading from the Hub can raise into one sentence of the right kind."""
+    from huggingface_hub import errors
+
+    at = f" at revision '{revision}'" if revision else ""
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{repository} is gated: accept its terms on https://huggingface.co/{repository} and "
+            "log in with 'hf auth login'"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise InputError(
+            f"there is no model '{repository}' on the Hugging Face Hub, or no access to it: check "
+            "the spelling, or log in with 'hf auth login' if it is private"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{repository} has no revision '{revision}'") from error
+    except (InputError, MachineError):
+        raise
+    except Exception as error:
+        if not _is_connection_failure(error):
+            raise
+        raise MachineError(
+            f"{repository}{at} is not in the local cache and the Hugging Face Hub cannot be "
+            "reached: connect to a network, or use 'minilm' or a local folder"
+        ) from error
+
+
+def _is_connection_failure(error: BaseException) -> bool:
+    """Whether any cause in the chain is a failure of the network (or a refusal to use it)."""
+    from huggingface_hub import errors
+
+    offline = (ConnectionError, TimeoutError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError)
+    seen: BaseException | None = error
+    while seen is not None:
+        # The HTTP library below huggingface_hub has changed more than once; its transport errors
+        # all derive from a class of this name, so no import of it is needed.
+        names = {cls.__name__ for cls in type(seen).__mro__}
+        if isinstance(seen, offline) or names & {"TransportError", "RequestException"}:
+            return True
+        if "couldn't connect" in str(seen) or "offline" in str(seen).lower():
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _cached_commit(repository: str, revision: str) -> str | None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / revision
+    if not reference.is_file():
+        return None
+    commit = reference.read_text().strip()
+    return commit if (folder / "snapshots" / commit).is_dir() else None

@@ -1,0 +1,175 @@
+"""The manifest of a feature store: what the store is, and which shards exist.
+
+A shard that the manifest does not list does not exist, whatever lies in the folder. The manifest
+is replaced as a whole after each shard, so that the store is consistent at every moment.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from extractors.errors import InputError
+from extractors.fingerprint import store_key
+from extractors.storage import write_atomically
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_NUMERIC_PACKAGES = ("convex-heads", "numpy", "pyarrow", "torch", "sentence-transformers", "timm")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Arrow file of one split.
+
+    Attributes:
+        file: its name in the store's folder.
+        split: the split of every row in it.
+        rows: number of rows, at least 1.
+        bytes: size of the file.
+        sha256: of the file, hexadecimal.
+        truncated: rows longer than the backbone's ``max_length``.
+        seconds: wall time that encoding these rows took.
+    """
+
+    file: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+    truncated: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that cannot be encoded: remembered, so that it is not tried again."""
+
+    id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a store but its features.
+
+    Attributes:
+        fingerprint: ``{"data": ..., "extractor": ...}``, all that the numbers depend on.
+        task: name of the data set.
+        backbone: canonical backbone name.
+        modality: "text" or "image".
+        dim: width of a feature vector.
+        classes: class names by label.
+        max_length: tokens after which a text was cut, or None.
+        shards: the shards that exist, grouped by split, in reading order.
+        skipped: rows that could not be encoded.
+        versions: packages and their versions when the store was created.
+        dtype: of the features; always "float32".
+        key: sha256 of the fingerprint; computed.
+    """
+
+    fingerprint: dict[str, Any]
+    task: str
+    backbone: str
+    modality: str
+    dim: int
+    classes: tuple[str, ...]
+    max_length: int | None
+    shards: tuple[Shard, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str:
+        return store_key(self.fingerprint)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that have rows, in order of first appearance."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+    def with_shard(self, shard: Shard) -> Manifest:
+        """A copy with one more shard, sorted into its split by file name."""
+        splits = list(dict.fromkeys((*self.splits, shard.split)))
+        shards = sorted((*self.shards, shard), key=lambda s: (splits.index(s.split), s.file))
+        return replace(self, shards=tuple(shards))
+
+    def without(self, files: set[str]) -> Manifest:
+        """A copy without the shards of these files."""
+        return replace(self, shards=tuple(s for s in self.shards if s.file not in files))
+
+    def free_name(self, split: str) -> str:
+        """The first unused ``SPLIT-00000.arrow``; a shard that is redone gets its old name back."""
+        used = {shard.file for shard in self.shards}
+        number = 0
+        while (name := f"{split}-{number:05d}.arrow") in used:
+            number += 1
+        return name
+
+    def write(self, folder: Path) -> None:
+        """Replace ``folder/manifest.json`` atomically.
+
+        Raises:
+            MachineError: the disk does not take it; the old manifest stays.
+        """
+        values = {"schema_version": SCHEMA_VERSION, "key": self.key, **asdict(self)}
+        text = json.dumps(values, indent=1, ensure_ascii=False)
+        write_atomically(folder / MANIFEST_NAME, text.encode("utf-8", "surrogateescape"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check ``folder/manifest.json``.
+
+        Raises:
+            InputError: no store, an unreadable manifest, another schema version, or a manifest
+                whose key does not belong to its fingerprint.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            values = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"{folder} is no feature store: it has no {MANIFEST_NAME}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): delete {folder} and extract again"
+            ) from error
+        found = values.pop("schema_version", None) if isinstance(values, dict) else None
+        if found is None:
+            raise InputError(f"{path} is no feature store's manifest: it has no schema_version")
+        if found != SCHEMA_VERSION:
+            raise InputError(
+                f"the store {folder} was written by another version (schema {found}, this version "
+                f"reads {SCHEMA_VERSION}): delete it and extract again, or install that version"
+            )
+        try:
+            key = values.pop("key")
+            values["classes"] = tuple(values["classes"])
+            values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
+            values["skipped"] = tuple(SkippedRow(**row) for row in values["skipped"])
+            manifest = cls(**values)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): delete {folder} and extract again"
+            ) from error
+        if manifest.key != key:
+            raise InputError(
+                f"{path} was altered: its key does not belong to its fingerprint; delete {folder} "
+                "and extract again"
+            )
+        return manifest
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that features pass through, without importing any of them."""
+    found = {}
+    for package in _NUMERIC_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,214 @@
+"""Backbone names: ``source:id@revision``, and refusals that offer what was probably meant.
+
+    st:ID        a sentence-transformers text model, from the Hub or a folder (``st:./my-model``)
+    minilm       all-MiniLM-L6-v2 as bundled in a Python package: real weights, no network
+    timm:ID      a timm image model; also ``timm:local-dir:PATH`` and ``timm:hf-hub:OWNER/NAME``
+    toy:KIND     tiny random features for tests: ``toy:text``, ``toy:image``, ``toy:text-64``
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extractors.errors import InputError
+
+if TYPE_CHECKING:
+    from extractors.base import Extractor
+
+SOURCES = ("st", "timm", "minilm", "toy")
+_MEANING = {
+    "st": "a sentence-transformers text model",
+    "timm": "a timm image model",
+}
+_LOCAL_DIR = "local-dir:"
+
+
+@dataclass(frozen=True)
+class BackboneName:
+    """A parsed backbone name; ``str()`` gives the canonical form back.
+
+    Attributes:
+        source: one of ``SOURCES``.
+        id: what the source calls the model, without revision; "" for ``minilm``. A folder is kept
+            as an absolute path, so that the name means the same from everywhere.
+        revision: branch, tag or commit on the Hub, or None for the default branch.
+    """
+
+    source: str
+    id: str = ""
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.source}:{self.id}" if self.id else self.source
+        return f"{name}@{self.revision}" if self.revision else name
+
+    @property
+    def folder(self) -> Path | None:
+        """The local directory that is meant, or None for a model known by its id."""
+        if self.source == "timm" and self.id.startswith(_LOCAL_DIR):
+            return Path(self.id.removeprefix(_LOCAL_DIR))
+        if self.source == "st" and Path(self.id).is_absolute():
+            return Path(self.id)
+        return None
+
+    @property
+    def slug(self) -> str:
+        """Letters, digits, dot, dash and underscore only, at most 60: for names of folders."""
+        short = f"{self.source}-{self.folder.name}" if self.folder else str(self)
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip("-.")[:60]
+
+
+def parse_name(name: str) -> BackboneName:
+    """Read ``source:id[@revision]``.
+
+    Args:
+        name: what the user wrote. ``~`` and relative folders are resolved.
+
+    Raises:
+        InputError: no source, an unknown one, an id or a folder that cannot be meant.
+
+    Example:
+        >>> parse_name("st:sentence-transformers/all-mpnet-base-v2@main")
+        BackboneName(source='st', id='sentence-transformers/all-mpnet-base-v2', revision='main')
+        >>> str(parse_name("toy:image"))
+        'toy:image-32'
+        >>> parse_name("bert-base-uncased")
+        Traceback (most recent call last):
+        ...
+        extractors.errors.InputError: 'bert-base-uncased' does not say where the backbone comes \
+from: write 'st:bert-base-uncased' (a sentence-transformers text model) or \
+'timm:bert-base-uncased' (a timm image model)
+    """
+    text = name.strip()
+    source, colon, rest = text.partition(":")
+    if text == "minilm":
+        return BackboneName("minilm")
+    if not colon:
+        raise InputError(_no_source(text))
+    if source == "hf":
+        raise InputError(
+            f"'{text}': the source 'hf' is not available in this version; 'st:{rest}' loads the "
+            "same text model with mean pooling, 'timm:...' loads image models"
+        )
+    if source not in SOURCES:
+        raise InputError(_unknown_source(text, source, rest))
+    if source == "minilm":
+        raise InputError(f"'{text}': write 'minilm' alone, it names one fixed bundled model")
+    if not rest:
+        raise InputError(f"'{text}' names no model: write '{source}:ID'")
+    if source == "toy":
+        from extractors.toy import canonical_toy_id
+
+        return BackboneName("toy", canonical_toy_id(rest))
+    return _parse_st(rest) if source == "st" else _parse_timm(rest)
+
+
+def load_extractor(name: str, *, device: str | None = None) -> Extractor:
+    """The adapter for a backbone name. Cheap: the backbone itself is loaded at first use.
+
+    Args:
+        name: ``source:id[@revision]``, see the module's text.
+        device: a torch device such as "cpu" or "cuda:1"; None takes a GPU when there is one.
+
+    Raises:
+        InputError: the name cannot be read (see ``parse_name``), or its package is missing.
+
+    Example:
+        >>> load_extractor("toy:text-16").encode(["a fine film"]).shape
+        (1, 16)
+    """
+    parsed = parse_name(name)
+    if parsed.source == "toy":
+        from extractors.toy import load_toy
+
+        return load_toy(parsed)
+    if parsed.source == "timm":
+        from extractors.timm_image import TimmImageExtractor
+
+        return TimmImageExtractor(parsed, device=device)
+    from extractors.sentence import SentenceExtractor
+
+    return SentenceExtractor(parsed, device=device)
+
+
+def _parse_st(rest: str) -> BackboneName:
+    if _looks_like_path(rest):
+        return BackboneName("st", str(_existing_folder("st:", rest, "modules.json or config.json")))
+    model, revision = _split_revision("st:", rest)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+        raise InputError(
+            f"'st:{rest}' is neither a model id ('st:owner/name') nor an existing folder "
+            "('st:./folder')"
+        )
+    # sentence-transformers' own short names live under its organisation on the Hub.
+    return BackboneName("st", model, revision)
+
+
+def _parse_timm(rest: str) -> BackboneName:
+    if rest.startswith(_LOCAL_DIR) or _looks_like_path(rest):
+        folder = _existing_folder(
+            "timm:local-dir:", rest.removeprefix(_LOCAL_DIR), "config.json and model.safetensors"
+        )
+        return BackboneName("timm", f"{_LOCAL_DIR}{folder}")
+    model, revision = _split_revision("timm:", rest)
+    hub, colon, repository = model.partition(":")
+    if colon and (hub not in {"hf-hub", "hf_hub"} or not repository):
+        raise InputError(
+            f"'timm:{rest}': timm reads 'timm:NAME', 'timm:hf-hub:OWNER/NAME' and "
+            "'timm:local-dir:PATH'"
+        )
+    if not re.fullmatch(r"(hf[-_]hub:)?[\w.-]+(/[\w.-]+)?", model):
+        raise InputError(f"'timm:{rest}' is no timm model name (letters, digits, dots, one slash)")
+    if colon:
+        model = f"hf-hub:{repository}"
+    elif "/" in model:
+        # The Hub's own spelling of timm models; timm itself wants the prefix.
+        model = f"hf-hub:{model}"
+    return BackboneName("timm", model, revision)
+
+
+def _split_revision(prefix: str, rest: str) -> tuple[str, str | None]:
+    model, at, revision = rest.partition("@")
+    if at and not (model and re.fullmatch(r"[\w./-]+", revision)):
+        raise InputError(f"'{prefix}{rest}': write '{prefix}ID@REVISION'")
+    return model, revision or None
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or text in {".", ".."} or (
+        Path(text).is_dir()
+    )
+
+
+def _existing_folder(prefix: str, text: str, contents: str) -> Path:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"'{prefix}{text}': there is no folder {text}; it should hold {contents}")
+    return folder.resolve()
+
+
+def _no_source(text: str) -> str:
+    close = difflib.get_close_matches(text.lower(), SOURCES, n=1, cutoff=0.75)
+    if close:
+        example = "minilm" if close[0] == "minilm" else f"{close[0]}:ID"
+        return f"unknown backbone '{text}': did you mean '{example}'?"
+    if not text or re.search(r"\s", text):
+        return f"'{text}' is no backbone name: write 'minilm', 'st:ID' or 'timm:ID'"
+    both = " or ".join(f"'{source}:{text}' ({_MEANING[source]})" for source in ("st", "timm"))
+    return f"'{text}' does not say where the backbone comes from: write {both}"
+
+
+def _unknown_source(text: str, source: str, rest: str) -> str:
+    close = difflib.get_close_matches(source.lower(), SOURCES, n=2, cutoff=0.5)
+    offers = [s if s == "minilm" else f"{s}:{rest}" for s in close] or [
+        f"{s}:{rest}" for s in ("st", "timm")
+    ]
+    meant = " or ".join(f"'{offer}'" for offer in offers)
+    return (
+        f"unknown backbone source '{source}' in '{text}': did you mean {meant}? "
+        f"(sources: {', '.join(SOURCES)})"
+    )
