@@ -1,6 +1,7 @@
 """Test metrics of a probabilistic classifier, with intervals, and the paired test of two of them.
 
-scikit-learn and SciPy do the work. What is written here are the choices: which interval, which average, which bins.
+scikit-learn and SciPy do the work. What is written here are the choices: which interval, which
+average, which bins.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Metrics:
     accuracy : float
         Share of rows whose most probable class is the right one.
     accuracy_interval : tuple of float
-        95 % Wilson score interval of the accuracy: it stays inside [0, 1] and is honest near 1, where the
-        normal approximation is not.
+        95 % Wilson score interval of the accuracy: it stays inside [0, 1] and is honest near 1,
+        where the normal approximation is not.
     macro_f1 : float
         Mean over the classes that occur (as label or as prediction) of the F1 score.
     balanced_accuracy : float
@@ -103,8 +104,8 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
     Raises
     ------
     ValueError
-        If a shape is wrong, there are no rows, a row of probabilities is no distribution, or a label is
-        outside its range.
+        If a shape is wrong, there are no rows, a row of probabilities is no distribution, or a
+        label is outside its range.
 
     Examples
     --------
@@ -123,12 +124,10 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
         n=len(y),
         accuracy=right / len(y),
         accuracy_interval=(float(interval.low), float(interval.high)),
-        macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
-        # Mean recall over the labels present: balanced_accuracy_score, without its warning about predictions of
-        # classes that this sample does not contain.
-        balanced_accuracy=float(
-            recall_score(y, predicted, labels=np.unique(y), average="macro", zero_division=0)
-        ),
+        macro_f1=float(f1_score(y, predicted, average="macro")),
+        # Mean recall over the labels present: balanced_accuracy_score, without its warning about
+        # predictions of classes that this sample does not contain.
+        balanced_accuracy=float(recall_score(y, predicted, labels=np.unique(y), average="macro")),
         nll=float(log_loss(y, p, labels=np.arange(p.shape[1]))),
         ece=reliability(p, y).ece,
     )
@@ -180,8 +179,8 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15
 def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> PairedTest:
     """Test whether two classifiers, judged on the same rows, are equally accurate.
 
-    Only rows on which exactly one of them is right say anything. Under equality each of those is a fair coin, so
-    the exact binomial distribution gives the p-value; no large-sample approximation is needed.
+    Only rows on which exactly one of them is right say anything. Under equality each of those is
+    a fair coin, so the exact binomial distribution gives the p-value, at every sample size.
 
     Parameters
     ----------
@@ -217,7 +216,7 @@ def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> PairedTest:
 def _checked(
     probabilities: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Probabilities as float64 rows that sum to 1 exactly enough, labels as int64; or a ValueError."""
+    """Return probabilities as float64 rows that sum to 1 and labels as int64, or refuse them."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if p.ndim != 2 or p.shape[1] < 2:
         raise ValueError(f"probabilities have shape {p.shape}: give (n, C) with C >= 2")
@@ -229,11 +228,11 @@ def _checked(
         raise ValueError(f"labels are {y.dtype}: give integers from 0 to C - 1")
     if y.min() < 0 or y.max() >= p.shape[1]:
         raise ValueError(
-            f"labels run from {y.min()} to {y.max()}: with {p.shape[1]} columns of probabilities they"
-            f" must be from 0 to {p.shape[1] - 1}"
+            f"labels run from {y.min()} to {y.max()}: with {p.shape[1]} columns of probabilities"
+            f" they must be from 0 to {p.shape[1] - 1}"
         )
     sums = p.sum(axis=1)
-    # float32 soft-max rows over many classes miss 1 by rounding only; anything more is not a distribution.
+    # A float32 softmax over many classes misses 1 by rounding; anything more is no distribution.
     if not np.isfinite(p).all() or (p < 0).any() or (np.abs(sums - 1) > 1e-3).any():
         raise ValueError("probabilities must be finite, non-negative and sum to 1 in every row")
     return p / sums[:, None], y.astype(np.int64)
