@@ -81,13 +81,14 @@ def _load(
     repository: str, config: str | None, instead: str
 ) -> tuple[dict[str, datasets.Dataset], tuple[str, ...]]:
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     reachable = hub_reachable()
     notes = () if reachable else (f"the Hub cannot be reached; {repository} is the cached copy",)
     try:
         with _offline(not reachable):
             loaded = datasets.load_dataset(repository, config)
-    except datasets.exceptions.DatasetNotFoundError as error:
+    except DatasetNotFoundError as error:
         raise InputError(
             f"the Hub has no data set '{repository}' that you may read; "
             "check the name, or log in with `hf auth login`"

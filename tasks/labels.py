@@ -64,26 +64,7 @@ def encode_labels(
     (('neg', 'pos'), {'train': array([1, 0])})
     """
     values = [label for split in splits.values() for label in split.labels]
-    if class_names is None:
-        key: Callable[[Any], Any] = _number if _all_integers(values) else _name
-        sort_key: Callable[[Any], Any] | None = None
-    else:
-        position = {name: i for i, name in enumerate(class_names)}
-        by_name = not _all_integers(values) or all(str(label) in position for label in values)
-
-        def key(label: Any) -> str:
-            if by_name and _name(label) in position:
-                return _name(label)
-            if by_name:
-                raise InputError(f"label '{label}' is not one of the {len(position)} class names")
-            if 0 <= _number(label) < len(class_names):
-                return class_names[_number(label)]
-            raise InputError(
-                f"label {label} has no name; there are names for 0 to {len(class_names) - 1}"
-            )
-
-        sort_key = position.__getitem__
-
+    key, sort_key = _keys(values, class_names)
     keys = {name: _apply(key, split) for name, split in splits.items()}
     present = sorted({k for column in keys.values() for k in column}, key=sort_key)
     index = {k: i for i, k in enumerate(present)}
@@ -91,6 +72,30 @@ def encode_labels(
         name: np.array([index[k] for k in column], dtype=np.int64) for name, column in keys.items()
     }
     return tuple(str(k) for k in present), encoded
+
+
+def _keys(
+    values: Sequence[Any], class_names: Sequence[str] | None
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any] | None]:
+    """What identifies the class of a label, and what orders the classes."""
+    integers = _all_integers(values)
+    if class_names is None:
+        return (_number if integers else _name), None
+    position = {name: i for i, name in enumerate(class_names)}
+    by_name = not integers or all(str(label) in position for label in values)
+
+    def name_of(label: Any) -> str:
+        if by_name and _name(label) in position:
+            return _name(label)
+        if by_name:
+            raise InputError(f"label '{label}' is not one of the {len(position)} class names")
+        if 0 <= _number(label) < len(class_names):
+            return class_names[_number(label)]
+        raise InputError(
+            f"label {label} has no name; there are names for 0 to {len(class_names) - 1}"
+        )
+
+    return name_of, position.__getitem__
 
 
 def _apply(key: Callable[[Any], Any], split: RawSplit) -> list[Any]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractRecord:
@@ -110,7 +112,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
+    if isinstance(value, np.generic | np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -45,8 +45,8 @@ def hold_out(labels: np.ndarray, digests: Sequence[bytes], fraction: float) -> n
     """
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[_argsort([digests[i] for i in rows])]
+        rows = np.flatnonzero(labels == label).tolist()
+        rows.sort(key=digests.__getitem__)
         ordered = [digests[i] for i in rows]
         held[rows[: _cut(ordered, int(fraction * len(rows) + 0.5))]] = True
     if not held.any():

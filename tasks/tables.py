@@ -44,7 +44,7 @@ def open_table(path: Path) -> Table:
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "t.csv").write_text("text,label\\nfine,1\\n")
+    >>> _ = (folder / "t.csv").write_text("text,label\nfine,1\n")
     >>> open_table(folder / "t.csv").read("text")
     ['fine']
     """

@@ -1,0 +1,82 @@
+"""From what a person calls a data set to its rows."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+from extractors.errors import InputError
+from tasks.columns import ColumnChoice
+from tasks.files import find_split_files, read_path
+from tasks.hub import parse_hub_name, read_hub
+from tasks.labels import read_class_names
+from tasks.raw import RawData
+from tasks.registry import TASKS, TaskSpec, read_digits, read_fashion_mnist, read_wordnet6
+
+
+def read_source(data: str, root: Path | None, choice: ColumnChoice) -> RawData:
+    """Read what a person means by DATA: a task, a path or a Hub data set.
+
+    Raises InputError for anything else, with the tasks of a similar name.
+    """
+    if data in TASKS:
+        return read_task(TASKS[data], root, choice)
+    if data.startswith("hub:"):
+        repository, config = parse_hub_name(data)
+        instead = "download it elsewhere and give the folder instead"
+        return read_hub(repository.rpartition("/")[2], repository, config, choice, instead)
+    path = Path(data).expanduser()
+    looks_like_path = path.exists() or path.suffix or len(path.parts) > 1
+    if looks_like_path:
+        return read_path(path, choice)
+    raise InputError(unknown_task(data))
+
+
+def unknown_task(name: str) -> str:
+    """The sentence for a name that is neither a task nor a path.
+
+    >>> unknown_task("imbd").partition("?")[0]
+    "there is no task or path 'imbd'; did you mean 'imdb'"
+    """
+    near = difflib.get_close_matches(name.lower(), TASKS, n=2)
+    hint = f" did you mean {' or '.join(repr(task) for task in near)}?" if near else ""
+    return (
+        f"there is no task or path '{name}';{hint} tasks are {', '.join(TASKS)}; "
+        "or give a file, a folder or hub:owner/name"
+    )
+
+
+def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawData:
+    """Read a named task from the installation, from `root/NAME`, or from the Hub."""
+    if spec.name == "wordnet6":
+        return read_wordnet6()
+    if spec.name == "digits":
+        return read_digits()
+    folder = find_task_folder(spec, root)
+    if folder is not None:
+        if spec.name == "fashion_mnist" and not find_split_files(folder):
+            return read_fashion_mnist(folder, read_class_names(folder))
+        return replace(read_path(folder, choice), name=spec.name)
+    assert spec.hub is not None
+    searched = f"{root} has no {spec.name}/train.parquet" if root else "no --data-root was given"
+    instead = (
+        f"{searched}: put train.parquet and test.parquet into ROOT/{spec.name} "
+        "and give --data-root ROOT"
+    )
+    wanted = ColumnChoice(
+        choice.text or spec.hub.columns.text,
+        choice.image or spec.hub.columns.image,
+        choice.label or spec.hub.columns.label,
+    )
+    raw = read_hub(spec.name, spec.hub.repository, None, wanted, instead)
+    return replace(raw, class_names=spec.classes or raw.class_names)
+
+
+def find_task_folder(spec: TaskSpec, root: Path | None) -> Path | None:
+    """`root/NAME` where it holds the task's files, else None."""
+    folder = root / spec.name if root is not None else None
+    if folder is None or not folder.is_dir():
+        return None
+    idx = spec.name == "fashion_mnist" and any(folder.glob("*-ubyte.gz"))
+    return folder if idx or find_split_files(folder) else None
