@@ -1,0 +1,55 @@
+"""Certified, globally optimal two-layer (gated) ReLU heads on fixed features, in JAX.
+
+This package is the mathematics: arrays in, arrays out. It knows nothing of backbones, files or
+data sets (see the packages ``extractors`` and ``tasks``). Names are imported on first use, so
+``import convex_heads`` is cheap and starts no JAX backend.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convex_heads.certificate import Certificate, certify
+    from convex_heads.decode import Network
+    from convex_heads.estimator import ConvexHeadClassifier, ConvexHeadRegressor
+    from convex_heads.fista import Limits
+    from convex_heads.gated import Options, solve
+    from convex_heads.solution import Solution, Status
+
+_HOME = {
+    "Certificate": "convex_heads.certificate",
+    "ConvexHeadClassifier": "convex_heads.estimator",
+    "ConvexHeadRegressor": "convex_heads.estimator",
+    "Network": "convex_heads.decode",
+    "Limits": "convex_heads.fista",
+    "Options": "convex_heads.gated",
+    "Solution": "convex_heads.solution",
+    "Status": "convex_heads.solution",
+    "certify": "convex_heads.certificate",
+    "solve": "convex_heads.gated",
+}
+
+__all__ = [
+    "Certificate",
+    "ConvexHeadClassifier",
+    "ConvexHeadRegressor",
+    "Limits",
+    "Network",
+    "Options",
+    "Solution",
+    "Status",
+    "certify",
+    "solve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'convex_heads' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

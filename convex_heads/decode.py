@@ -1,0 +1,58 @@
+"""From a solved program to the network that is deployed: prune, keep scaling, predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convex_heads.scaling import Scaling
+
+_BLOCK_ENTRIES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Network:
+    """A gated ReLU network: f(x) = z0 + sum_i 1[g_i'x~ >= 0] W_i'x~, x~ = [(x - mean)/scale, 1].
+
+    Plain arrays; predicting needs neither JAX nor a compiler.
+
+    Attributes:
+        scaling: mean, scale and kept columns, each (d,).
+        gates: (P, d + 1).
+        weights: (P, d + 1, C).
+        offset: z0 (C,).
+    """
+
+    scaling: Scaling
+    gates: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+
+    @classmethod
+    def decode(
+        cls, scaling: Scaling, gates: np.ndarray, W: np.ndarray, offset: np.ndarray
+    ) -> Network:
+        """Drops gates whose weights are zero. W (P, d + 1, C) in standardised coordinates."""
+        alive = np.asarray(W).any(axis=(1, 2))
+        return cls(scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset))
+
+    @property
+    def dim(self) -> int:
+        """Number of raw features."""
+        return len(self.scaling.mean)
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """f(x) for raw features (n, d): (n, C), streamed in row blocks."""
+        P, k, C = self.weights.shape
+        out = np.tile(self.offset, (len(X), 1))
+        if P == 0:
+            return out
+        columns = self.weights.transpose(1, 0, 2).reshape(k, P * C)
+        step = max(1, _BLOCK_ENTRIES // max(1, P * C))
+        for start in range(0, len(X), step):
+            rows = slice(start, start + step)
+            block = self.scaling.transform(np.asarray(X[rows], self.scaling.mean.dtype))
+            on = block @ self.gates.T >= 0
+            out[rows] += np.einsum("npc,np->nc", (block @ columns).reshape(-1, P, C), on)
+        return out

@@ -1,0 +1,108 @@
+"""Row losses l(z, y) of the convex programs: value, gradient, conjugate, curvature.
+
+A loss acts on one row of scores z (C,) and one row of targets y (C,); every function takes arrays
+of any leading shape (..., C) and reduces the last axis only. The conjugate is taken at a
+gradient: for any s in [0, 1], ``conjugate(s * gradient(z, y), y)`` is finite, which is what makes
+every scaled-down residual a dual point (see :mod:`convex_heads.certificate`).
+
+============  =======================  ===========================  =================  =========
+loss          l(z, y)                  l*(g; y)                     targets y          curvature
+============  =======================  ===========================  =================  =========
+squared       |z - y|^2 / 2            |g|^2 / 2 + <g, y>           real (C,)          1
+logistic      log(1 + e^z) - y z       p log p + (1-p) log(1-p),    0 or 1, C = 1      1/4
+                                       p = y + g
+softmax       logsumexp(z) - <y, z>    sum_c p_c log p_c, p = y+g   one-hot (C,)       1/2
+============  =======================  ===========================  =================  =========
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Loss(NamedTuple):
+    """One row loss. Hashable, so that it can be a static argument under ``jit``.
+
+    Attributes:
+        name: ``squared``, ``logistic`` or ``softmax``.
+        value: (z, y) -> l(z, y), shapes (..., C), (..., C) -> (...).
+        gradient: (z, y) -> dl/dz, shape (..., C).
+        conjugate: (g, y) -> l*(g; y), shape (...).
+        curvature: an upper bound of the largest eigenvalue of the Hessian d2l/dz2.
+        offset: mean target (C,) -> z0 (C,), the best constant score; finite for any mean.
+    """
+
+    name: str
+    value: Callable[[Array, Array], Array]
+    gradient: Callable[[Array, Array], Array]
+    conjugate: Callable[[Array, Array], Array]
+    curvature: float
+    offset: Callable[[Array], Array]
+
+
+def _xlogx(p: Array) -> Array:
+    # Round-off can push y + g outside the simplex by an ulp; 0 log 0 = 0.
+    p = jnp.clip(p, 0, 1)
+    return jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, jnp.ones_like(p))), jnp.zeros_like(p))
+
+
+def _probability(mean: Array) -> Array:
+    # A class (or its complement) that is absent would have an infinite log prior.
+    tiny = jnp.finfo(mean.dtype).eps
+    return jnp.clip(mean, tiny, 1 - tiny)
+
+
+def _squared_value(z: Array, y: Array) -> Array:
+    return jnp.sum((z - y) ** 2, axis=-1) / 2
+
+
+def _squared_conjugate(g: Array, y: Array) -> Array:
+    return jnp.sum(g**2 / 2 + g * y, axis=-1)
+
+
+def _logistic_value(z: Array, y: Array) -> Array:
+    return jnp.sum(jax.nn.softplus(z) - y * z, axis=-1)
+
+
+def _logistic_conjugate(g: Array, y: Array) -> Array:
+    p = y + g
+    return jnp.sum(_xlogx(p) + _xlogx(1 - p), axis=-1)
+
+
+def _softmax_value(z: Array, y: Array) -> Array:
+    return jax.nn.logsumexp(z, axis=-1) - jnp.sum(z * y, axis=-1)
+
+
+def _softmax_conjugate(g: Array, y: Array) -> Array:
+    return jnp.sum(_xlogx(y + g), axis=-1)
+
+
+def _logit(mean: Array) -> Array:
+    p = _probability(mean)
+    return jnp.log(p) - jnp.log1p(-p)
+
+
+SQUARED = Loss("squared", _squared_value, lambda z, y: z - y, _squared_conjugate, 1.0, lambda m: m)
+LOGISTIC = Loss(
+    "logistic",
+    _logistic_value,
+    lambda z, y: jax.nn.sigmoid(z) - y,
+    _logistic_conjugate,
+    0.25,
+    _logit,
+)
+SOFTMAX = Loss(
+    "softmax",
+    _softmax_value,
+    lambda z, y: jax.nn.softmax(z, axis=-1) - y,
+    _softmax_conjugate,
+    0.5,
+    lambda m: jnp.log(_probability(m)),
+)
+
+LOSSES = {loss.name: loss for loss in (SQUARED, LOGISTIC, SOFTMAX)}

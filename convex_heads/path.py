@@ -1,0 +1,122 @@
+"""The warm-started regularisation path, and the choice of beta on validation rows.
+
+Validation rows travel in the same program with weight zero, so their scores are at hand after
+every solve: choosing beta costs no extra pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+
+from convex_heads.fista import Limits, minimise
+from convex_heads.gated import Prepared
+from convex_heads.operators import rows
+from convex_heads.solution import Solution
+
+# Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
+DEFAULT_BETAS = (0.3, 0.1, 0.03, 0.01, 0.005, 0.002, 0.001)
+# Points without a better validation score after which the path ends.
+PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One beta of a path.
+
+    Attributes:
+        beta: absolute penalty.
+        fraction: beta / beta_max.
+        primal: objective.
+        relative_gap: proven relative gap at this point (loose: the path is for choosing).
+        passes: data passes spent here.
+        seconds: wall-clock time spent here.
+        score: validation score, higher is better (accuracy or R^2); NaN without validation rows.
+        active_gates: gates with non-zero weights.
+    """
+
+    beta: float
+    fraction: float
+    primal: float
+    relative_gap: float
+    passes: float
+    seconds: float
+    score: float
+    active_gates: int
+
+
+class PathResult(NamedTuple):
+    """A finished path.
+
+    Attributes:
+        points: in the order solved, beta decreasing.
+        weights: W (P, d, C) of every point, rotated coordinates.
+        best: index of the chosen point.
+        L: Lipschitz estimate at the chosen point, for warm starts.
+    """
+
+    points: tuple[PathPoint, ...]
+    weights: tuple[Array, ...]
+    best: int
+    L: float
+
+
+def solve_path(
+    prepared: Prepared,
+    fractions: Sequence[float],
+    limits: Limits,
+    *,
+    score: Callable[[np.ndarray], float],
+    on_point: Callable[[PathPoint], None] | None = None,
+) -> PathResult:
+    """Solves for each fraction of beta_max in turn, from large to small, warm-started.
+
+    Args:
+        prepared: the program.
+        fractions: of beta_max, any order.
+        limits: for each point. A gap of 5e-2 is enough to choose by.
+        score: scores (B*b, C) of all rows, padding included, offset included -> a number, higher
+            is better. The path ends after ``PATIENCE`` points without a better one; ties go to
+            the larger beta, the simpler head.
+        on_point: called after every point.
+    """
+    points: list[PathPoint] = []
+    weights: list[Array] = []
+    Ls: list[float] = []
+    W, L, best = None, 1.0, 0
+    for fraction in sorted(fractions, reverse=True):
+        beta = fraction * prepared.beta_max
+        solution, state = minimise(
+            prepared.program, prepared.loss, beta, h=prepared.h, W=W, L=L, limits=limits
+        )
+        W, L = solution.value, float(state.L)
+        n = prepared.program.omega.size
+        z = rows(state.z, n) + np.asarray(prepared.program.z0)
+        points.append(_point(solution, beta, fraction, score(z)))
+        weights.append(W)
+        Ls.append(L)
+        if on_point is not None:
+            on_point(points[-1])
+        if points[-1].score > points[best].score:
+            best = len(points) - 1
+        if len(points) - 1 - best >= PATIENCE:
+            break
+    return PathResult(tuple(points), tuple(weights), best, Ls[best])
+
+
+def _point(solution: Solution, beta: float, fraction: float, score: float) -> PathPoint:
+    active = np.asarray(solution.value).any(axis=(1, 2)).sum()
+    return PathPoint(
+        beta=beta,
+        fraction=fraction,
+        primal=solution.stats.primal,
+        relative_gap=solution.stats.relative_gap,
+        passes=solution.stats.passes,
+        seconds=solution.stats.seconds,
+        score=score,
+        active_gates=int(active),
+    )

@@ -1,0 +1,74 @@
+"""What every solve returns."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from jax import Array
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value says what to do about it."""
+
+    CONVERGED = "the relative gap is within the tolerance"
+    MAX_PASSES = "stopped at max_passes before the tolerance: raise max_passes or the tolerance"
+    MAX_SECONDS = "stopped at max_seconds before the tolerance: raise max_seconds or the tolerance"
+    STALLED = (
+        "no further progress in this floating-point precision: enable float64 (JAX_ENABLE_X64=1) "
+        "or accept the reported gap"
+    )
+
+
+class Stats(NamedTuple):
+    """Figures of one solve.
+
+    Attributes:
+        primal: objective at ``value``.
+        dual: best lower bound found.
+        relative_gap: (primal - dual) / primal.
+        passes: data passes used, trial steps included (one pass = one F and one F' product).
+        iterations: solver steps.
+        seconds: wall-clock time, compilation included.
+        block_rows: rows in a block of the streamed operators (part of what makes a run
+            repeatable to the bit).
+    """
+
+    primal: float
+    dual: float
+    relative_gap: float
+    passes: float
+    iterations: int
+    seconds: float
+    block_rows: int
+
+
+class Record(NamedTuple):
+    """One line of a solve's history, taken every few iterations."""
+
+    passes: float
+    primal: float
+    dual: float
+    relative_gap: float
+    seconds: float
+
+
+class Solution(NamedTuple):
+    """Result of a solve.
+
+    Attributes:
+        value: weights W (P, d, C).
+        status: how it ended.
+        stats: figures.
+        history: records in order of time.
+        residual: R (n-blocked, (B, b, C)), the residual whose scaling gives the best dual point
+            found; :func:`convex_heads.certificate.certify` checks it anew.
+        gates: (P, d) in the coordinates of ``value``; None where the program was given.
+    """
+
+    value: Array
+    status: Status
+    stats: Stats
+    history: tuple[Record, ...]
+    residual: Array
+    gates: Array | None = None
