@@ -16,25 +16,17 @@ __all__ = ["Metrics", "PairedTest", "Reliability", "evaluate", "mcnemar", "relia
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well predicted probabilities agree with the labels of ``n`` rows.
+    """How well predicted probabilities agree with the labels of n rows.
 
-    Attributes
-    ----------
-    n : int
-        Rows.
-    accuracy : float
-        Share of rows whose most probable class is the right one.
-    accuracy_interval : tuple of float
-        95 % Wilson score interval of the accuracy: it stays inside [0, 1] and is honest near 1,
-        where the normal approximation is not.
-    macro_f1 : float
-        Mean over the classes that occur (as label or as prediction) of the F1 score.
-    balanced_accuracy : float
-        Mean recall over the classes that occur as labels.
-    nll : float
-        Mean negative log-likelihood in nats.
-    ece : float
-        Expected calibration error of the top probability, 15 bins of equal width.
+    Attributes:
+        n: rows.
+        accuracy: share of rows whose most probable class is the right one.
+        accuracy_interval: 95 % Wilson score interval (low, high) of the accuracy: it stays inside
+            [0, 1] and is honest near 1, where the normal approximation is not.
+        macro_f1: mean F1 score of the classes that occur, as label or as prediction.
+        balanced_accuracy: mean recall of the classes that occur as labels.
+        nll: mean negative log-likelihood, in nats.
+        ece: expected calibration error of the top probability, 15 bins of equal width.
     """
 
     n: int
@@ -50,16 +42,12 @@ class Metrics:
 class Reliability:
     """Confidence against accuracy, bin by bin.
 
-    Attributes
-    ----------
-    edges : ndarray of shape (n_bins + 1,)
-        Bin k holds top probabilities in (edges[k], edges[k + 1]].
-    counts : ndarray of shape (n_bins,)
-        Rows in each bin.
-    confidence, accuracy : ndarray of shape (n_bins,)
-        Mean top probability and share of right predictions; NaN in an empty bin.
-    ece : float
-        Mean over rows of |confidence - accuracy| of the row's bin.
+    Attributes:
+        edges: (n_bins + 1,); bin k holds the top probabilities p with edges[k] < p <= edges[k+1].
+        counts: (n_bins,) rows in each bin.
+        confidence: (n_bins,) mean top probability; NaN in an empty bin.
+        accuracy: (n_bins,) share of right predictions; NaN in an empty bin.
+        ece: mean over the rows of |confidence - accuracy| of the row's bin.
     """
 
     edges: NDArray[np.float64]
@@ -73,12 +61,11 @@ class Reliability:
 class PairedTest:
     """Exact McNemar test of two classifiers on the same rows.
 
-    Attributes
-    ----------
-    only_first, only_second : int
-        Rows that only the first, or only the second, classifier gets right.
-    p_value : float
-        Two-sided: the probability of a split at least this uneven if both were equally accurate.
+    Attributes:
+        only_first: rows that only the first classifier gets right.
+        only_second: rows that only the second classifier gets right.
+        p_value: two-sided; the probability of a split at least this uneven if both classifiers
+            were equally accurate.
     """
 
     only_first: int
@@ -89,29 +76,21 @@ class PairedTest:
 def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
     """Compare predicted probabilities with labels.
 
-    Parameters
-    ----------
-    probabilities : array-like of shape (n, C)
-        One row per example; non-negative, each row sums to 1. C >= 2.
-    labels : array-like of shape (n,)
-        Integers from 0 to C - 1. Classes that no label has are allowed.
+    Args:
+        probabilities: (n, C) with C >= 2, non-negative, each row sums to 1.
+        labels: (n,) integers from 0 to C - 1; not every class has to occur.
 
-    Returns
-    -------
-    Metrics
+    Returns:
         Accuracy with a 95 % interval, macro F1, balanced accuracy, NLL and ECE.
 
-    Raises
-    ------
-    ValueError
-        If a shape is wrong, there are no rows, a row of probabilities is no distribution, or a
-        label is outside its range.
+    Raises:
+        ValueError: a shape is wrong, there are no rows, a row of probabilities is no distribution,
+            or a label is outside its range.
 
-    Examples
-    --------
-    >>> m = evaluate([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1])
-    >>> m.n, round(m.accuracy, 3), round(m.nll, 3)
-    (3, 0.667, 0.415)
+    Example:
+        >>> m = evaluate([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1])
+        >>> m.n, round(m.accuracy, 3), round(m.nll, 3)
+        (3, 0.667, 0.415)
     """
     from scipy.stats import binomtest
     from sklearn.metrics import f1_score, log_loss, recall_score
@@ -136,30 +115,21 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
 def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15) -> Reliability:
     """Bin rows by their top probability and compare it with the accuracy in each bin.
 
-    Parameters
-    ----------
-    probabilities : array-like of shape (n, C)
-        One distribution per row.
-    labels : array-like of shape (n,)
-        Integers from 0 to C - 1.
-    n_bins : int, default 15
-        Bins of equal width over [0, 1].
+    Args:
+        probabilities: (n, C), one distribution per row.
+        labels: (n,) integers from 0 to C - 1.
+        n_bins: bins of equal width over [0, 1].
 
-    Returns
-    -------
-    Reliability
+    Returns:
         The bins and the expected calibration error (Naeini et al. 2015; Guo et al. 2017).
 
-    Raises
-    ------
-    ValueError
-        As `evaluate`; also if ``n_bins`` is below 1.
+    Raises:
+        ValueError: as `evaluate`; also if n_bins is below 1.
 
-    Examples
-    --------
-    >>> r = reliability([[0.9, 0.1], [0.9, 0.1]], [0, 1], n_bins=1)
-    >>> round(r.ece, 3)
-    0.4
+    Example:
+        >>> r = reliability([[0.9, 0.1], [0.9, 0.1]], [0, 1], n_bins=1)
+        >>> round(r.ece, 3)
+        0.4
     """
     if n_bins < 1:
         raise ValueError(f"n_bins is {n_bins}: at least 1 bin is needed")
@@ -182,25 +152,19 @@ def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> PairedTest:
     Only rows on which exactly one of them is right say anything. Under equality each of those is
     a fair coin, so the exact binomial distribution gives the p-value, at every sample size.
 
-    Parameters
-    ----------
-    first_right, second_right : array-like of bool, shape (n,)
-        Whether each classifier is right on each row, in the same order.
+    Args:
+        first_right: (n,) bool, whether the first classifier is right on each row.
+        second_right: (n,) bool, the same for the second, rows in the same order.
 
-    Returns
-    -------
-    PairedTest
+    Returns:
         The two discordant counts and the two-sided p-value (1.0 if there are none).
 
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are not one-dimensional.
+    Raises:
+        ValueError: the shapes differ or are not one-dimensional.
 
-    Examples
-    --------
-    >>> mcnemar([True] * 8 + [False] * 2, [False] * 8 + [True] * 2)
-    PairedTest(only_first=8, only_second=2, p_value=0.109375)
+    Example:
+        >>> mcnemar([True] * 8 + [False] * 2, [False] * 8 + [True] * 2)
+        PairedTest(only_first=8, only_second=2, p_value=0.109375)
     """
     from scipy.stats import binomtest
 
