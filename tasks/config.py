@@ -22,16 +22,90 @@ Activation = Literal["gated_relu", "relu"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "temperature"]
+OutputFormat = Literal["table", "jsonl", "csv"]
+
+# What to say when a field without a default is not given.
+_MISSING = {
+    "data": "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder",
+    "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
+    "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class CommonConfig:
+    """Options of every verb. cache_dir: None means CONVEX_HEADS_CACHE, then the usual place."""
+
+    cache_dir: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("--seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig(CommonConfig):
+    """Options of `tasks` and `doctor`. data_root: None means CONVEX_HEADS_DATA."""
+
+    data_root: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(CommonConfig):
+    """Options of `info`. path: a store or an artefact."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(CommonConfig):
+    """Options of `demo`: the main job on wordnet6 with minilm; None as in FitConfig."""
+
+    out: Path | None = None
+    train_rows: int | None = None
+    test_rows: int | None = None
+    device: str | None = None
+
+    def fit_config(self) -> FitConfig:
+        """The same job as options of `fit`."""
+        return FitConfig(
+            data="wordnet6",
+            backbone="minilm",
+            out=self.out,
+            train_rows=self.train_rows,
+            test_rows=self.test_rows,
+            device=self.device,
+            cache_dir=self.cache_dir,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(CommonConfig):
+    """Options of `predict`: a saved head, and texts or a file or folder of new rows.
+
+    output: a file; None is stdout. format: None follows the suffix of output, otherwise a table.
+    """
+
+    artefact: str
+    text: tuple[str, ...] = ()
+    input: Path | None = None
+    output: Path | None = None
+    format: OutputFormat | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    on_bad_row: OnBadRow = "fail"
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(CommonConfig):
     """Options of `extract`: which rows, which backbone, where to.
 
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
-    the default for the data's modality. data_root, cache_dir: None means the environment variables
-    CONVEX_HEADS_DATA and CONVEX_HEADS_CACHE, then the defaults. *_column: None means find it.
-    train_rows, test_rows: None means all. device: as torch names it; None means the best there is.
+    the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
+    means find it. train_rows, test_rows: None means all. device: as torch names it; None means the
+    best there is.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -40,7 +114,6 @@ class ExtractConfig:
     data: str
     backbone: str | None = None
     data_root: Path | None = None
-    cache_dir: Path | None = None
     text_column: str | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -48,12 +121,11 @@ class ExtractConfig:
     test_rows: int | None = None
     on_bad_row: OnBadRow = "fail"
     device: str | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("--train-rows", self.train_rows, 1)
         _at_least("--test-rows", self.test_rows, 1)
-        _at_least("--seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +179,7 @@ def _above_zero(option: str, value: float | None, more: str = "") -> None:
         raise InputError(f"{option} {value}: must be above 0{more}")
 
 
-Config = TypeVar("Config", bound=ExtractConfig)
+Config = TypeVar("Config", bound=CommonConfig)
 
 
 def load_config(
@@ -124,10 +196,9 @@ def load_config(
     """
     values = read_toml(path, kind) if path is not None else {}
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    if "data" not in values:
-        raise InputError(
-            "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder"
-        )
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise InputError(_MISSING[field.name])
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -148,7 +219,7 @@ def _wanted(error: Any) -> str:
     return "must be " + message.split(", unable to")[0]
 
 
-def read_toml(path: Path, kind: type[ExtractConfig]) -> dict[str, Any]:
+def read_toml(path: Path, kind: type[CommonConfig]) -> dict[str, Any]:
     """The keys and values of a flat TOML file, after checking that `kind` has such fields."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -166,23 +237,26 @@ def read_toml(path: Path, kind: type[ExtractConfig]) -> dict[str, Any]:
     return values
 
 
-def to_toml(config: ExtractConfig) -> str:
+def to_toml(config: CommonConfig) -> str:
     """The options as a TOML file that `load_config` reads back to an equal object.
 
     Options that are None are left out, since TOML has no such value.
 
     >>> print(to_toml(ExtractConfig(data="imdb")), end="")
+    seed = 0
     data = "imdb"
     on_bad_row = "fail"
-    seed = 0
     """
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, str | Path):
-            # A TOML basic string is a JSON string, except that DEL must be escaped too.
-            text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-            lines.append(f"{field.name} = {text}\n")
-        elif value is not None:
-            lines.append(f"{field.name} = {value!r}\n")
-    return "".join(lines)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return "".join(
+        f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, str | Path):
+        # A TOML basic string is a JSON string, except that DEL must be escaped too.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -39,7 +39,7 @@ def read_path(path: Path, choice: ColumnChoice) -> RawData:
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "reviews.csv"
-    >>> _ = file.write_text("text,label\\nfine,pos\ndull,neg\n")
+    >>> _ = file.write_text("text,label\nfine,pos\ndull,neg\n")
     >>> read_path(file, ColumnChoice()).splits["all"].labels
     ['pos', 'neg']
     """

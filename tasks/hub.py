@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractors.errors import InputError, MachineError
@@ -121,6 +123,13 @@ def hub_reachable() -> bool:
         return True  # it answered
     except (OSError, ValueError):
         return False
+
+
+def is_cached(repository: str) -> bool:
+    """Whether `datasets` has kept this data set, found without importing it."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
+    return (cache / repository.replace("/", "___")).is_dir()
 
 
 @contextmanager

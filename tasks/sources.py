@@ -3,16 +3,72 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from extractors.base import Modality
 from extractors.errors import InputError
 from tasks.columns import ColumnChoice
 from tasks.files import find_split_files, read_path
-from tasks.hub import parse_hub_name, read_hub
+from tasks.hub import is_cached, parse_hub_name, read_hub
 from tasks.labels import read_class_names
 from tasks.raw import RawData
-from tasks.registry import TASKS, TaskSpec, read_digits, read_fashion_mnist, read_wordnet6
+from tasks.registry import (
+    TASKS,
+    TaskSpec,
+    read_digits,
+    read_fashion_mnist,
+    read_wordnet6,
+    resolve_data_root,
+)
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A named task as `tasks` lists it.
+
+    rows: by split, as published. at_hand: loads without a network. source: where from, in words.
+    """
+
+    name: str
+    modality: Modality
+    n_classes: int
+    rows: Mapping[str, int]
+    about: str
+    at_hand: bool
+    source: str
+
+
+def list_tasks(data_root: str | os.PathLike[str] | None = None) -> list[TaskInfo]:
+    """All named tasks, and where each would be read from now.
+
+    data_root: as for `load_task`.
+
+    >>> [task.name for task in list_tasks() if task.source == "installed"]
+    ['wordnet6', 'digits']
+    """
+    root = resolve_data_root(data_root)
+    infos = []
+    for spec in TASKS.values():
+        at_hand, source = _whereabouts(spec, root)
+        infos.append(
+            TaskInfo(
+                spec.name, spec.modality, spec.n_classes, spec.rows, spec.about, at_hand, source
+            )
+        )
+    return infos
+
+
+def _whereabouts(spec: TaskSpec, root: Path | None) -> tuple[bool, str]:
+    if spec.hub is None:
+        return True, "installed"
+    folder = find_task_folder(spec, root)
+    if folder is not None:
+        return True, str(folder)
+    cached = is_cached(spec.hub.repository)
+    return cached, f"hub:{spec.hub.repository}{' (cached)' if cached else ''}"
 
 
 def read_source(data: str, root: Path | None, choice: ColumnChoice) -> RawData:

@@ -1,0 +1,322 @@
+"""The command line: parsing and printing only.
+
+Results go to stdout, progress and notes to stderr. Exit codes: 0 done; 2 misuse or unusable input;
+1 failure of the machine around us; 130 interrupted. Anything but 0 comes with one line on stderr.
+Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from extractors.errors import InputError, MachineError
+from tasks import options as o
+from tasks.config import (
+    Config,
+    DemoConfig,
+    ExtractConfig,
+    FitConfig,
+    InfoConfig,
+    PredictConfig,
+    TasksConfig,
+    load_config,
+)
+
+app = typer.Typer(
+    help="Certified convex two-layer ReLU heads on frozen features.\n\n"
+    "Start with: convex-heads demo",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _config(kind: type[Config], context: typer.Context) -> Config:
+    """The options of a verb: its parameters have the names of the fields of `kind`.
+
+    Built before anything heavy is imported, so that misuse is answered at once.
+    """
+    given = dict(context.params)
+    path = given.pop("config", None)
+    for flag in ("json", "quiet", "debug"):
+        given.pop(flag, None)
+    if "text" in given:
+        given["text"] = given["text"] or None
+    return load_config(kind, path, given)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    out: o.Out = None,
+    train_rows: o.TrainRows = None,
+    test_rows: o.TestRows = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run the main job on data that is installed already.
+
+    Embeds 20,955 WordNet definitions with MiniLM, fits a certified head, and compares it with a
+    tuned linear probe. Needs no network; the second run takes the features from the store.
+
+    Example: convex-heads demo
+    """
+    options = _config(DemoConfig, context).fit_config()
+    from tasks.console import make_reporter
+    from tasks.fit import run_fit
+    from tasks.show import show_fit, show_json
+
+    record = run_fit(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_fit(record)
+
+
+@app.command()
+def tasks(
+    context: typer.Context,
+    data_root: o.DataRoot = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """List the named tasks and where their data is.
+
+    Example: convex-heads tasks --data-root ~/data
+    """
+    options = _config(TasksConfig, context)
+    from tasks.show import show_json, show_tasks
+    from tasks.sources import list_tasks
+
+    found = list_tasks(options.data_root)
+    show_json({"tasks": found}) if json else show_tasks(found)
+
+
+@app.command()
+def extract(
+    context: typer.Context,
+    data: o.Data = None,
+    backbone: o.Backbone = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    train_rows: o.TrainRows = None,
+    test_rows: o.TestRows = None,
+    on_bad_row: o.OnBadRow = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Embed every row of DATA once, into a store.
+
+    The same command again continues where it was stopped, or finds the store complete.
+
+    Example: convex-heads extract reviews.csv --backbone minilm
+    """
+    options = _config(ExtractConfig, context)
+    from tasks.console import make_reporter
+    from tasks.fit import run_extract
+    from tasks.show import show_extract, show_json
+
+    record = run_extract(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_extract(record)
+
+
+@app.command()
+def fit(
+    context: typer.Context,
+    data: o.Data = None,
+    backbone: o.Backbone = None,
+    out: o.Out = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    train_rows: o.TrainRows = None,
+    test_rows: o.TestRows = None,
+    on_bad_row: o.OnBadRow = None,
+    activation: o.Activation = None,
+    loss: o.Loss = None,
+    n_gates: o.Gates = None,
+    beta: o.Beta = None,
+    solver: o.Solver = None,
+    tolerance: o.Tolerance = None,
+    max_seconds: o.MaxSeconds = None,
+    class_weight: o.ClassWeight = None,
+    calibrate: o.Calibrate = None,
+    device: o.Device = None,
+    devices: o.Devices = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fit a certified head on DATA, evaluate and save it.
+
+    Features are extracted first where the store does not have them. The head is compared with a
+    linear probe that is tuned on the same validation rows.
+
+    Example: convex-heads fit reviews.csv --backbone minilm --out my-head
+    """
+    options = _config(FitConfig, context)
+    from tasks.console import make_reporter
+    from tasks.fit import run_fit
+    from tasks.show import show_fit, show_json
+
+    record = run_fit(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_fit(record)
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    text: o.Text = None,
+    input: o.Input = None,
+    output: o.Output = None,
+    format: o.Format = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    on_bad_row: o.OnBadRow = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Label new texts or images with a saved head.
+
+    Example: convex-heads predict my-head --text "a fine film" --text "a waste of time"
+    """
+    options = _config(PredictConfig, context)
+    from tasks.console import make_reporter
+    from tasks.predict import run_predict
+
+    run_predict(options, as_json=json, reporter=make_reporter(quiet))
+
+
+@app.command()
+def info(
+    context: typer.Context,
+    path: o.StoreOrArtefact = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Say what a store or an artefact is, and verify it.
+
+    Example: convex-heads info my-head
+    """
+    options = _config(InfoConfig, context)
+    from tasks.info import inspect_path
+    from tasks.show import show_inspection, show_json
+
+    found = inspect_path(options.path)
+    show_json(found) if json else show_inspection(found)
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    data_root: o.DataRoot = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Look for what is missing on this machine.
+
+    Reports versions, devices, threads, data and caches, and what to do about what is wrong.
+
+    Example: convex-heads doctor
+    """
+    options = _config(TasksConfig, context)
+    from tasks.doctor import examine
+    from tasks.show import show_checks, show_json
+
+    checks = examine(options.data_root, options.cache_dir)
+    show_json({"checks": checks}) if json else show_checks(checks)
+    if any(check.status == "broken" for check in checks):
+        raise typer.Exit(1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (default: this process's own) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    # Both must be in place before the library in question is first imported. JAX would take most
+    # of a GPU's memory at once and leave none to torch; tokenizers would warn of forked processes.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(arguments, prog_name="convex-heads", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        code, message = explain(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code
+    if code == 130:
+        print(_INTERRUPTED, file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+_INTERRUPTED = "interrupted; what was finished is kept, and the same command continues from there"
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error, and the one line that is said about it.
+
+    >>> explain(InputError("reviews.csv is empty"))
+    (2, 'reviews.csv is empty')
+    """
+    if isinstance(error, InputError):
+        return 2, _one_line(error)
+    if isinstance(error, MachineError):
+        return 1, _one_line(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, _INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return 1, "the program that read the output has gone"
+    if isinstance(error, MemoryError):
+        return 1, "out of memory; use fewer rows (--train-rows) or fewer gates (--n-gates)"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1, f"no space left on the disk of {error.filename or 'the output'}"
+    # Click's usage errors; typer carries a copy of click whose classes have no public place.
+    say: Any = getattr(error, "format_message", None)
+    if say is not None:
+        return getattr(error, "exit_code", 2), f"{' '.join(say().split()).rstrip('.')}; see --help"
+    return 1, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""New rows to label: texts, a table, a text file, an image, or a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extractors.base import Modality
+from extractors.errors import InputError
+from tasks.columns import ColumnChoice, find_columns
+from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
+from tasks.tables import SUFFIXES, open_table
+
+
+@dataclass(frozen=True)
+class Items:
+    """n inputs as an extractor takes them, and what to call each in the output."""
+
+    ids: Sequence[str]
+    inputs: Sequence[Any]
+
+
+def text_items(texts: Sequence[str]) -> Items:
+    """Texts from the command line, each called by itself.
+
+    >>> text_items(["fine"]).ids
+    ['fine']
+    """
+    return Items(list(texts), list(texts))
+
+
+def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
+    r"""Read a table, a text file with one text per line, an image file or a folder of images.
+
+    `modality` is what the head was fitted on. Raises InputError for a path that does not exist or
+    holds nothing of this kind.
+
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "new.txt"
+    >>> _ = file.write_text("a fine film\na waste of time\n")
+    >>> read_items(file, "text", ColumnChoice()).inputs
+    ['a fine film', 'a waste of time']
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.is_dir():
+        items = _from_folder(path, modality)
+    elif path.suffix.lower() in SUFFIXES:
+        items = _from_table(path, modality, choice)
+    elif modality == "image":
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputError(f"{path} is neither an image nor one of {', '.join(SUFFIXES)}")
+        items = Items([path.name], [path])
+    else:
+        items = _from_lines(path)
+    if not items.ids:
+        raise InputError(f"{path} holds nothing to label")
+    return items
+
+
+def _from_folder(path: Path, modality: Modality) -> Items:
+    if modality == "text":
+        raise InputError(f"{path} is a folder, but this head labels texts; give a file")
+    images = list_images(path)
+    return Items([image.relative_to(path).as_posix() for image in images], images)
+
+
+def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
+    table = open_table(path)
+    columns = find_columns(table.names, choice, path.name, labelled=False)
+    if columns.modality != modality:
+        raise InputError(
+            f"the column '{columns.input}' of {path.name} holds {columns.modality}s, "
+            f"but this head labels {modality}s; name a column with --{modality}-column"
+        )
+    inputs = read_inputs(path.parent, columns, table.read(columns.input))
+    return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)
+
+
+def _from_lines(path: Path) -> Items:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as UTF-8 text, one text per line: {error}") from error
+    numbered = [(f"line/{i:06d}", line) for i, line in enumerate(lines, start=1) if line.strip()]
+    return Items([name for name, _ in numbered], [line for _, line in numbered])

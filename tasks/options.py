@@ -1,0 +1,73 @@
+"""The command line's options: name, form and one line of help each, once for all verbs.
+
+Types are plain strings and numbers; what they may be is decided in config.py, so that a flag and a
+TOML key are refused with the same sentence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+Data = Annotated[
+    str | None,
+    Argument(help="Task name, file, folder, or hub:owner/name[:config].", metavar="DATA"),
+]
+Backbone = Annotated[
+    str | None,
+    Option(help="source:id[@revision]: st:..., timm:..., minilm, toy:...", metavar="NAME"),
+]
+DataRoot = Annotated[
+    Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
+]
+TextColumn = Annotated[str | None, Option(help="Column with the texts.", metavar="NAME")]
+ImageColumn = Annotated[str | None, Option(help="Column with the images.", metavar="NAME")]
+LabelColumn = Annotated[str | None, Option(help="Column with the labels.", metavar="NAME")]
+TrainRows = Annotated[int | None, Option(help="Learn from so many rows only.", metavar="N")]
+TestRows = Annotated[int | None, Option(help="Test on so many rows only.", metavar="N")]
+OnBadRow = Annotated[
+    str | None, Option(help="What a row that cannot be used does [fail].", metavar="fail|skip")
+]
+Device = Annotated[
+    str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")
+]
+Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
+
+Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
+Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
+Gates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|N")]
+Beta = Annotated[
+    str | None, Option(help="Penalty, as a fraction of beta_max [auto].", metavar="auto|FRACTION")
+]
+Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|NAME")]
+Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
+MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
+ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
+Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]
+Devices = Annotated[
+    str | None, Option(help="JAX devices that share the rows [1].", metavar="N|all")
+]
+
+Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
+StoreOrArtefact = Annotated[
+    Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")
+]
+Text = Annotated[list[str] | None, Option(help="A text; may be repeated.", metavar="T")]
+Input = Annotated[
+    Path | None, Option(help="Table, text file (a text a line), image or folder.", metavar="PATH")
+]
+Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="FILE")]
+Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv")]
+
+CacheDir = Annotated[
+    Path | None, Option(help="Where stores lie [CONVEX_HEADS_CACHE].", metavar="DIR")
+]
+Seed = Annotated[int | None, Option(help="Seed of everything random [0].", metavar="N")]
+Config = Annotated[
+    Path | None, Option(help="Options as a TOML file; flags win.", metavar="FILE.toml")
+]
+Json = Annotated[bool, Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", help="No progress, no notes.")]
+Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]

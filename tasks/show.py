@@ -1,0 +1,138 @@
+"""Results for people (tables on stdout) and for scripts (one JSON object on stdout)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tasks.console import duration
+from tasks.records import ExtractRecord, FitRecord, to_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tasks.doctor import Check
+    from tasks.info import Inspection
+    from tasks.sources import TaskInfo
+
+
+def show_json(result: Any) -> None:
+    """Print one JSON object on stdout."""
+    print(to_json(result))
+
+
+def show_fit(record: FitRecord) -> None:
+    """Both heads side by side, what is proven, where things are, and what to try next."""
+    kinds = f"{record.n_train:,} train, {record.n_validation:,} validation, {record.n_test:,} test"
+    print(
+        f"\n{record.task}: {kinds} rows, {record.n_classes} classes; {record.dim} features of "
+        f"{record.backbone} ({duration(record.seconds.get('extract', 0.0))})\n"
+    )
+    table = make_table("", "test accuracy", "95% interval", "seconds", "relative gap")
+    table.add_row(
+        "convex head",
+        f"{record.test_accuracy:.4f}",
+        _interval(record.test_accuracy_interval),
+        f"{record.seconds.get('fit', 0.0):.1f}",
+        f"{record.relative_gap:.1e}",
+    )
+    table.add_row(
+        "linear probe",
+        f"{record.linear_probe_test_accuracy:.4f}",
+        _interval(record.linear_probe_test_accuracy_interval),
+        f"{record.seconds.get('baseline', 0.0):.1f}",
+        "",
+    )
+    print_table(table)
+    if record.modality == "text" and record.truncated_fraction is not None:
+        print(f"{truncation(record.truncated_fraction)}")
+    if record.skipped_rows:
+        print(f"{record.skipped_rows} rows could not be used and were left out.")
+    example = '--text "..."' if record.modality == "text" else "--input FOLDER_OF_IMAGES"
+    print(f"artefact  {record.artefact}")
+    print(f"report    {Path(record.artefact) / 'report.html'}")
+    print(f"next      convex-heads predict {record.artefact} {example}")
+
+
+def truncation(fraction: float) -> str:
+    """The share of texts that were cut, never rounded to nothing.
+
+    >>> truncation(0.0), truncation(0.3456)
+    ('no text was truncated', '34.6% of the texts were truncated')
+    >>> truncation(0.00001)
+    'under 0.1% of the texts were truncated'
+    """
+    if fraction == 0:
+        return "no text was truncated"
+    share = "under 0.1%" if fraction < 0.001 else f"{fraction:.1%}"
+    return f"{share} of the texts were truncated"
+
+
+def show_extract(record: ExtractRecord) -> None:
+    """How many rows the store has, and where it is."""
+    new = record.rows - record.resumed_rows
+    print(f"{record.task}: {record.rows:,} rows of {record.dim} features by {record.backbone}")
+    print(f"{new:,} new in {duration(record.seconds)}, {record.resumed_rows:,} were there before")
+    if record.modality == "text" and record.truncated_fraction is not None:
+        print(truncation(record.truncated_fraction))
+    if record.skipped_rows:
+        print(f"{record.skipped_rows} rows could not be used and were left out.")
+    print(f"store  {record.store}")
+
+
+def show_tasks(tasks: Sequence[TaskInfo]) -> None:
+    """One line per named task."""
+    table = make_table("task", "input", "classes", "rows", "at hand", "from", "what")
+    for task in tasks:
+        rows = " + ".join(f"{n:,} {split}" for split, n in task.rows.items())
+        at_hand = "yes" if task.at_hand else "no"
+        table.add_row(
+            task.name, task.modality, str(task.n_classes), rows, at_hand, task.source, task.about
+        )
+    print_table(table)
+
+
+def show_inspection(found: Inspection) -> None:
+    """What a store or an artefact is, a fact a line."""
+    table = make_table("", "", header=False)
+    for key, value in found.facts.items():
+        table.add_row(key, str(value))
+    print(f"{found.path} is {'an artefact' if found.kind == 'artefact' else 'a store'}")
+    print_table(table)
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """One line per check; advice only where something is wrong."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
+        if check.advice:
+            print(f"{'':<7}  {'':<{width}}  -> {check.advice}")
+
+
+def _interval(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def make_table(*columns: str, header: bool = True) -> Table:
+    """Make a table without lines; the first column is never folded."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
+    return table
+
+
+def print_table(table: Table, stream: IO[str] | None = None) -> None:
+    """Print a table on stdout or into a file."""
+    from rich.console import Console
+
+    # Not a terminal and no COLUMNS: a file has no width, and folding at 80 would cut paths.
+    out = sys.stdout if stream is None else stream
+    width = None if out.isatty() or "COLUMNS" in os.environ else 160
+    Console(file=out, width=width, highlight=False, markup=False, emoji=False).print(table)
