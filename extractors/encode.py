@@ -73,7 +73,8 @@ def encode_rows(
     # Texts are small, so all of them are looked at first; pixels are not.
     window = max(n, 1) if extractor.modality == "text" else step
     for start in range(0, n, window):
-        rows, prepared = [], []
+        rows: list[int] = []
+        prepared: list[Any] = []
         for row in range(start, min(start + window, n)):
             try:
                 prepared.append(extractor.prepare(inputs[row]))
@@ -99,14 +100,14 @@ def encode_rows(
                 features = np.empty((n, block.shape[1]), dtype=np.float32)
             features[[rows[i] for i in batch]] = block
             for i in batch[~np.isfinite(block).all(axis=1)]:
-                reason = f"{extractor.name} gives features that are NaN or infinite for it"
+                row, reason = rows[int(i)], f"{extractor.name} gives NaN or infinite features"
                 if on_bad_row == "fail":
-                    raise InputError(_bad_row(ids[rows[i]], reason))
-                skipped[rows[i]] = reason
+                    raise InputError(_bad_row(ids[row], reason))
+                skipped[row] = reason
             if progress is not None:
                 progress(len(batch))
-        if progress is not None and len(rows) < min(window, n - start):
-            progress(min(window, n - start) - len(rows))
+        if progress is not None and (left_out := min(window, n - start) - len(rows)):
+            progress(left_out)
 
     kept = np.array([row for row in range(n) if row not in skipped], dtype=np.intp)
     if features.shape[1] == 0 and n:

@@ -22,6 +22,7 @@ from extractors.errors import InputError
 from extractors.fingerprint import store_key
 from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
 from extractors.names import parse_name
+from extractors.shard import StoredRows
 from extractors.store import FeatureStore, default_cache_dir
 
 __all__ = ["EncodedRows", "Extraction", "encode_rows", "extract", "store_folder"]
@@ -153,12 +154,15 @@ def extract(
                     encoded = encode_rows(
                         extractor, inputs, ids, on_bad_row=on_bad_row, progress=progress
                     )
-                    writer.append(
-                        split,
+                    done = StoredRows(
                         [ids[k] for k in encoded.kept],
                         rows.labels[np.array(shard)[encoded.kept]],
                         encoded.features,
                         encoded.tokens,
+                    )
+                    writer.append(
+                        split,
+                        done,
                         seconds=time.perf_counter() - clock,
                         skipped=[SkippedRow(i, split, why) for i, why in encoded.skipped.items()],
                     )
@@ -169,9 +173,7 @@ def extract(
     kept = {split: [i for i in rows.ids if i not in left_out] for split, rows in splits.items()}
     n_kept = sum(len(ids) for ids in kept.values())
     if total and not n_kept:
-        raise InputError(
-            f"none of the {total} rows can be encoded; the first: {skipped[0].reason}"
-        )
+        raise InputError(f"none of the {total} rows can be encoded; the first: {skipped[0].reason}")
     return Extraction(
         store=store,
         rows=n_kept,

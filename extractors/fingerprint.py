@@ -65,7 +65,7 @@ def store_key(fingerprint: dict[str, Any]) -> str:
 
     Example:
         >>> store_key({"data": {"a": 1}, "extractor": {}})[:12]
-        'a21c7a6ffcb1'
+        '8420c55734eb'
     """
     try:
         text = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -4,6 +4,8 @@
     minilm       all-MiniLM-L6-v2 as bundled in a Python package: real weights, no network
     timm:ID      a timm image model; also ``timm:local-dir:PATH`` and ``timm:hf-hub:OWNER/NAME``
     toy:KIND     tiny random features for tests: ``toy:text``, ``toy:image``, ``toy:text-64``
+
+A folder is made absolute; a revision is a branch, a tag or a commit of a Hub repository.
 """
 
 from __future__ import annotations
@@ -179,8 +181,10 @@ def _split_revision(prefix: str, rest: str) -> tuple[str, str | None]:
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or text in {".", ".."} or (
-        Path(text).is_dir()
+    return (
+        text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
+        or text in {".", ".."}
+        or Path(text).is_dir()
     )
 
 

@@ -53,23 +53,27 @@ class SentenceExtractor:
 
     @property
     def name(self) -> str:
+        """Canonical backbone name."""
         return str(self._parsed)
 
     @property
     def batch_size(self) -> int:
+        """Texts per forward pass; on a CPU small batches are no slower and waste less padding."""
         return 64 if self._on_gpu else 16
 
     @property
     def max_length(self) -> int | None:
+        """Tokens that the model reads of a text; loads the backbone (but not for MiniLM)."""
         if self._parsed.source == "minilm":
             return 256
         length = self._model.max_seq_length
         # Static embeddings say infinity; some tokenizers say 10**30.
         return int(length) if length is not None and length < 10**9 else None
 
-    @cached_property
+    @property
     def dim(self) -> int:
-        return int(self.encode(["dimension"]).shape[1])
+        """Width of a feature vector; loads the backbone."""
+        return self._dim
 
     def fingerprint(self) -> dict[str, Any]:
         """What the features depend on; a commit or content hashes stand for the model's files."""
@@ -93,12 +97,14 @@ class SentenceExtractor:
 
     def token_counts(self, prepared: Sequence[str]) -> np.ndarray:
         """(b,) int32 tokens before truncation, special tokens included."""
-        tokenizer = self._model.tokenizer
-        if hasattr(tokenizer, "encode_batch"):  # a bare tokenizers.Tokenizer (static embeddings)
-            encodings = tokenizer.encode_batch(list(prepared), add_special_tokens=False)
-            return np.array([len(e.ids) for e in encodings], dtype=np.int32)
-        tokens = tokenizer(
-            list(prepared),
+        model = self._model
+        prompt = model.prompts.get(model.default_prompt_name or "", "")
+        texts = [prompt + text for text in prepared]
+        if hasattr(model.tokenizer, "encode_batch"):  # a bare tokenizer, under static embeddings
+            encodings = model.tokenizer.encode_batch(texts, add_special_tokens=False)
+            return np.array([len(encoding.ids) for encoding in encodings], dtype=np.int32)
+        tokens = model.tokenizer(
+            texts,
             truncation=False,
             padding=False,
             return_attention_mask=False,
@@ -107,6 +113,7 @@ class SentenceExtractor:
         return np.array([len(ids) for ids in tokens], dtype=np.int32)
 
     def encode(self, prepared: Sequence[str]) -> np.ndarray:
+        """(b, dim) float32 features of b texts."""
         features = self._model.encode(
             list(prepared),
             batch_size=len(prepared),
@@ -114,6 +121,10 @@ class SentenceExtractor:
             convert_to_numpy=True,
         )
         return np.ascontiguousarray(features, dtype=np.float32)
+
+    @cached_property
+    def _dim(self) -> int:
+        return int(self.encode(["dimension"]).shape[1])
 
     @cached_property
     def _on_gpu(self) -> bool:

@@ -1,0 +1,151 @@
+"""The one writer of a feature store: all or nothing per shard, alone while it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from extractors.errors import InputError
+from extractors.manifest import MANIFEST_NAME, Manifest, Shard, SkippedRow
+from extractors.shard import StoredRows, shard_bytes
+from extractors.storage import (
+    TEMPORARY_PREFIX,
+    exclusive_lock,
+    make_folder,
+    plain_disk_errors,
+    write_atomically,
+)
+
+LOCK_NAME = ".lock"
+_SHARD_NAME = re.compile(r"\w+-\d{5,}\.arrow")
+
+
+@dataclass
+class StoreWriter:
+    """Grows a store while ``open_writer`` holds its lock.
+
+    Attributes:
+        path: the store's folder.
+        manifest: the store as it is on disk after the last ``append``.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def append(
+        self,
+        split: str,
+        rows: StoredRows,
+        *,
+        seconds: float = 0.0,
+        skipped: Sequence[SkippedRow] = (),
+    ) -> Shard | None:
+        """Add one shard, or nothing at all if anything fails on the way.
+
+        Args:
+            split: letters, digits and underscore.
+            rows: n rows whose ids are not in the store yet; features float32 and finite.
+            seconds: wall time that encoding took.
+            skipped: rows of this stretch of the data that could not be encoded.
+
+        Returns:
+            The new shard, or None where n is 0 and only skipped rows were noted.
+
+        Raises:
+            MachineError: the disk refuses; what was there before is untouched.
+            InputError: shapes that do not belong together, or features that are not finite.
+        """
+        manifest = replace(self.manifest, skipped=(*self.manifest.skipped, *skipped))
+        shard = None
+        if len(rows.ids):
+            self._check(split, rows)
+            content = shard_bytes(split, rows)
+            limit = manifest.max_length
+            long = 0 if rows.tokens is None or limit is None else int((rows.tokens > limit).sum())
+            shard = Shard(
+                file=manifest.free_name(split),
+                split=split,
+                rows=len(rows.ids),
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                truncated=long,
+                seconds=round(seconds, 3),
+            )
+            # The shard first: until the manifest names it, it does not exist.
+            write_atomically(self.path / shard.file, content)
+            manifest = manifest.with_shard(shard)
+        manifest.write(self.path)
+        self.manifest = manifest
+        return shard
+
+    def drop(self, files: set[str]) -> None:
+        """Forget damaged shards: their rows are missing from now on."""
+        manifest = self.manifest.without(files)
+        manifest.write(self.path)
+        self.manifest = manifest
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Delete half-written files and shards that the manifest does not list."""
+        listed = {shard.file for shard in self.manifest.shards}
+        with plain_disk_errors(self.path):
+            for path in self.path.iterdir():
+                orphan = _SHARD_NAME.fullmatch(path.name) and path.name not in listed
+                if orphan or path.name.startswith(TEMPORARY_PREFIX):
+                    path.unlink(missing_ok=True)
+
+    def _check(self, split: str, rows: StoredRows) -> None:
+        n, dim = len(rows.ids), self.manifest.dim
+        if not re.fullmatch(r"\w+", split):
+            raise InputError(f"a split's name has letters, digits and underscores, not '{split}'")
+        if rows.features.shape != (n, dim) or rows.features.dtype != np.float32:
+            raise InputError(
+                f"features must be float32 of shape ({n}, {dim}), got {rows.features.dtype} of "
+                f"shape {rows.features.shape}"
+            )
+        if rows.labels.shape != (n,) or (rows.tokens is not None and rows.tokens.shape != (n,)):
+            raise InputError(f"labels and tokens must have one entry for each of the {n} rows")
+        finite = np.isfinite(rows.features).all(axis=1)
+        if not finite.all():
+            row = rows.ids[int(np.argmin(finite))]
+            raise InputError(f"row '{row}' has features that are NaN or infinite")
+
+
+@contextmanager
+def open_writer(folder: Path, new: Manifest) -> Iterator[StoreWriter]:
+    """Lock a store, create it or check that it is the same, and clear what a crash left behind.
+
+    Args:
+        folder: the store's folder.
+        new: the manifest of an empty store; an existing one must have the same key and dim.
+
+    Raises:
+        MachineError: another process is writing, or the disk refuses.
+        InputError: an existing store cannot be read or belongs to other data.
+    """
+    make_folder(folder)
+    with exclusive_lock(folder / LOCK_NAME, what=f"the store {folder}"):
+        if (folder / MANIFEST_NAME).exists():
+            found = Manifest.read(folder)
+            if found.key != new.key:
+                raise InputError(
+                    f"the store {folder} belongs to other data or another backbone (key "
+                    f"{found.key[:12]}, expected {new.key[:12]})"
+                )
+            if found.dim != new.dim:
+                raise InputError(
+                    f"the store {folder} holds features of width {found.dim}, the backbone gives "
+                    f"{new.dim}: delete the store and extract again"
+                )
+        else:
+            found = new
+            found.write(folder)
+        writer = StoreWriter(folder, found)
+        writer.remove_leftovers()
+        yield writer
