@@ -111,6 +111,8 @@ def _read_tables(
             places.append((len(inputs), f"{table.path.name}, {table.row_word}"))
             inputs += read_inputs(table.path.parent, columns, table.read(columns.input))
             labels += table.read(columns.label)
+        if not inputs:
+            raise InputError(f"{pieces[0].path} has no rows")
         ids = [f"{'row' if found == WHOLE else found}/{i:06d}" for i in range(len(inputs))]
         splits[found] = RawSplit(ids, inputs, labels, _where(places))
     modality = columns.modality

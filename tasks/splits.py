@@ -61,7 +61,7 @@ def stratified_order(labels: np.ndarray, digests: Sequence[bytes]) -> np.ndarray
     """Order all rows so that every prefix is stratified: `order[:m]` is the subset of m rows.
 
     Row i is sorted by (its rank by digest inside its class) / n_c. The first rows are one of every
-    class; after that each class has its share to within one row. Prefixes are nested, so a run on
+    class; after that each class has its share, to within C rows. Prefixes are nested, so a run on
     more rows takes all the rows of a run on fewer.
 
     Parameters: `labels` (n,) integers; `digests` n byte strings. Returns a permutation of range(n).

@@ -1,0 +1,273 @@
+"""Bad data gets one clear sentence that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from extractors.errors import InputError
+from tasks import load_task
+from tasks.columns import ColumnChoice
+from tasks.config import ExtractConfig, FitConfig, load_config
+from tasks.inputs import read_items
+
+GOOD = "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
+LINES = "".join(f'{{"text": "text {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(40))
+
+
+def refusal(*args, **kwargs) -> str:
+    with pytest.raises(InputError) as caught:
+        load_task(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_unknown_task_offers_the_closest_and_lists_all():
+    message = refusal("imbd")
+    assert "'imbd'" in message
+    assert "did you mean 'imdb'" in message
+    assert "wordnet6, digits, imdb" in message
+
+
+def test_a_path_that_does_not_exist():
+    assert refusal("no/such/reviews.csv") == "no/such/reviews.csv does not exist"
+
+
+def test_a_data_root_that_does_not_exist(tmp_path, monkeypatch):
+    assert "--data-root" in refusal("imdb", data_root=tmp_path / "no")
+    monkeypatch.setenv("CONVEX_HEADS_DATA", str(tmp_path / "no"))
+    assert "CONVEX_HEADS_DATA" in refusal("imdb")
+
+
+# Each case: file name, content, what the sentence must contain.
+FILES = {
+    "missing text column": ("d.csv", "body,label\nx,a\n", ["no column 'text'", "body, label"]),
+    "missing label column": ("d.csv", "text,stars\nx,a\n", ["no column 'label'", "text, stars"]),
+    "two kinds of input": ("d.csv", "text,image,label\nx,y,a\n", ["--text-column text"]),
+    "two columns of one name": ("d.csv", "text,label,label\nx,a,b\n", ["two columns", "'label'"]),
+    "empty csv": ("d.csv", "", ["d.csv is empty"]),
+    "empty jsonl": ("d.jsonl", "\n\n", ["d.jsonl holds no rows"]),
+    "empty parquet": ("d.parquet", "", ["d.parquet is empty"]),
+    "header only": ("d.csv", "text,label\n", ["d.csv has no rows"]),
+    "one class": ("d.csv", "text,label\nx,a\ny,a\nz,a\n", ["one class, 'a'", "at least two"]),
+    "a class per row": (
+        "d.csv",
+        "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(40)),
+        ["40 classes for 40 rows", "--label-column"],
+    ),
+    "too few rows": ("d.csv", "text,label\nx,a\ny,b\nz,a\n", ["too few to hold out"]),
+    "missing label": ("d.csv", GOOD + "x,\n", ["d.csv, data row 41", "label is missing"]),
+    "nan label": ("d.csv", GOOD + "x,NaN\n", ["d.csv, data row 41", "label is missing"]),
+    "decimal label": (
+        "d.jsonl",
+        LINES + '{"text": "x", "label": 0.5}\n',
+        ["d.jsonl, line 41", "decimal number 0.5"],
+    ),
+    "number for a text": (
+        "d.jsonl",
+        LINES + '{"text": 7, "label": "a"}\n',
+        ["d.jsonl, line 41", "the text is an int, not a string", "--on-bad-row skip"],
+    ),
+    "no text": ("d.jsonl", LINES + '{"label": "a"}\n', ["line 41", "the text is missing"]),
+    "not json": ("d.jsonl", LINES + "{oops\n", ["d.jsonl, line 41: not JSON"]),
+    "not an object": ("d.jsonl", LINES + "[1]\n", ["line 41: a list, not an object"]),
+    "ragged csv": ("d.csv", GOOD + "a,b,c\n", ["cannot read", "Expected 2 columns, got 3"]),
+    "not parquet": ("d.parquet", "hello", ["cannot read", "d.parquet"]),
+    "not a table": ("d.xlsx", "hello", ["d.xlsx is not a table", ".csv"]),
+    "image that is not there": (
+        "d.csv",
+        "image,label\nnone.png,a\n",
+        ["data row 1", "there is no image file", "none.png"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES, ids=lambda case: case.replace(" ", "-"))
+def test_files(tmp_path, case):
+    name, content, expected = FILES[case]
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    message = refusal(tmp_path / name)
+    for part in expected:
+        assert part in message
+
+
+def test_a_wrong_column_name_offers_the_closest(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD)
+    message = refusal(tmp_path / "d.csv", text_column="texts")
+    assert "no column 'texts'" in message
+    assert "its columns are text, label" in message
+    assert "did you mean 'text'" in message
+
+
+def test_text_and_image_column_exclude_each_other(tmp_path):
+    assert "exclude each other" in refusal("digits", text_column="a", image_column="b")
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
+def test_a_file_that_is_not_utf8(tmp_path, name):
+    (tmp_path / name).write_bytes("text,label\nžluťoučký,a\n".encode("utf-16"))
+    message = refusal(tmp_path / name)
+    assert "UTF-8" in message or "cannot read" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text(GOOD)
+    path.chmod(0)
+    assert "Permission denied" in refusal(path)
+
+
+def test_nan_labels_in_parquet(tmp_path):
+    table = pa.table({"text": ["x"] * 20, "label": [0.0, 1.0] * 9 + [1.0, float("nan")]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert "row 20: the label is missing" in refusal(tmp_path / "d.parquet")
+    data = load_task(tmp_path / "d.parquet", on_bad_row="skip")
+    assert data.classes == ("0", "1")
+    assert data.skipped == (("row/000019", "the label is missing"),)
+
+
+def test_bad_rows_can_be_skipped_and_are_told(tmp_path):
+    (tmp_path / "d.jsonl").write_text(LINES + '{"text": 7, "label": "a"}\n{"text": "x"}\n')
+    data = load_task(tmp_path / "d.jsonl", on_bad_row="skip")
+    ids = [row_id for rows in data.splits.values() for row_id in rows.ids]
+    assert len(ids) == 40
+    assert [row_id for row_id, _ in data.skipped] == ["row/000040", "row/000041"]
+    assert any(note.startswith("2 bad rows dropped: row/000040") for note in data.notes)
+
+
+def test_nothing_left_after_skipping(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"text": 1, "label": "a"}\n{"text": 2, "label": "b"}\n')
+    assert "no rows left after 2 bad ones" in refusal(tmp_path / "d.jsonl", on_bad_row="skip")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_train_does_not_have(tmp_path, split):
+    (tmp_path / "train.csv").write_text(GOOD)
+    (tmp_path / "test.csv").write_text(GOOD)
+    (tmp_path / f"{split}.csv").write_text(GOOD + "x,surprise\n")
+    message = refusal(tmp_path)
+    assert message.startswith(f"{split} has the class 'surprise'")
+
+
+def test_a_label_that_classes_json_does_not_name(tmp_path):
+    (tmp_path / "classes.json").write_text('["a", "c"]')
+    (tmp_path / "train.csv").write_text(GOOD)
+    assert "train.csv, data row 2: label 'b' is not one of the 2" in refusal(tmp_path)
+    (tmp_path / "train.csv").write_text(GOOD.replace(",a", ",0").replace(",b", ",2"))
+    assert "label 2 has no name; there are names for 0 to 1" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '["a", "a"]', "nonsense"])
+def test_a_classes_json_that_is_no_list_of_names(tmp_path, content):
+    (tmp_path / "classes.json").write_text(content)
+    (tmp_path / "train.csv").write_text(GOOD)
+    assert "classes.json" in refusal(tmp_path)
+
+
+def test_more_rows_than_there_are(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD)
+    assert "--train-rows 33 is more than the 32" in refusal(tmp_path / "d.csv", train_rows=33)
+    assert "--test-rows 9 is more than the 8" in refusal(tmp_path / "d.csv", test_rows=9)
+    assert "at least one row" in refusal(tmp_path / "d.csv", train_rows=0)
+    assert "fewer than the 2 classes" in refusal(tmp_path / "d.csv", train_rows=2)
+
+
+def test_folders_that_hold_no_data(tmp_path):
+    assert "holds no data" in refusal(tmp_path)
+    (tmp_path / "a.csv").write_text(GOOD)
+    (tmp_path / "b.csv").write_text(GOOD)
+    assert "none is called train" in refusal(tmp_path)
+    (tmp_path / "test.csv").write_text(GOOD)
+    assert "no train split" in refusal(tmp_path)
+
+
+def test_a_split_that_is_there_twice(tmp_path):
+    for name in ("train.csv", "dev.csv", "validation.csv"):
+        (tmp_path / name).write_text(GOOD)
+    assert "'dev' and 'validation'" in refusal(tmp_path)
+    (tmp_path / "dev.csv").rename(tmp_path / "train.tsv")
+    assert "train.csv and train.tsv" in refusal(tmp_path)
+
+
+# ---- new rows to predict ----
+
+
+def test_new_rows_must_fit_the_head(tmp_path):
+    (tmp_path / "d.csv").write_text("text\nfine\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "photo.png").write_bytes(b"x")
+    cases = [
+        (tmp_path / "no.csv", "text", "does not exist"),
+        (tmp_path / "d.csv", "image", "holds texts, but this head labels images"),
+        (tmp_path, "text", "is a folder, but this head labels texts"),
+        (tmp_path / "empty.txt", "text", "holds nothing to label"),
+        (tmp_path / "empty.txt", "image", "is neither an image nor"),
+    ]
+    for path, modality, expected in cases:
+        with pytest.raises(InputError, match=expected):
+            read_items(path, modality, ColumnChoice())
+    assert read_items(tmp_path / "d.csv", "text", ColumnChoice()).inputs == ["fine"]
+    assert read_items(tmp_path, "image", ColumnChoice()).ids == ["photo.png"]
+
+
+# ---- options ----
+
+OPTIONS = {
+    "no gates": ({"n_gates": "0"}, "--n-gates 0: must be at least 1"),
+    "gates in words": ({"n_gates": "many"}, "--n-gates many: must be 'auto' or"),
+    "negative beta": ({"beta": "-1"}, "--beta -1.0: must be above 0"),
+    "nan beta": ({"beta": "nan"}, "--beta nan: must be above 0"),
+    "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),
+    "no devices": ({"devices": "0"}, "--devices 0: must be at least 1"),
+    "unknown loss": ({"loss": "hinge"}, "--loss hinge: must be 'auto', 'softmax'"),
+    "unknown activation": ({"activation": "gelu"}, "--activation gelu: must be 'gated_relu'"),
+    "no rows": ({"train_rows": 0}, "--train-rows 0: must be at least 1"),
+    "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
+    "bad row policy": ({"on_bad_row": "ask"}, "--on-bad-row ask: must be 'fail' or 'skip'"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.replace(" ", "-"))
+def test_options(case):
+    given, expected = OPTIONS[case]
+    with pytest.raises(InputError) as caught:
+        load_config(FitConfig, None, {"data": "digits", **given})
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_option_files(tmp_path):
+    path = tmp_path / "fit.toml"
+
+    def refused(content: str, kind=FitConfig) -> str:
+        path.write_text(content)
+        with pytest.raises(InputError) as caught:
+            load_config(kind, path)
+        return str(caught.value)
+
+    assert "unknown option 'n_gate'; did you mean 'n_gates'?" in refused('data = "x"\nn_gate = 1')
+    assert "unknown option 'n_gates'" in refused('data = "x"\nn_gates = 1', ExtractConfig)
+    assert "not valid TOML" in refused("data = imdb")
+    assert "say which data" in refused("seed = 1")
+    assert "--seed" in refused('data = "x"\nseed = "one"')
+    with pytest.raises(InputError, match="cannot read --config"):
+        load_config(FitConfig, Path("no.toml"))
+    path.write_text('data = "x"\ntrain-rows = 10\nbeta = 0.03\n')
+    config = load_config(FitConfig, path, {"beta": "auto"})
+    assert (config.data, config.train_rows, config.beta) == ("x", 10, "auto")
+
+
+def test_rows_are_checked_in_python_too():
+    with pytest.raises(InputError):
+        FitConfig(data="digits", n_gates=0)
+    with pytest.raises(InputError):
+        ExtractConfig(data="digits", test_rows=0)
+    assert np.isclose(float(FitConfig(data="digits", beta=0.5).beta), 0.5)

@@ -1,0 +1,149 @@
+"""The command line as a person and a script meet it: exit codes, streams, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tasks.cli import main
+
+VERBS = ("demo", "tasks", "extract", "fit", "predict", "info", "doctor")
+HEAVY = ("torch", "jax", "sklearn", "scipy", "transformers", "datasets", "pyarrow", "matplotlib")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen_and_shows_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: convex-heads {verb}" in text
+    assert len(text.splitlines()) <= 48
+    for option in ("--json", "--seed", "--config", "--debug", "--quiet", "--cache-dir"):
+        assert option in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_first_help_lists_the_verbs_in_full(arguments, capsys):
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    commands = text.partition("Commands:")[2]
+    assert "..." not in commands  # no sentence is cut off
+    assert [line.split()[0] for line in commands.strip().splitlines()] == list(VERBS)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from tasks.cli import main; main(['fit', '--help']); "
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - began
+    assert "HEAVY []" in done.stdout
+    assert seconds < 3  # well under one on a machine that does nothing else
+
+
+# ---- refusals ----
+
+REFUSED = {
+    "no such verb": (["fitt"], "Did you mean 'fit'"),
+    "no such option": (["fit", "digits", "--bata", "1"], "--beta"),
+    "no data": (["fit"], "say which data"),
+    "a word for a number": (["tasks", "--seed", "x"], "--seed"),
+    "no gates": (["fit", "digits", "--n-gates", "0"], "--n-gates 0: must be at least 1"),
+    "negative beta": (["fit", "digits", "--beta", "-1"], "--beta -1.0: must be above 0"),
+    "no config": (["extract", "digits", "--config", "no.toml"], "cannot read --config no.toml"),
+    "no artefact": (["predict"], "say which artefact"),
+    "no path": (["info"], "say which store or artefact"),
+    "nothing there": (["info", "no/such/folder"], "no/such/folder does not exist"),
+    "no data root": (["tasks", "--data-root", "no/such"], "--data-root no/such is not a folder"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.replace(" ", "-"))
+def test_misuse_is_one_line_on_stderr_and_exit_code_2(case, capsys):
+    arguments, expected = REFUSED[case]
+    assert main(arguments) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("error: ")
+    assert streams.err.count("\n") == 1
+    assert expected in streams.err
+
+
+def test_debug_shows_where(capsys):
+    from extractors.errors import InputError
+
+    with pytest.raises(InputError):
+        main(["info", "no/such/folder", "--debug"])
+
+
+def test_a_folder_that_is_neither_store_nor_artefact(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 2
+    assert "neither a store" in capsys.readouterr().err
+
+
+# ---- verbs that need no head ----
+
+
+def test_tasks_lists_what_is_at_hand(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("CONVEX_HEADS_DATA", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert main(["tasks", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    listed = {task["name"]: task for task in json.loads(out)["tasks"]}
+    assert listed["wordnet6"]["at_hand"] is True
+    assert listed["imdb"]["at_hand"] is False
+    assert listed["imdb"]["source"] == "hub:stanfordnlp/imdb"
+    assert main(["tasks"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in listed)
+
+
+def test_a_config_file_gives_the_options(capsys, tmp_path):
+    (tmp_path / "t.toml").write_text('data_root = "no/such"\n')
+    assert main(["tasks", "--config", str(tmp_path / "t.toml")]) == 2
+    assert "no/such is not a folder" in capsys.readouterr().err
+
+
+def test_doctor_names_what_is_wrong_and_the_cure(tmp_path):
+    done = run("doctor", "--json", CONVEX_HEADS_DATA=str(tmp_path / "gone"), OMP_NUM_THREADS="64")
+    assert done.returncode == 1
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["data"]["status"] == "broken"
+    assert "gone is not a folder" in checks["data"]["found"]
+    assert checks["threads"]["status"] == "warning"
+    assert "unset OMP_NUM_THREADS" in checks["threads"]["advice"]
+    assert checks["jax devices"]["status"] == "ok"
+    assert checks["hub"]["status"] == "warning"
+    for check in checks.values():
+        assert bool(check["advice"]) == (check["status"] != "ok")
+    assert done.stderr == ""
+
+
+def test_doctor_is_content_here(capsys, cache_dir, monkeypatch):
+    monkeypatch.delenv("CONVEX_HEADS_DATA", raising=False)
+    assert main(["doctor"]) == 0
+    streams = capsys.readouterr()
+    assert "at hand: wordnet6, digits" in streams.out
+    assert str(cache_dir) in streams.out
+    assert streams.err == ""

@@ -1,0 +1,106 @@
+"""Progress for log files and for terminals, and what becomes of predictions on their way out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from tasks import console
+from tasks.console import LineReporter, QuietReporter, RichReporter, make_reporter
+from tasks.inputs import text_items
+from tasks.predict import predict_items, write_csv, write_json_lines, write_table
+
+
+def test_lines_say_how_far_and_how_long(monkeypatch):
+    stream = io.StringIO()
+    clock = iter([0.0, 1.0, 20.0, 40.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    reporter = LineReporter(stream)
+    with reporter.stage("extract", total=100, done=50) as stage:
+        stage.advance(1)  # after 1 s: too soon for a line
+        stage.advance(9)  # after 20 s, 10 of the 50 that were left
+    reporter.note("val is used as test")
+    assert stream.getvalue().splitlines() == [
+        "extract: begins, 50 of 100 already done",
+        "extract: 60/100, 1 min 20 s left",
+        "extract: done in 40.0 s",
+        "note: val is used as test",
+    ]
+
+
+def test_a_stage_that_fails_is_not_called_done():
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), LineReporter(stream).stage("fit", total=None):
+        raise KeyboardInterrupt
+    assert "done" not in stream.getvalue()
+
+
+def test_bars_show_counts_and_notes_are_taken_literally():
+    stream = io.StringIO()
+    reporter = RichReporter(stream)
+    with reporter.stage("extract", total=4, done=1) as stage:
+        stage.advance(2)
+    reporter.note("the class [red] has no rows")
+    assert "3/4" in stream.getvalue()
+    assert "note: the class [red] has no rows" in stream.getvalue()
+
+
+def test_the_reporter_fits_the_stream(capsys):
+    assert isinstance(make_reporter(quiet=True), QuietReporter)
+    assert isinstance(make_reporter(), LineReporter)  # captured: not a terminal
+
+
+class LengthClassifier:
+    """Texts are long or short; an empty one cannot be encoded."""
+
+    modality = "text"
+    classes = ("long", "short")
+
+    def predict_proba(self, items, *, ids=None, on_bad_row="fail"):
+        long = np.array([np.nan if not item else min(len(item), 10) / 10 for item in items])
+        return np.stack([long, 1 - long], axis=1)
+
+
+TEXTS = ["abcdefghij", "", 'a "b", c', *["x"] * 600]
+
+
+def predictions(notes: list[str] | None = None):
+    class Notes(QuietReporter):
+        def note(self, text: str) -> None:
+            if notes is not None:
+                notes.append(text)
+
+    return predict_items(LengthClassifier(), text_items(TEXTS), on_bad_row="skip", reporter=Notes())
+
+
+def test_predictions_as_json_lines():
+    stream, notes = io.StringIO(), []
+    write_json_lines(predictions(notes), stream)
+    rows = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(rows) == len(TEXTS) - 1
+    assert notes == ["1 rows could not be used and were left out"]
+    assert rows[0]["label"] == "long"
+    assert rows[0]["score"] == 1.0
+    assert rows[0]["probabilities"] == {"long": 1.0, "short": 0.0}
+    assert rows[-1]["label"] == "short"
+
+
+def test_predictions_as_csv():
+    stream = io.StringIO()
+    write_csv(predictions(), LengthClassifier.classes, stream)
+    rows = list(csv.DictReader(io.StringIO(stream.getvalue())))
+    assert list(rows[0]) == ["id", "label", "score", "long", "short"]
+    assert [row["id"] for row in rows] == [text for text in TEXTS if text]
+    assert float(rows[1]["long"]) == 0.8
+
+
+def test_predictions_as_a_table():
+    stream = io.StringIO()
+    write_table(list(predictions())[:2], LengthClassifier.classes, stream)
+    lines = [line.split() for line in stream.getvalue().splitlines() if line.strip()]
+    assert lines[0] == ["input", "label", "score", "long", "short"]
+    assert lines[-2] == ["abcdefghij", "long", "1.0000", "1.0000", "0.0000"]
