@@ -1,0 +1,58 @@
+"""The YAML header of a model card, by which the Hugging Face Hub finds and shows a model."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from tasks.records import FitRecord
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what the bundled default backbone is
+_OWNERS = {"st": "sentence-transformers", "timm": "timm"}  # of ids without one
+
+
+def card_metadata(record: FitRecord) -> str:
+    """The header between the two ``---`` lines, made by the Hub's own library.
+
+    Args:
+        record: of the fit. The licence is left to the one who publishes the head.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    kind = "text-classification" if record.modality == "text" else "image-classification"
+    results = [
+        EvalResult(
+            task_type=kind,
+            dataset_type=record.task,
+            dataset_name=record.task,
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=round(float(value), 6),
+        )
+        for metric, value in (("accuracy", record.test_accuracy), ("f1", record.test_macro_f1))
+    ]
+    return ModelCardData(
+        library_name="convex-heads",
+        pipeline_tag=kind,
+        base_model=_base_model(record.backbone),
+        tags=["convex-heads", "frozen-features", "convex-optimization"],
+        metrics=["accuracy", "f1"],
+        model_name=record.task,
+        eval_results=results,
+    ).to_yaml()
+
+
+def _base_model(backbone: str) -> str | None:
+    """The Hub's id of a backbone; None where it has none (a local folder, a toy).
+
+    >>> _base_model("timm:resnet18.a1_in1k@main"), _base_model("toy:text-32")
+    ('timm/resnet18.a1_in1k', None)
+    """
+    if backbone == "minilm":
+        return _MINILM
+    source, _, rest = backbone.partition(":")
+    model = rest.split("@")[0].removeprefix("hf-hub:")
+    local = model.startswith("local-dir:") or PurePath(model).is_absolute()
+    if source not in ("st", "hf", "timm") or local:
+        return None
+    owner = _OWNERS.get(source)
+    return model if "/" in model or owner is None else f"{owner}/{model}"
