@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from convex_heads.scaling import Scaling
 
@@ -22,20 +23,24 @@ class Network:
         gates: (P, d + 1).
         weights: (P, d + 1, C).
         offset: z0 (C,).
+        loss: name of the loss it was trained with, which says what scores mean.
     """
 
     scaling: Scaling
     gates: np.ndarray
     weights: np.ndarray
     offset: np.ndarray
+    loss: str
 
     @classmethod
     def decode(
-        cls, scaling: Scaling, gates: np.ndarray, W: np.ndarray, offset: np.ndarray
+        cls, scaling: Scaling, gates: np.ndarray, W: np.ndarray, offset: np.ndarray, loss: str
     ) -> Network:
         """Drops gates whose weights are zero. W (P, d + 1, C) in standardised coordinates."""
         alive = np.asarray(W).any(axis=(1, 2))
-        return cls(scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset))
+        return cls(
+            scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset), loss
+        )
 
     @property
     def dim(self) -> int:
@@ -56,3 +61,23 @@ class Network:
             on = block @ self.gates.T >= 0
             out[rows] += np.einsum("npc,np->nc", (block @ columns).reshape(-1, P, C), on)
         return out
+
+    def probabilities(self, X: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Class probabilities (n, C >= 2) of raw features (n, d)."""
+        return probabilities(self.scores(X), self.loss, temperature)
+
+
+def probabilities(z: np.ndarray, loss: str, temperature: float = 1.0) -> np.ndarray:
+    """Scores -> class probabilities (n, C >= 2).
+
+    Softmax and sigmoid of z / temperature; squared-loss scores are clipped at zero and normalised,
+    and know no temperature.
+    """
+    if loss == "squared":
+        p = np.clip(z, 0, None) + np.finfo(z.dtype).tiny
+        return p / p.sum(axis=1, keepdims=True)
+    z = z / z.dtype.type(temperature)
+    if loss == "logistic":
+        p = expit(z)
+        return np.concatenate([1 - p, p], axis=1)
+    return softmax(z, axis=1)

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
@@ -23,9 +22,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from convex_heads.decode import Network
+from convex_heads.decode import Network, probabilities
 from convex_heads.fista import Limits, minimise
-from convex_heads.gated import Options, Prepared, certify_prepared, prepare, reweight, unrotate
+from convex_heads.gated import Options, certify_prepared, prepare, reweight, unrotate
 from convex_heads.losses import LOSSES
 from convex_heads.path import DEFAULT_BETAS, PathPoint, solve_path
 from convex_heads.scaling import Scaling
@@ -113,7 +112,13 @@ class _ConvexHead(BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self._keep(prepared, scaling, solution.value)
+        self.network_ = Network.decode(
+            scaling,
+            prepared.gates,
+            unrotate(prepared, solution.value),
+            np.asarray(prepared.program.z0),
+            loss_name,
+        )
         self.loss_ = loss_name
         self.status_ = solution.status
         self.beta_ = fraction
@@ -122,11 +127,6 @@ class _ConvexHead(BaseEstimator):
         self.history_ = solution.history
         self.passes_ = sum(point.passes for point in path.points) + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
-
-    def _keep(self, prepared: Prepared, scaling: Scaling, W: Any) -> None:
-        self.network_ = Network.decode(
-            scaling, prepared.gates, unrotate(prepared, W), np.asarray(prepared.program.z0)
-        )
 
     def _fractions(self, data: TrainingSet) -> Sequence[float]:
         if isinstance(self.beta, str):
@@ -283,14 +283,7 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities (n, C). For the squared loss: scores clipped and normalised."""
-        z = self._scores(X)
-        if self.loss_ == "squared":
-            p = np.clip(z, 0, None) + np.finfo(z.dtype).tiny
-            return p / p.sum(axis=1, keepdims=True)
-        if z.shape[1] == 1:
-            p = expit(z)
-            return np.concatenate([1 - p, p], axis=1)
-        return softmax(z, axis=1)
+        return probabilities(self._scores(X), self.loss_)
 
     def predict(self, X: Any) -> np.ndarray:
         """Class labels (n,)."""
@@ -361,6 +354,11 @@ class ConvexHeadRegressor(RegressorMixin, _ConvexHead):
             data = TrainingSet.with_validation(X, target, weight, X_val, target_val)
         self._fit(data, "squared", _r2, on_point)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def predict(self, X: Any) -> np.ndarray:
         """Predicted targets, shaped like y."""
