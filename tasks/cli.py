@@ -303,7 +303,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 130, _INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return 1, "the program that read the output has gone"
-    if isinstance(error, MemoryError):
+    # A GPU that is full: JAX's status code, torch's exception.
+    full = "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or full:
         return 1, "out of memory; use fewer rows (--train-rows) or fewer gates (--n-gates)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 1, f"no space left on the disk of {error.filename or 'the output'}"

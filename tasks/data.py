@@ -207,7 +207,7 @@ def _notes(
     if skipped:
         listed = ", ".join(f"{row} ({reason})" for row, reason in skipped[:3])
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-        notes.append(f"{len(skipped)} bad rows dropped: {listed}{more}")
+        notes.append(f"bad rows dropped: {len(skipped)}, {listed}{more}")
     seen = set(rows["train"].digests) | set(rows["validation"].digests)
     repeated = sum(digest in seen for digest in rows["test"].digests)
     if repeated:

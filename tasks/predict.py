@@ -132,7 +132,7 @@ def predict_items(
                 yield Prediction(row_id, classes[best], float(row[best]), by_class)
             stage.advance(len(ids))
     if skipped:
-        reporter.note(f"{skipped} rows could not be used and were left out")
+        reporter.note(f"rows left out because they could not be used: {skipped}")
 
 
 def write_json_lines(predictions: Iterable[Prediction], stream: IO[str]) -> None:

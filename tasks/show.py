@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,11 +51,11 @@ def show_fit(record: FitRecord) -> None:
     if record.modality == "text" and record.truncated_fraction is not None:
         print(f"{truncation(record.truncated_fraction)}")
     if record.skipped_rows:
-        print(f"{record.skipped_rows} rows could not be used and were left out.")
+        print(f"rows left out because they could not be used: {record.skipped_rows}")
     example = '--text "..."' if record.modality == "text" else "--input FOLDER_OF_IMAGES"
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
-    print(f"next      convex-heads predict {record.artefact} {example}")
+    print(f"next      convex-heads predict {shlex.quote(record.artefact)} {example}")
 
 
 def truncation(fraction: float) -> str:
@@ -79,7 +80,7 @@ def show_extract(record: ExtractRecord) -> None:
     if record.modality == "text" and record.truncated_fraction is not None:
         print(truncation(record.truncated_fraction))
     if record.skipped_rows:
-        print(f"{record.skipped_rows} rows could not be used and were left out.")
+        print(f"rows left out because they could not be used: {record.skipped_rows}")
     print(f"store  {record.store}")
 
 

@@ -82,7 +82,7 @@ def test_predictions_as_json_lines():
     write_json_lines(predictions(notes), stream)
     rows = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(rows) == len(TEXTS) - 1
-    assert notes == ["1 rows could not be used and were left out"]
+    assert notes == ["rows left out because they could not be used: 1"]
     assert rows[0]["label"] == "long"
     assert rows[0]["score"] == 1.0
     assert rows[0]["probabilities"] == {"long": 1.0, "short": 0.0}

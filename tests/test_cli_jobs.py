@@ -1,0 +1,215 @@
+"""The main job through the command line, on small real data and random backbones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.cli import main
+from tasks.records import FitRecord
+
+pytest.importorskip("tasks.fit", reason="the job itself is not written yet")
+
+WORDS = {"animal": "dog cat horse bird wolf", "plant": "oak rose fern moss grass"}
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    """200 texts of two classes that a bag of random features tells apart."""
+    path = tmp_path_factory.mktemp("own") / "reviews.csv"
+    lines = ["text,label"]
+    for i in range(100):
+        for label, words in WORDS.items():
+            chosen = words.split()
+            lines.append(f"the {chosen[i % 5]} and a {chosen[i // 5 % 5]} number {i},{label}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(reviews, tmp_path_factory, request) -> tuple[dict, Path, str]:
+    """`fit --json` once, in a process of its own: the record, the artefact, and stderr."""
+    out = tmp_path_factory.mktemp("artefact") / "a head"
+    done = run("fit", str(reviews), "--backbone", "toy:text-32", "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout), out, done.stderr
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+def test_fit_reports_every_field_and_writes_the_artefact(fitted):
+    record, out, _ = fitted
+    assert list(record) == list(FitRecord.__dataclass_fields__)
+    assert record["artefact"] == str(out)
+    assert record["n_train"] + record["n_validation"] + record["n_test"] == 200
+    assert 0 <= record["relative_gap"] <= 0.05
+    assert record["dual"] <= record["primal"]
+    low, high = record["test_accuracy_interval"]
+    assert low <= record["test_accuracy"] <= high
+    assert {"extract", "fit", "fit_compile", "baseline"} <= set(record["seconds"])
+    for name in ("config.json", "model.safetensors", "README.md", "report.html"):
+        assert (out / name).is_file()
+
+
+def test_progress_goes_to_stderr_without_a_stack_of_warnings(fitted):
+    stderr = fitted[2]
+    assert "done in" in stderr
+    assert "arning" not in stderr
+    assert "Traceback" not in stderr
+
+
+def test_fit_for_people_names_both_heads_and_the_next_command(fitted, reviews, capsys):
+    _, out, _ = fitted
+    arguments = ["fit", str(reviews), "--backbone", "toy:text-32", "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    streams = capsys.readouterr()
+    assert streams.err == ""
+    for part in ("convex head", "linear probe", "95% interval", "relative gap", "truncated"):
+        assert part in streams.out
+    assert f"convex-heads predict '{out}'" in streams.out
+
+
+def test_predict_texts_in_every_format(fitted, capsys):
+    _, out, _ = fitted
+    texts = ["--text", "the dog and a wolf", "--text", "moss, fern and grass"]
+    assert main(["predict", str(out), *texts, "--json", "--quiet"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    labels = [row["label"] for row in answer["predictions"]]
+    assert labels == ["animal", "plant"]
+    for row in answer["predictions"]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["score"] == max(row["probabilities"].values())
+    assert main(["predict", str(out), *texts, "--format", "jsonl", "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["label"] for line in lines] == labels
+    assert main(["predict", str(out), *texts, "--format", "csv", "--quiet"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["label"] for row in rows] == labels
+    assert main(["predict", str(out), *texts, "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert "the dog and a wolf" in table
+
+
+def test_predict_a_file_into_a_file(fitted, reviews, tmp_path):
+    _, out, _ = fitted
+    target = tmp_path / "answers.csv"
+    arguments = ["predict", str(out), "--input", str(reviews), "--output", str(target), "--quiet"]
+    assert main(arguments) == 0
+    with target.open() as stream:
+        answers = [row["label"] for row in csv.DictReader(stream)]
+    truth = [line.rpartition(",")[2] for line in reviews.read_text().splitlines()[1:]]
+    assert sum(a == b for a, b in zip(answers, truth, strict=True)) >= 190
+
+
+def test_predict_refuses_what_the_head_cannot_label(fitted, capsys, tmp_path):
+    _, out, _ = fitted
+    cases = [
+        (["predict", str(out)], "say what to label"),
+        (["predict", str(out), "--text", "x", "--input", "y"], "not both"),
+        (["predict", str(tmp_path), "--text", "x"], str(tmp_path)),
+        (["predict", str(out), "--text", "x", "--output", "no/such/file.csv"], "cannot write"),
+    ]
+    for arguments, expected in cases:
+        assert main(arguments) == 2
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        assert expected in streams.err
+        assert streams.err.strip().count("\n") == 0
+
+
+def test_info_knows_stores_and_artefacts(fitted, capsys):
+    record, out, _ = fitted
+    assert main(["info", record["store"], "--json"]) == 0
+    store = json.loads(capsys.readouterr().out)
+    assert store["kind"] == "store"
+    assert sum(store["facts"]["rows"].values()) == 200
+    assert store["facts"]["dim"] == record["dim"] == 32
+    assert main(["info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "artefact"
+    assert main(["info", str(out)]) == 0
+    assert "is an artefact" in capsys.readouterr().out
+
+
+def test_an_altered_shard_is_found_by_info_and_redone_by_extract(reviews, tmp_path, capsys):
+    extract = ["extract", str(reviews), "--backbone", "toy:text-8", "--cache-dir", str(tmp_path)]
+    assert main([*extract, "--json", "--quiet"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["rows"], first["dim"], first["resumed_rows"]) == (200, 8, 0)
+    shard = sorted(Path(first["store"]).glob("*.arrow"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert main(["info", first["store"]]) == 2
+    assert shard.name in capsys.readouterr().err
+    assert main([*extract, "--json", "--quiet"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert 0 < again["resumed_rows"] < 200
+    assert main(["info", first["store"]]) == 0
+    capsys.readouterr()
+    assert main([*extract, "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed_rows"] == 200
+
+
+def test_images_are_fitted_and_labelled(tmp_path, capsys):
+    from PIL import Image
+
+    from tasks import load_task
+
+    digits = load_task("digits", train_rows=400, test_rows=100)
+    arguments = ["fit", "digits", "--backbone", "toy:image-64", "--out", str(tmp_path / "head")]
+    assert main([*arguments, "--train-rows", "400", "--test-rows", "100", "--quiet"]) == 0
+    assert "--input" in capsys.readouterr().out
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, pixels in enumerate(digits.splits["test"].inputs[:3]):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"not an image")
+    predict = ["predict", str(tmp_path / "head"), "--input", str(folder), "--format", "jsonl"]
+    assert main([*predict, "--quiet"]) == 2
+    assert "3.png" in capsys.readouterr().err
+    assert main([*predict, "--on-bad-row", "skip"]) == 0
+    streams = capsys.readouterr()
+    rows = [json.loads(line) for line in streams.out.splitlines()]
+    assert [row["id"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert "left out because they could not be used: 1" in streams.err
+
+
+def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(tmp_path):
+    rows = "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(60_000))
+    (tmp_path / "big.csv").write_text("text,label\n" + rows)
+    command = [sys.executable, "-m", "tasks.cli", "extract", str(tmp_path / "big.csv")]
+    command += ["--backbone", "toy:text-64", "--cache-dir", str(tmp_path / "cache"), "--json"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/stores/*/*-00001.arrow")):
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 130, err
+    assert out == ""
+    assert "interrupted; what was finished is kept" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["rows"] == 60_000
+    assert record["resumed_rows"] >= 512
