@@ -7,6 +7,7 @@ everywhere else.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from tasks.metrics import Reliability
 
 HEAD, PROBE = "#0b6e75", "#b4540a"  # told apart also by the colour-blind, and in grey
+FEWEST_ROWS = 10  # in a bin of the reliability diagram; the accuracy of fewer is noise
 _INK, _GRID = "#24292f", "#d8dee4"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text, not outlines: smaller, selectable, found by a search
     "svg.hashsalt": "convex-heads",  # the same figure has the same bytes
-    "font.family": ["Helvetica", "Arial", "DejaVu Sans", "sans-serif"],
+    # Comes with matplotlib and runs wide: the page may set any other font in its place.
+    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -96,8 +99,15 @@ def path_figure(path: Sequence[Mapping[str, float]], beta: float, beta_max: floa
     figure, (top, bottom) = _new(height=3.3, rows=2)
     top.plot(x, [100 * point["validation_accuracy"] for point in points], "o-", color=HEAD, ms=4)
     top.set_ylabel("validation acc., %")
-    bottom.plot(x, [point["relative_gap"] for point in points], "o-", color=HEAD, ms=4)
+    # A gap of zero has no place on a logarithmic axis; float32 does not tell it from this.
+    gaps = [max(point["relative_gap"], 1e-9) for point in points]
+    bottom.plot(x, gaps, "o-", color=HEAD, ms=4)
     bottom.set_yscale("log")
+    # Whole decades, so that there are at least two plain labels.
+    bottom.set_ylim(
+        10 ** math.floor(math.log10(min(gaps)) - 0.01),
+        10 ** math.ceil(math.log10(max(gaps)) + 0.01),
+    )
     bottom.set_ylabel("relative gap")
     bottom.set_xlabel("beta / beta_max: less regularised to the right")
     for axes in (top, bottom):
@@ -130,16 +140,19 @@ def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str
     """
     figure, (top, bottom) = _new(height=3.9, rows=2, ratios=(3, 1))
     top.plot([0, 100], [0, 100], color=_INK, lw=0.8, ls=":")
+    lowest = 100.0
     for i, (name, r) in enumerate(zip(names, bins, strict=True)):
         colour, marker = ((HEAD, "o"), (PROBE, "s"))[i % 2]
-        there = r.counts > 0
+        there = r.counts >= FEWEST_ROWS
         label = f"{name}, ECE {100 * r.ece:.1f} %"
         confidence, accuracy = 100 * r.confidence[there], 100 * r.accuracy[there]
+        lowest = min([lowest, *confidence])
         top.plot(confidence, accuracy, marker + "-", color=colour, ms=4, lw=1, label=label)
         centres = 100 * (r.edges[:-1] + r.edges[1:]) / 2
         shares = 100 * r.counts / r.counts.sum()
         bottom.step(centres, shares, where="mid", color=colour, lw=1)
-    top.legend(loc="upper left", frameon=False)
+    top.legend(loc="lower right", frameon=False)
+    top.set_xlim(max(0.0, lowest - 10), 102)
     top.set_ylabel("accuracy in the bin, %")
     bottom.set_ylabel("rows, %")
     bottom.set_xlabel("probability of the predicted class, %")

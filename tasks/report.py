@@ -261,7 +261,7 @@ def _figures(
 ) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from tasks.figures import accuracy_figure, path_figure, reliability_figure
+    from tasks.figures import FEWEST_ROWS, accuracy_figure, path_figure, reliability_figure
 
     names = ("convex head", "linear probe")
     accuracy = accuracy_figure(
@@ -275,6 +275,7 @@ def _figures(
         "accuracy": Markup(accuracy),
         "path": Markup(path),
         "reliability": Markup(bins),
+        "fewest": FEWEST_ROWS,
     }
 
 
