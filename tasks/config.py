@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -260,3 +261,17 @@ def _toml(value: Any) -> str:
         # A TOML basic string is a JSON string, except that DEL must be escaped too.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
+
+
+def as_command(verb: str, config: ExtractConfig) -> str:
+    """The command line that these options come from; what has its default value is left out.
+
+    >>> as_command("fit", FitConfig(data="my reviews.csv", backbone="minilm", n_gates=32))
+    "convex-heads fit 'my reviews.csv' --backbone minilm --n-gates 32"
+    """
+    words = ["convex-heads", verb, config.data]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "data" and value != field.default:
+            words += ["--" + field.name.replace("_", "-"), str(value)]
+    return shlex.join(words)

@@ -1,0 +1,249 @@
+"""The artefact: a folder with everything that rebuilds a fitted head, and nothing that executes.
+
+``config.json`` says what it is, ``model.safetensors`` holds the arrays. Both are checked when they
+are read: schema, shapes, dtypes, checksum. A folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convex_heads.decode import Network
+from convex_heads.scaling import Scaling
+from extractors.errors import InputError
+from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors, write_atomically
+from tasks.records import to_json
+
+SCHEMA_VERSION = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A deployed head: the network, the names of its classes, the calibration.
+
+    Attributes:
+        network: raw features -> scores.
+        classes: C names.
+        temperature: scores are divided by it before they become probabilities.
+    """
+
+    network: Network
+    classes: tuple[str, ...]
+    temperature: float = 1.0
+
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
+        """Raw features (n, d) -> probabilities (n, C)."""
+        return self.network.probabilities(features, self.temperature)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What an artefact's folder says.
+
+    Attributes:
+        head: the head.
+        config: the whole of ``config.json``.
+    """
+
+    head: Head
+    config: dict[str, Any]
+
+
+def write_artefact(
+    folder: Path,
+    head: Head,
+    *,
+    modality: str,
+    backbone: str,
+    backbone_fingerprint: dict[str, Any],
+    facts: dict[str, Any],
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes an artefact, replacing an older one at the same place.
+
+    Args:
+        folder: where; if it exists it must be empty or an artefact.
+        head: what predicts.
+        modality: ``text`` or ``image``.
+        backbone: its name, as ``load_extractor`` takes it.
+        backbone_fingerprint: what its features depend on.
+        facts: JSON-able: the certificate, the training record.
+        write_more: writes further files (model card, report) into the folder it is given.
+
+    Raises:
+        InputError: the folder holds something else.
+        MachineError: the disk refuses; an older artefact is then untouched.
+    """
+    check_destination(folder)
+    make_folder(folder.absolute().parent)
+    temporary = folder.absolute().with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
+    with plain_disk_errors(folder.parent):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    try:
+        content = _tensors(head.network)
+        config = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "convex-head",
+            "modality": modality,
+            "backbone": backbone,
+            "backbone_fingerprint": backbone_fingerprint,
+            "classes": list(head.classes),
+            "loss": head.network.loss,
+            "temperature": head.temperature,
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
+            **facts,
+        }
+        write_atomically(temporary / WEIGHTS_NAME, content)
+        write_atomically(temporary / CONFIG_NAME, (to_json(config, indent=2) + "\n").encode())
+        with plain_disk_errors(folder.parent):
+            if write_more is not None:
+                write_more(temporary)
+            _replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_destination(folder: Path) -> None:
+    """Raises InputError unless an artefact may be written there. Cheap: ask before the work."""
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
+            raise InputError(
+                f"--out {folder} is a folder with other things in it: name a new or an empty folder"
+            )
+    elif folder.exists():
+        raise InputError(f"--out {folder} is a file: name a folder")
+
+
+def read_artefact(folder: Path) -> Artefact:
+    """Reads and checks an artefact. Nothing in it is executed.
+
+    Raises:
+        InputError: what is missing, altered, or of another schema version.
+    """
+    config = _read_config(folder)
+    try:
+        content = (folder / WEIGHTS_NAME).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {folder / WEIGHTS_NAME}: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
+        raise InputError(f"{folder / WEIGHTS_NAME} was altered (its checksum differs)")
+    network = _network(content, config["loss"], folder / WEIGHTS_NAME)
+    columns = network.offset.shape[0]
+    expected = 1 if config["loss"] == "logistic" else len(config["classes"])
+    if columns != expected:
+        raise InputError(
+            f"{folder}: the weights have {columns} outputs, the settings ask for {expected}"
+        )
+    head = Head(network, tuple(config["classes"]), float(config["temperature"]))
+    return Artefact(head, config)
+
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "modality": str,
+    "backbone": str,
+    "backbone_fingerprint": dict,
+    "classes": list,
+    "loss": str,
+    "temperature": (int, float),
+    "weights_sha256": str,
+}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist: name a folder that `convex-heads fit` wrote")
+    if not path.is_file():
+        raise InputError(f"{folder} is no artefact: it has no {CONFIG_NAME}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    version = config.get("schema_version") if isinstance(config, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+            "install the release that wrote it, or fit again"
+        )
+    for name, kind in _FIELDS.items():
+        if not isinstance(config.get(name), kind):
+            raise InputError(f"{path}: '{name}' is missing or of the wrong kind")
+    if not all(isinstance(each, str) for each in config["classes"]):
+        raise InputError(f"{path}: 'classes' must be a list of names")
+    if not 0 < config["temperature"] < float("inf"):
+        raise InputError(f"{path}: 'temperature' must be above 0")
+    return config
+
+
+def _tensors(network: Network) -> bytes:
+    from safetensors.numpy import save
+
+    arrays = {
+        "mean": network.scaling.mean,
+        "scale": network.scaling.scale,
+        "keep": network.scaling.keep.astype(np.uint8),
+        "gates": network.gates,
+        "weights": network.weights,
+        "offset": network.offset,
+    }
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def _network(content: bytes, loss: str, path: Path) -> Network:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no safetensors file: {error}") from error
+    names = {"mean", "scale", "keep", "gates", "weights", "offset"}
+    if missing := names - arrays.keys():
+        raise InputError(f"{path}: the array '{min(missing)}' is missing")
+    for name in names - {"keep"}:
+        if (
+            arrays[name].dtype not in (np.float32, np.float64)
+            or not np.isfinite(arrays[name]).all()
+        ):
+            raise InputError(f"{path}: the array '{name}' must hold finite floating-point numbers")
+    P, k, C = (*arrays["weights"].shape, 0, 0, 0)[:3]
+    d = k - 1
+    shapes = {
+        "mean": (d,),
+        "scale": (d,),
+        "keep": (d,),
+        "gates": (P, k),
+        "weights": (P, k, C),
+        "offset": (C,),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise InputError(
+                f"{path}: the array '{name}' has shape {arrays[name].shape} instead of {shape}"
+            )
+    scaling = Scaling(arrays["mean"], arrays["scale"], arrays["keep"].astype(bool))
+    return Network(scaling, arrays["gates"], arrays["weights"], arrays["offset"], loss)
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Puts a finished folder in its place; the one that was there goes last."""
+    if not place.exists():
+        new.replace(place)
+        return
+    old = new.with_name(f"{new.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    place.replace(old)
+    new.replace(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,350 @@
+"""The main job: rows -> features in a store -> certified head -> metrics -> artefact and report.
+
+Validation rows choose (beta, temperature, the probe's C); test rows are read once, at the end.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from extractors import load_extractor
+from extractors.base import Extractor
+from extractors.errors import InputError
+from extractors.extract import Extraction, extract
+from extractors.manifest import installed_versions
+from extractors.names import parse_name
+from extractors.store import StoredRows, default_cache_dir
+from tasks.config import ExtractConfig, FitConfig, as_command
+from tasks.console import Reporter
+from tasks.data import Dataset, load_task
+from tasks.records import ExtractRecord, FitRecord
+
+if TYPE_CHECKING:
+    from convex_heads import ConvexHeadClassifier
+
+DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
+SOLVERS = ("auto", "fista")
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    dataset: Dataset
+    extractor: Extractor
+    extraction: Extraction
+
+    def rows(self, split: str) -> StoredRows:
+        """The stored rows of a split, without those that could not be encoded."""
+        left_out = {row.id for row in self.extraction.skipped if row.split == split}
+        ids = [i for i in self.dataset.splits[split].ids if i not in left_out]
+        if not ids:
+            raise InputError(f"no row of the {split} split of {self.dataset.name} can be encoded")
+        return self.extraction.store.read(split, ids)
+
+    @property
+    def truncated_fraction(self) -> float | None:
+        return self.extraction.truncated_fraction if self.extractor.modality == "text" else None
+
+    @property
+    def skipped_rows(self) -> int:
+        return len(self.dataset.skipped) + len(self.extraction.skipped)
+
+
+def run_extract(config: ExtractConfig, *, reporter: Reporter) -> ExtractRecord:
+    """Fills the feature store of a data set and a backbone.
+
+    Raises:
+        InputError: data, backbone or rows that cannot be used.
+        MachineError: disk, memory or network.
+    """
+    found = _extract(config, reporter)
+    return ExtractRecord(
+        task=found.dataset.name,
+        backbone=found.extractor.name,
+        modality=found.dataset.modality,
+        store=str(found.extraction.store.path),
+        rows=found.extraction.rows,
+        dim=found.extraction.dim,
+        truncated_fraction=found.truncated_fraction,
+        seconds=round(found.extraction.seconds, 3),
+        resumed_rows=found.extraction.resumed_rows,
+        skipped_rows=found.skipped_rows,
+        notes=found.dataset.notes,
+    )
+
+
+def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
+    """Runs the main job and writes the artefact.
+
+    Raises:
+        InputError: options, data, backbone or rows that cannot be used.
+        MachineError: disk, memory or network.
+    """
+    from tasks.artefact import Head, check_destination, write_artefact
+    from tasks.baselines import linear_probe
+    from tasks.calibration import fit_temperature
+    from tasks.compile_clock import compile_clock
+    from tasks.metrics import evaluate
+    from tasks.report import write_model_card, write_report
+
+    if config.solver not in SOLVERS:
+        raise InputError(f"--solver {config.solver}: must be one of {', '.join(SOLVERS)}")
+    out = config.out
+    if out is not None:
+        check_destination(out)
+    found = _extract(config, reporter)
+    dataset = found.dataset
+    train, validation = found.rows("train"), found.rows("validation")
+    if out is None:
+        cache = config.cache_dir or default_cache_dir()
+        out = cache / "artefacts" / f"{Path(dataset.name).stem}-{_slug(found.extractor)}"
+        check_destination(out)
+
+    began = time.perf_counter()
+    with compile_clock() as compiling:
+        classifier = _fit_head(config, dataset, train, validation, reporter)
+    fit_seconds = time.perf_counter() - began
+    network = classifier.network_
+    temperature = None
+    if config.calibrate == "temperature":
+        temperature = fit_temperature(
+            network.scores(validation.features), network.loss, validation.labels
+        )
+    head = Head(network, dataset.classes, 1.0 if temperature is None else temperature)
+
+    with reporter.stage("linear probe", total=12) as stage:
+        probe = linear_probe(
+            train.features,
+            train.labels,
+            validation.features,
+            validation.labels,
+            n_classes=len(dataset.classes),
+            seed=config.seed,
+            progress=stage.advance,
+        )
+
+    test = found.rows("test")
+    head_probabilities = head.predict_proba(test.features)
+    probe_probabilities = probe.predict_proba(test.features)
+    measured = evaluate(head_probabilities, test.labels)
+    probe_measured = evaluate(probe_probabilities, test.labels)
+    certificate = classifier.certificate_
+    notes = dataset.notes
+    if certificate.relative_gap > classifier.tolerance:
+        notes = (*notes, f"{classifier.status_.value} (gap {certificate.relative_gap:.1e})")
+        reporter.note(notes[-1])
+    record = FitRecord(
+        task=dataset.name,
+        backbone=found.extractor.name,
+        modality=dataset.modality,
+        n_train=len(train.ids),
+        n_validation=len(validation.ids),
+        n_test=len(test.ids),
+        dim=found.extraction.dim,
+        n_classes=len(dataset.classes),
+        activation="gated_relu",
+        loss=network.loss,
+        solver="fista",
+        n_gates=certificate.n_gates,
+        beta=certificate.beta,
+        beta_max=certificate.beta_max,
+        primal=certificate.primal,
+        dual=certificate.dual,
+        relative_gap=certificate.relative_gap,
+        cone_violation=certificate.cone_violation,
+        pattern_violation=certificate.pattern_violation,
+        passes=int(np.ceil(classifier.passes_)),
+        validation_accuracy=classifier.score(validation.features, validation.labels),
+        test_accuracy=measured.accuracy,
+        test_accuracy_interval=measured.accuracy_interval,
+        test_macro_f1=measured.macro_f1,
+        test_nll=measured.nll,
+        test_ece=measured.ece,
+        linear_probe_test_accuracy=probe_measured.accuracy,
+        truncated_fraction=found.truncated_fraction,
+        seconds={
+            "extract": round(found.extraction.seconds, 3),
+            "extract_all_runs": round(found.extraction.store.seconds, 3),
+            "fit": round(fit_seconds, 3),
+            "fit_compile": round(compiling.seconds, 3),
+            "baseline": round(probe.seconds, 3),
+        },
+        peak_rss_mb=_peak_rss_mb(),
+        artefact=str(out),
+        store=str(found.extraction.store.path),
+        seed=config.seed,
+        versions=installed_versions(),
+        linear_probe_test_accuracy_interval=probe_measured.accuracy_interval,
+        linear_probe_C=probe.C,
+        calibration_temperature=temperature,
+        path=[
+            {
+                "beta": point.beta,
+                "validation_accuracy": point.score,
+                "relative_gap": point.relative_gap,
+                "passes": point.passes,
+            }
+            for point in classifier.path_
+        ],
+        classes=dataset.classes,
+        notes=notes,
+        command=as_command("fit", config),
+        skipped_rows=found.skipped_rows,
+    )
+
+    def write_more(folder: Path) -> None:
+        write_model_card(folder, record)
+        write_report(
+            folder,
+            record,
+            labels=test.labels,
+            head_probabilities=head_probabilities,
+            probe_probabilities=probe_probabilities,
+        )
+
+    with reporter.stage("report", total=None):
+        write_artefact(
+            out,
+            head,
+            modality=dataset.modality,
+            backbone=found.extractor.name,
+            backbone_fingerprint=found.extractor.fingerprint(),
+            facts={
+                "certificate": certificate._asdict(),
+                "block_rows": classifier.block_rows_,
+                "record": record,
+            },
+            write_more=write_more,
+        )
+    return record
+
+
+def _extract(config: ExtractConfig, reporter: Reporter) -> _Extracted:
+    dataset = load_task(
+        config.data,
+        data_root=config.data_root,
+        text_column=config.text_column,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        train_rows=config.train_rows,
+        test_rows=config.test_rows,
+        seed=config.seed,
+        on_bad_row=config.on_bad_row,
+    )
+    for note in dataset.notes:
+        reporter.note(note)
+    backbone = config.backbone or DEFAULT_BACKBONES[dataset.modality]
+    extractor = load_extractor(backbone, device=config.device)
+    if extractor.modality != dataset.modality:
+        raise InputError(
+            f"{dataset.name} holds {dataset.modality} rows, but {backbone} reads "
+            f"{extractor.modality}: name a backbone for {dataset.modality}, for example "
+            f"--backbone {DEFAULT_BACKBONES[dataset.modality]}"
+        )
+    extraction = _with_progress(config, dataset, extractor, reporter)
+    if extraction.skipped:
+        first = extraction.skipped[0]
+        reporter.note(
+            f"{len(extraction.skipped)} rows could not be encoded and were left out; "
+            f"the first: {first.id} ({first.reason})"
+        )
+    return _Extracted(dataset, extractor, extraction)
+
+
+def _with_progress(
+    config: ExtractConfig, dataset: Dataset, extractor: Extractor, reporter: Reporter
+) -> Extraction:
+    """`extract`, with a stage that begins when it is known how much there is to do."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        advance: list[Any] = []
+
+        def on_start(total: int, resumed: int) -> None:
+            if resumed < total:
+                stage = stack.enter_context(reporter.stage("extract", total, done=resumed))
+                advance.append(stage.advance)
+
+        def progress(n: int) -> None:
+            if advance:
+                advance[0](n)
+
+        return extract(
+            dataset.splits,
+            extractor,
+            task=dataset.name,
+            classes=dataset.classes,
+            data_fingerprint=dataset.fingerprint,
+            cache_dir=config.cache_dir,
+            on_bad_row=config.on_bad_row,
+            progress=progress,
+            on_start=on_start,
+        )
+
+
+def _fit_head(
+    config: FitConfig,
+    dataset: Dataset,
+    train: StoredRows,
+    validation: StoredRows,
+    reporter: Reporter,
+) -> ConvexHeadClassifier:
+    from sklearn.exceptions import ConvergenceWarning
+
+    from convex_heads import ConvexHeadClassifier
+    from convex_heads.path import DEFAULT_BETAS
+
+    _check_labels(train.labels, dataset, "train")
+    unseen = np.setdiff1d(validation.labels, train.labels)
+    if len(unseen):
+        raise InputError(
+            f"validation has the class '{dataset.classes[unseen[0]]}' that train does not have"
+        )
+    options: dict[str, Any] = {}
+    if config.tolerance is not None:
+        options["tolerance"] = config.tolerance
+    classifier = ConvexHeadClassifier(
+        n_gates=config.n_gates,
+        beta=config.beta,
+        loss=config.loss,
+        class_weight="balanced" if config.class_weight == "balanced" else None,
+        max_seconds=config.max_seconds,
+        random_state=config.seed,
+        **options,
+    )
+    total = len(DEFAULT_BETAS) if config.beta == "auto" else 1
+    with reporter.stage("fit", total=total) as stage, warnings.catch_warnings():
+        # The gap is in the record, and a gap above the tolerance becomes a note there.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return classifier.fit(
+            train.features,
+            train.labels,
+            X_val=validation.features,
+            y_val=validation.labels,
+            on_point=lambda _: stage.advance(),
+        )
+
+
+def _check_labels(labels: np.ndarray, dataset: Dataset, split: str) -> None:
+    """Rows left out on the way can take a class with them."""
+    missing = np.setdiff1d(np.arange(len(dataset.classes)), labels)
+    if len(missing):
+        raise InputError(
+            f"no usable row of the class '{dataset.classes[missing[0]]}' is left in {split}"
+        )
+
+
+def _slug(extractor: Extractor) -> str:
+    return parse_name(extractor.name).slug
+
+
+def _peak_rss_mb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
