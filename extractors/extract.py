@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from extractors.base import Extractor, Rows
 from extractors.encode import EncodedRows, OnBadRow, encode_rows
 from extractors.errors import InputError
@@ -23,7 +21,7 @@ from extractors.fingerprint import store_key
 from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
 from extractors.names import parse_name
 from extractors.shard import StoredRows
-from extractors.store import FeatureStore, default_cache_dir
+from extractors.store import FeatureStore, StoreWriter, default_cache_dir
 
 __all__ = ["EncodedRows", "Extraction", "encode_rows", "extract", "store_folder"]
 
@@ -134,38 +132,7 @@ def extract(
             versions=installed_versions(),
         )
         with FeatureStore.writer(folder, new) as writer:
-            # Another process may have written since; what counts is what is there under the lock.
-            store = FeatureStore(folder, writer.manifest)
-            if damaged := set(store.damaged_shards()):
-                writer.drop(damaged)
-            present = _present(store, damaged)
-            known_bad = {(row.split, row.id) for row in _skipped(store, splits, on_bad_row)}
-            for split, rows in splits.items():
-                missing = [
-                    i
-                    for i, name in enumerate(rows.ids)
-                    if name not in present and (split, name) not in known_bad
-                ]
-                for start in range(0, len(missing), shard_rows):
-                    shard = missing[start : start + shard_rows]
-                    clock = time.perf_counter()
-                    ids = [rows.ids[i] for i in shard]
-                    inputs = [rows.inputs[i] for i in shard]
-                    encoded = encode_rows(
-                        extractor, inputs, ids, on_bad_row=on_bad_row, progress=progress
-                    )
-                    done = StoredRows(
-                        [ids[k] for k in encoded.kept],
-                        rows.labels[np.array(shard)[encoded.kept]],
-                        encoded.features,
-                        encoded.tokens,
-                    )
-                    writer.append(
-                        split,
-                        done,
-                        seconds=time.perf_counter() - clock,
-                        skipped=[SkippedRow(i, split, why) for i, why in encoded.skipped.items()],
-                    )
+            _fill(writer, splits, extractor, shard_rows, on_bad_row, progress)
             store = FeatureStore(folder, writer.manifest)
         skipped = _skipped(store, splits, on_bad_row)
 
@@ -183,6 +150,43 @@ def extract(
         seconds=time.perf_counter() - began,
         skipped=skipped,
     )
+
+
+def _fill(
+    writer: StoreWriter,
+    splits: Mapping[str, Rows],
+    extractor: Extractor,
+    shard_rows: int,
+    on_bad_row: OnBadRow,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Encode and append what is missing; another process may have written since we last looked."""
+    store = FeatureStore(writer.path, writer.manifest)
+    if damaged := set(store.damaged_shards()):
+        writer.drop(damaged)
+    done = set(_present(store, damaged))
+    done.update(row.id for row in _skipped(store, splits, on_bad_row))
+    for split, rows in splits.items():
+        missing = [i for i, name in enumerate(rows.ids) if name not in done]
+        for start in range(0, len(missing), shard_rows):
+            shard = missing[start : start + shard_rows]
+            clock = time.perf_counter()
+            encoded = encode_rows(
+                extractor,
+                [rows.inputs[i] for i in shard],
+                [rows.ids[i] for i in shard],
+                on_bad_row=on_bad_row,
+                progress=progress,
+            )
+            kept: list[int] = [shard[k] for k in encoded.kept.tolist()]
+            writer.append(
+                split,
+                StoredRows(
+                    [rows.ids[i] for i in kept], rows.labels[kept], encoded.features, encoded.tokens
+                ),
+                seconds=time.perf_counter() - clock,
+                skipped=[SkippedRow(name, split, why) for name, why in encoded.skipped.items()],
+            )
 
 
 def _check_unique(splits: Mapping[str, Rows]) -> None:

@@ -87,6 +87,8 @@ from: write 'st:bert-base-uncased' (a sentence-transformers text model) or \
     """
     text = name.strip()
     source, colon, rest = text.partition(":")
+    if not text.isprintable():
+        raise InputError(f"{text!a} is no backbone name: it has unprintable characters")
     if text == "minilm":
         return BackboneName("minilm")
     if not colon:

@@ -98,7 +98,7 @@ class SentenceExtractor:
     def token_counts(self, prepared: Sequence[str]) -> np.ndarray:
         """(b,) int32 tokens before truncation, special tokens included."""
         model = self._model
-        prompt = model.prompts.get(model.default_prompt_name or "", "")
+        prompt = model.prompts.get(model.default_prompt_name or "") or ""
         texts = [prompt + text for text in prepared]
         if hasattr(model.tokenizer, "encode_batch"):  # a bare tokenizer, under static embeddings
             encodings = model.tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -4,7 +4,7 @@ They are real extractors in every other respect (deterministic, any input size, 
 whatever is built on extractors can be tried in milliseconds.
 
     toy:text-D    hashed character n-grams (n = 1..4) -> random projection -> D features
-    toy:image-D   three fixed random 3x3 convolutions with ReLU -> pooled mean and max -> D features
+    toy:image-D   three random 3x3 convolutions with ReLU -> pooled and last maps -> D features
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DEFAULT_DIM = 32
 _BUCKETS = 4096
 _MAX_TOKENS = 128
 _SIDE = 16
+_CHANNELS = (16, 32, 64)
 _SEED = 20_240_401
 
 
@@ -108,11 +109,11 @@ class ToyText:
     @cached_property
     def _projection(self) -> np.ndarray:
         """(4096, dim) float32, the same on every machine."""
-        return np.random.default_rng(_SEED).standard_normal((_BUCKETS, self.dim), dtype=np.float32)
+        return _random(_SEED, (_BUCKETS, self.dim))
 
 
 class ToyImage:
-    """Three strided random convolutions on a 16 x 16 thumbnail, pooled by mean and max.
+    """Three strided random convolutions on a 16 x 16 thumbnail; means and last maps, projected.
 
     Args:
         dim: width of the features.
@@ -161,24 +162,33 @@ class ToyImage:
         maps, pooled = pixels, []
         for kernel in self._kernels:
             maps = np.maximum(_convolve(maps, kernel), 0)
-            pooled += [maps.mean((1, 2)), maps.max((1, 2))]
-        return np.concatenate(pooled) @ self._projection
+            pooled.append(maps.mean((1, 2)))
+        return np.concatenate([*pooled, maps.ravel()]) @ self._projection
 
     @cached_property
     def _kernels(self) -> list[np.ndarray]:
         """Three (out, in * 9 + 1) float32 matrices, He-scaled, the bias in the last column."""
-        rng, kernels, width = np.random.default_rng(_SEED), [], 3
-        for out in (16, 32, 64):
+        kernels, width = [], 3
+        for out in _CHANNELS:
             scale = np.float32(np.sqrt(2 / (9 * width)))
-            kernels.append(rng.standard_normal((out, 9 * width + 1), dtype=np.float32) * scale)
+            kernels.append(_random(_SEED + out, (out, 9 * width + 1)) * scale)
             width = out
         return kernels
 
     @cached_property
     def _projection(self) -> np.ndarray:
-        """(2 * (16 + 32 + 64), dim) float32."""
-        rng = np.random.default_rng(_SEED + 1)
-        return rng.standard_normal((2 * (16 + 32 + 64), self.dim), dtype=np.float32)
+        """(16 + 32 + 64 + 64 * 2 * 2, dim) float32."""
+        return _random(_SEED, (sum(_CHANNELS) + _CHANNELS[-1] * 4, self.dim))
+
+
+def _random(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform weights of unit variance, float32.
+
+    ``RandomState`` and plain uniform numbers, because both are frozen for ever: newer generators
+    may change with a version of numpy, and the normal distribution with the machine's logarithm.
+    """
+    uniform = np.random.RandomState(seed).random_sample(shape)
+    return ((2 * uniform - 1) * np.sqrt(3)).astype(np.float32)
 
 
 def _convolve(maps: np.ndarray, kernel: np.ndarray) -> np.ndarray:
