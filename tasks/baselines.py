@@ -22,11 +22,12 @@ from convex_heads.scaling import Scaling
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-__all__ = ["LinearProbe", "linear_probe"]
+__all__ = ["SETTINGS", "LinearProbe", "linear_probe"]
 
 # C times the number of features. Standardised rows have a squared norm of about d, so the useful
 # values of C scale like 1/d; the best one of every named task lies well inside this range.
-_C_TIMES_D = np.geomspace(0.03, 300.0, 12)
+SETTINGS = 12
+_C_TIMES_D = np.geomspace(0.03, 300.0, SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def linear_probe(
         y_val: (m,) their labels.
         n_classes: columns of the probabilities; None means the largest label seen, plus 1.
         seed: handed to scikit-learn, whose solver used here draws no random numbers.
-        progress: called with 1 after each fit.
+        progress: called with 1 after each of the SETTINGS fits.
 
     Returns:
         The probe with the highest validation accuracy; of equal ones that with the smallest C,
@@ -131,7 +132,7 @@ def linear_probe(
     return LinearProbe(
         C=best.C,
         validation_accuracy=best_accuracy,
-        settings_tried=len(_C_TIMES_D),
+        settings_tried=SETTINGS,
         seconds=time.perf_counter() - started,
         scaling=scaling,
         weights=weights,

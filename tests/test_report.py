@@ -52,7 +52,7 @@ def record_of(y: np.ndarray, head: np.ndarray, probe: np.ndarray, **changes) -> 
         primal=0.1757,
         dual=0.1740,
         relative_gap=0.00990,
-        cone_violation=None,
+        cone_violation=0.0,
         pattern_violation=1.26,
         passes=153,
         validation_accuracy=0.948,
@@ -166,6 +166,7 @@ def test_page_says_what_a_reader_needs(tmp_path: Path) -> None:
         "1.26 (above 1",
     ):
         assert words in text, words
+    assert "cone violation" not in text  # a gated head has no cones
 
 
 def test_page_carries_no_path_of_the_machine(tmp_path: Path) -> None:
@@ -217,6 +218,7 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
         calibration_temperature=None,
         pattern_violation=None,
         cone_violation=1e-4,
+        activation="relu",
         path=[],
         notes=(),
         command="",
