@@ -85,23 +85,24 @@ def beta_max(program: Program, loss: Loss) -> Array:
 @partial(jax.jit, static_argnames="loss")
 def _bounds(
     program: Program, loss: Loss, W: Array, beta: Array, R_hint: Array
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     z = apply(program, W)
     primal = loss_value(program, loss, z) + beta * group_l21(W)
     R = residual(program, loss, z)
     own = dual_value(program, loss, R, adjoint(program, R), beta)
     hint = dual_value(program, loss, R_hint, adjoint(program, R_hint), beta)
-    return primal, jnp.fmax(own, hint), R
+    return primal, jnp.fmax(own, hint), R, jnp.sum(group_norms(W) > 0)
 
 
 @jax.jit
-def _norms_and_ascent(program: Program, R: Array) -> tuple[Array, Array]:
-    """||X'D_g R||_F of every gate in program.D, and an uphill gate for each.
+def _norm_and_ascent(program: Program, R: Array, gates: Array) -> tuple[Array, Array]:
+    """Largest ||X'D_g R||_F over gates (P', d), and an uphill gate for each of them.
 
     With V = X' D_g R, row j adds x_j' V R_j to the square of the norm while it is switched on; the
     least-squares-like direction sum_j (x_j' V R_j) x_j switches on the rows that add.
     """
-    V = adjoint(program, R)
+    on = jnp.einsum("nbd,pd->nbp", program.X, gates) >= 0
+    V = adjoint(program._replace(D=on), R)
     P, d, C = V.shape
     columns = V.transpose(1, 0, 2).reshape(d, P * C)
 
@@ -111,12 +112,7 @@ def _norms_and_ascent(program: Program, R: Array) -> tuple[Array, Array]:
         return total + gain.T @ X, None
 
     uphill, _ = jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))
-    return group_norms(V), uphill
-
-
-@jax.jit
-def _patterns(X: Array, gates: Array) -> Array:
-    return jnp.einsum("nbd,pd->nbp", X, gates) >= 0
+    return dual_norm(V), uphill
 
 
 def pattern_violation(
@@ -135,10 +131,8 @@ def pattern_violation(
         return float("inf")
     best = 0.0
     for _ in range(ascent_steps + 1):
-        trial = program._replace(D=_patterns(program.X, gates))
-        norms, uphill = _norms_and_ascent(trial, R)
-        best = max(best, float(jnp.max(norms)))
-        gates = uphill
+        norm, gates = _norm_and_ascent(program, R, gates)
+        best = max(best, float(norm))
     return best / beta
 
 
@@ -165,7 +159,7 @@ def certify(
     dtype = program.X.dtype
     beta_ = jnp.asarray(beta, dtype)
     hint = jnp.zeros_like(program.Y) if R is None else R
-    primal, dual, own = _bounds(program, loss, W, beta_, hint)
+    primal, dual, own, active = _bounds(program, loss, W, beta_, hint)
     violation = (
         float("nan")
         if trial_gates is None
@@ -180,7 +174,7 @@ def certify(
         relative_gap=gap,
         beta=float(beta),
         beta_max=float(beta_max(program, loss)),
-        active_gates=int(jnp.sum(group_norms(W) > 0)),
+        active_gates=int(active),
         n_gates=int(W.shape[0]),
         cone_violation=0.0,
         pattern_violation=violation,

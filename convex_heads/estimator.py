@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax import Array
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
@@ -24,8 +25,17 @@ from sklearn.utils.validation import (
 
 from convex_heads.decode import Network, probabilities
 from convex_heads.fista import Limits, minimise
-from convex_heads.gated import Options, certify_prepared, prepare, reweight, unrotate
+from convex_heads.gated import (
+    Options,
+    Prepared,
+    certify_prepared,
+    held_out_program,
+    prepare,
+    reweight,
+    unrotate,
+)
 from convex_heads.losses import LOSSES
+from convex_heads.operators import apply, rows
 from convex_heads.path import DEFAULT_BETAS, PathPoint, solve_path
 from convex_heads.scaling import Scaling
 from convex_heads.solution import Status
@@ -33,7 +43,8 @@ from convex_heads.training import TrainingSet
 
 DEFAULT_GATES = 64
 _FIXED_BETA = 0.03
-_SELECTION_GAP = 5e-2
+# Primal values are one to two orders of magnitude closer to the optimum than the gap proves.
+_SELECTION_GAP = 0.1
 
 
 class _ConvexHead(BaseEstimator):
@@ -71,33 +82,23 @@ class _ConvexHead(BaseEstimator):
         for fraction in fractions:
             Options(beta=fraction, n_gates=int(n_gates), loss=loss_name)
         loss = LOSSES[loss_name]
-        counts = data.omega + data.held_out if data.refit else data.omega
-        scaling = Scaling.fit(data.X, counts)
+        scaling = Scaling.fit(data.X, data.weight)
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
-        # The one copy of the features that the solve holds (blocked and rotated inside).
         prepared = prepare(
             scaling.transform(data.X), data.target, data.omega, loss, int(n_gates), key
         )
-        validation = np.flatnonzero(data.held_out)
-
-        def validation_score(z: np.ndarray) -> float:
-            if not len(validation):
-                return float("nan")
-            return score(z[validation], data.target[validation], data.held_out[validation])
-
         path = solve_path(
             prepared,
             fractions,
-            # One beta: no choice to make, go straight to the tolerance.
             replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP)),
-            score=validation_score,
+            score=_validation_score(data, prepared, scaling, score),
             on_point=on_point,
         )
         fraction, W = path.points[path.best].fraction, path.weights[path.best]
-        if data.refit:
-            prepared = reweight(prepared, data.omega + data.held_out)
+        if data.held_out.any():
+            prepared = reweight(prepared, data.weight)
         beta = fraction * prepared.beta_max
         solution, _ = minimise(
             prepared.program, loss, beta, h=prepared.h, W=W, L=path.L, limits=limits
@@ -135,7 +136,8 @@ class _ConvexHead(BaseEstimator):
                     f"beta must be 'auto', a fraction of beta_max or a list of them; got "
                     f"{self.beta!r}"
                 )
-            return DEFAULT_BETAS if data.held_out.any() else (_FIXED_BETA,)
+            choice = data.validation is not None or data.held_out.any()
+            return DEFAULT_BETAS if choice else (_FIXED_BETA,)
         return [self.beta] if np.ndim(self.beta) == 0 else list(self.beta)  # type: ignore
 
     @property
@@ -259,18 +261,17 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
             weight = weight * balance[label]
         loss = self._loss_name(C)
         target = _targets(label, loss, C, X.dtype)
-        if X_val is None:
-            data = TrainingSet.holding_out(
-                X, target, weight, hold_out=self._chooses_beta, one_hot=True
-            )
-        else:
+        validation = None
+        if X_val is not None:
             X_val, y_val = _validation(X, X_val, y_val)
             unknown = np.setdiff1d(y_val, self.classes_)
             if len(unknown):
                 raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
             label_val = np.searchsorted(self.classes_, y_val)
-            target_val = _targets(label_val, loss, C, X.dtype)
-            data = TrainingSet.with_validation(X, target, weight, X_val, target_val)
+            validation = X_val, _targets(label_val, loss, C, X.dtype)
+        data = TrainingSet.build(
+            X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
+        )
         self._fit(data, loss, _accuracy, on_point)
         return self
 
@@ -344,14 +345,13 @@ class ConvexHeadRegressor(RegressorMixin, _ConvexHead):
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._one_output = y.ndim == 1
         target = np.asarray(y, X.dtype).reshape(len(X), -1)
-        if X_val is None:
-            data = TrainingSet.holding_out(
-                X, target, weight, hold_out=self._chooses_beta, one_hot=False
-            )
-        else:
+        validation = None
+        if X_val is not None:
             X_val, y_val = _validation(X, X_val, y_val)
-            target_val = np.asarray(y_val, X.dtype).reshape(len(X_val), -1)
-            data = TrainingSet.with_validation(X, target, weight, X_val, target_val)
+            validation = X_val, np.asarray(y_val, X.dtype).reshape(len(X_val), -1)
+        data = TrainingSet.build(
+            X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=False
+        )
         self._fit(data, "squared", _r2, on_point)
         return self
 
@@ -386,6 +386,26 @@ def _targets(label: np.ndarray, loss: str, C: int, dtype: Any) -> np.ndarray:
     if loss == "logistic":
         return label[:, None].astype(dtype)
     return np.eye(C, dtype=dtype)[label]
+
+
+def _validation_score(
+    data: TrainingSet,
+    prepared: Prepared,
+    scaling: Scaling,
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+) -> Callable[[Array, Array], float]:
+    """(rotated weights, their F W on the training rows) -> score of the rows that choose beta."""
+    z0 = np.asarray(prepared.program.z0)
+    if data.validation is not None:
+        X_val, target_val = data.validation
+        program = held_out_program(prepared, scaling.transform(X_val), target_val)
+        weight = np.ones(len(X_val))
+        return lambda W, _: score(rows(apply(program, W), len(X_val)) + z0, target_val, weight)
+    chosen = np.flatnonzero(data.held_out)
+    if len(chosen):
+        target, weight = data.target[chosen], data.held_out[chosen]
+        return lambda _, z: score(rows(z, len(data.X))[chosen] + z0, target, weight)
+    return lambda *_: float("nan")
 
 
 def _accuracy(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

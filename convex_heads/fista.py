@@ -43,6 +43,7 @@ from convex_heads.solution import Record, Solution, Stats, Status
 _CHUNK = 8
 _L_SHRINK = 0.9
 _L_GROW = 2.0
+_MAX_TRIES = 40
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,20 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
     # f is a sum of n rounded terms: demand descent only up to its round-off.
     slack = 4 * jnp.finfo(fV.dtype).eps * jnp.abs(fV)
 
-    def attempt(L: Array) -> tuple[Array, Array, Array, Array]:
+    def attempt(carry: tuple) -> tuple:
+        L, tries, *_ = carry
+        L = jnp.where(tries > 0, L * _L_GROW, L)
         W = prox_group_l21(V - G / (L * hk), h, beta / L)
         z = apply(program, W)
         f = loss_value(program, loss, z)
         move = W - V
         model = fV + jnp.sum(G * move) + L / 2 * jnp.sum(hk * move * move)
-        return W, z, f, f <= model + slack
+        return L, tries + 1, W, z, f, f <= model + slack
 
-    def retry(carry: tuple) -> tuple:
-        L, tries, *_ = carry
-        return L * _L_GROW, tries + 1, attempt(L * _L_GROW)
-
-    L, tries, (W, z, f, _) = jax.lax.while_loop(
-        lambda c: ~c[2][3] & (c[1] < 40), retry, (s.L, jnp.ones((), s.passes.dtype), attempt(s.L))
+    L, tries, W, z, f, _ = jax.lax.while_loop(
+        lambda carry: ~carry[-1] & (carry[1] < _MAX_TRIES),
+        attempt,
+        (s.L, jnp.zeros((), jnp.int32), s.W, s.z, fV, jnp.zeros((), bool)),
     )
     primal = f + beta * group_l21(W)
     better = primal < s.primal
@@ -179,7 +180,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
         L=L * _L_SHRINK,
         primal=keep(better, primal, s.primal),
         dual=keep(higher, dual, s.dual),
-        passes=s.passes + 0.5 + 0.5 * tries,
+        passes=s.passes + 0.5 + 0.5 * tries.astype(s.passes.dtype),
         iterations=s.iterations + 1,
         stalled=~better & (momentum == 0),
     )

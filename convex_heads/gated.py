@@ -132,6 +132,13 @@ def prepare(
     )
 
 
+def held_out_program(prepared: Prepared, X: np.ndarray, Y: np.ndarray) -> Program:
+    """Validation rows (m, d), (m, C) under the gates, axes and offset of a prepared program."""
+    D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(prepared.gates)))
+    rotated = X @ prepared.Q.astype(X.dtype)
+    return build_program(rotated, D, Y, np.ones(len(X), X.dtype), prepared.program.z0)
+
+
 def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     """The same features, gates and axes under other row weights (n,), not all zero."""
     program, loss = prepared.program, prepared.loss
@@ -154,8 +161,8 @@ def certify_prepared(
 ) -> Certificate:
     """The certificate of rotated weights, with a pattern violation from freshly drawn gates."""
     # The constant column is an axis of the given features only: draw there, then rotate.
-    trial = sample_gates(key, prepared.second_moment, _TRIAL_GATES + 1)[1:]
-    trial = trial @ jnp.asarray(prepared.Q, trial.dtype)
+    trial = np.asarray(sample_gates(key, prepared.second_moment, _TRIAL_GATES + 1))[1:]
+    trial = trial @ prepared.Q.astype(trial.dtype)
     return certify(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
 
 

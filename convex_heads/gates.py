@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 
+@partial(jax.jit, static_argnames="n_gates")
 def sample_gates(key: Array, second_moment: Array, n_gates: int) -> Array:
     r"""Draws gates aligned with the data: g ~ N(0, S), S the second moment of the features.
 
@@ -34,6 +37,7 @@ def sample_gates(key: Array, second_moment: Array, n_gates: int) -> Array:
     return jnp.concatenate([always_on, jnp.pad(drawn, ((0, 0), (0, 1)))])
 
 
+@jax.jit
 def activation_patterns(X: Array, gates: Array) -> Array:
     """1[X g_i >= 0]: features (n, d), gates (P, d) -> bool (n, P)."""
     return X @ gates.T >= 0

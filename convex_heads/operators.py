@@ -80,6 +80,7 @@ def rows(program_array: Array, n: int) -> np.ndarray:
     return A.reshape(-1, *A.shape[2:])[:n]
 
 
+@jax.jit
 def apply(program: Program, W: Array) -> Array:
     """F W: weights (P, d, C) -> scores without offset (B, b, C). Half a data pass."""
     P, d, C = program.shape
@@ -93,6 +94,7 @@ def apply(program: Program, W: Array) -> Array:
     return jax.lax.map(block, (program.X, program.D))
 
 
+@jax.jit
 def adjoint(program: Program, R: Array) -> Array:
     """F' R: residuals (B, b, C) -> (P, d, C). Half a data pass."""
     P, d, C = program.shape

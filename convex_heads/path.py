@@ -1,8 +1,4 @@
-"""The warm-started regularisation path, and the choice of beta on validation rows.
-
-Validation rows travel in the same program with weight zero, so their scores are at hand after
-every solve: choosing beta costs no extra pass.
-"""
+"""The warm-started regularisation path, and the choice of beta on validation rows."""
 
 from __future__ import annotations
 
@@ -15,11 +11,10 @@ from jax import Array
 
 from convex_heads.fista import Limits, minimise
 from convex_heads.gated import Prepared
-from convex_heads.operators import rows
 from convex_heads.solution import Solution
 
 # Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
-DEFAULT_BETAS = (0.3, 0.1, 0.03, 0.01, 0.005, 0.002, 0.001)
+DEFAULT_BETAS = (0.1, 0.03, 0.01, 0.003, 0.001)
 # Points without a better validation score after which the path ends.
 PATIENCE = 2
 
@@ -70,7 +65,7 @@ def solve_path(
     fractions: Sequence[float],
     limits: Limits,
     *,
-    score: Callable[[np.ndarray], float],
+    score: Callable[[Array, Array], float],
     on_point: Callable[[PathPoint], None] | None = None,
 ) -> PathResult:
     """Solves for each fraction of beta_max in turn, from large to small, warm-started.
@@ -78,10 +73,10 @@ def solve_path(
     Args:
         prepared: the program.
         fractions: of beta_max, any order.
-        limits: for each point. A gap of 5e-2 is enough to choose by.
-        score: scores (B*b, C) of all rows, padding included, offset included -> a number, higher
-            is better. The path ends after ``PATIENCE`` points without a better one; ties go to
-            the larger beta, the simpler head.
+        limits: for each point; a loose gap is enough to choose by.
+        score: (weights (P, d, C), their F W (B, b, C)) -> a number, higher is better. The path
+            ends after ``PATIENCE`` points without a better one; ties go to the larger beta, the
+            simpler head.
         on_point: called after every point.
     """
     points: list[PathPoint] = []
@@ -94,9 +89,7 @@ def solve_path(
             prepared.program, prepared.loss, beta, h=prepared.h, W=W, L=L, limits=limits
         )
         W, L = solution.value, float(state.L)
-        n = prepared.program.omega.size
-        z = rows(state.z, n) + np.asarray(prepared.program.z0)
-        points.append(_point(solution, beta, fraction, score(z)))
+        points.append(_point(solution, beta, fraction, score(W, state.z)))
         weights.append(W)
         Ls.append(L)
         if on_point is not None:
