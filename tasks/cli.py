@@ -269,10 +269,13 @@ def doctor(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: this process's own) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    # Both must be in place before the library in question is first imported. JAX would take most
+    # All must be in place before the library in question is first imported. JAX would take most
     # of a GPU's memory at once and leave none to torch; tokenizers would warn of forked processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "--quiet" in arguments:  # downloads too
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(arguments, prog_name="convex-heads", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
