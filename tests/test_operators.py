@@ -1,0 +1,69 @@
+"""The streamed operators against the dense formula, and against each other."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convex_heads import operators
+from convex_heads.operators import adjoint, apply, block_rows, build_program, rows
+
+
+def _random(seed, n, d, P, C, dtype):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)).astype(dtype)
+    D = rng.random((n, P)) < 0.5
+    Y = rng.normal(size=(n, C)).astype(dtype)
+    program = build_program(X, D, Y, np.ones(n, dtype), np.zeros(C, dtype))
+    return X, D, Y, program
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 9),
+    d=st.integers(1, 4),
+    P=st.integers(1, 4),
+    C=st.integers(1, 3),
+)
+@pytest.mark.x64
+def test_streamed_products_equal_the_dense_ones(seed, n, d, P, C):
+    with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
+        patch.setattr(operators, "_MAX_BLOCK_ROWS", 4)  # several blocks, the last one padded
+        X, D, Y, program = _random(seed, n, d, P, C, np.float64)
+        W = np.random.default_rng(seed + 1).normal(size=(P, d, C))
+        dense = sum(D[:, [i]] * (X @ W[i]) for i in range(P))
+        np.testing.assert_allclose(rows(apply(program, jnp.asarray(W)), n), dense, atol=1e-12)
+        back = np.stack([X.T @ (D[:, [i]] * Y) for i in range(P)])
+        np.testing.assert_allclose(adjoint(program, program.Y), back, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.x64
+@pytest.mark.usefixtures("strict_promotion")
+def test_adjoint_identity(dtype):
+    *_, program = _random(5, 3000, 7, 6, 4, dtype)
+    rng = np.random.default_rng(0)
+    W = jnp.asarray(rng.normal(size=program.shape).astype(dtype))
+    R = jnp.asarray(rng.normal(size=program.Y.shape).astype(dtype))
+    left, right = jnp.sum(apply(program, W) * R), jnp.sum(W * adjoint(program, R))
+    assert apply(program, W).dtype == dtype
+    np.testing.assert_allclose(left, right, rtol=1e-3 if dtype == np.float32 else 1e-10)
+
+
+def test_blocks_are_equal_bounded_and_cover_all_rows():
+    for n, P, C in [(1, 1, 1), (14_130, 64, 6), (1_281_167, 16, 1000), (5, 10_000, 10_000)]:
+        b = block_rows(n, P, C)
+        assert 1 <= b <= n
+        assert b * P * C <= max(operators._BLOCK_ENTRIES, P * C)
+        assert -n % b < b
+
+
+def test_row_weights_are_normalised_and_padding_weighs_nothing():
+    _X, _D, _Y, program = _random(1, 1500, 2, 2, 2, np.float32)
+    assert float(program.omega.sum()) == pytest.approx(1, rel=1e-5)
+    assert program.omega.size >= 1500
+    assert not rows(program.omega, program.omega.size)[1500:].any()
