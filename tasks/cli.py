@@ -162,7 +162,6 @@ def fit(
     class_weight: o.ClassWeight = None,
     calibrate: o.Calibrate = None,
     device: o.Device = None,
-    devices: o.Devices = None,
     cache_dir: o.CacheDir = None,
     seed: o.Seed = None,
     config: o.Config = None,

@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeVar
 from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
-Activation = Literal["gated_relu", "relu"]
+Activation = Literal["gated_relu"]
+Solver = Literal["auto", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "temperature"]
@@ -129,14 +130,17 @@ class ExtractConfig(CommonConfig):
         _at_least("--test-rows", self.test_rows, 1)
 
 
+_GAP = " (a relative duality gap)"
+_BETA = " (a fraction of beta_max), or auto"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(ExtractConfig):
     """Options of `fit`: those of `extract`, and the head.
 
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
     beta_max, or "auto" (chosen on validation). tolerance: relative duality gap to stop at;
-    max_seconds: time limit of the solver; None leaves both to the solver's defaults. devices: how
-    many JAX devices share the rows, or "all"; None is one.
+    max_seconds: time limit of the solver; None leaves both to the solver's defaults.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -150,23 +154,24 @@ class FitConfig(ExtractConfig):
     loss: Loss = "auto"
     n_gates: Literal["auto"] | int = "auto"
     beta: Literal["auto"] | float = "auto"
-    solver: str = "auto"
+    solver: Solver = "auto"
     tolerance: float | None = None
     max_seconds: float | None = None
     class_weight: ClassWeight = "none"
     calibrate: Calibration = "temperature"
-    devices: Literal["all"] | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_gates != "auto":
             _at_least("--n-gates", self.n_gates, 1, " (gates the head may choose from), or auto")
         if self.beta != "auto":
-            _above_zero("--beta", self.beta, " (a fraction of beta_max), or auto")
-        _above_zero("--tolerance", self.tolerance, " (a relative duality gap)")
+            _above_zero("--beta", self.beta, _BETA)
+            if self.beta > 1:
+                raise InputError(f"--beta {self.beta}: must be at most 1{_BETA}")
+        _above_zero("--tolerance", self.tolerance, _GAP)
+        if self.tolerance is not None and self.tolerance >= 1:
+            raise InputError(f"--tolerance {self.tolerance}: must be below 1{_GAP}")
         _above_zero("--max-seconds", self.max_seconds)
-        if self.devices != "all":
-            _at_least("--devices", self.devices, 1, ", or all")
 
 
 def _at_least(option: str, value: int | None, least: int, more: str = "") -> None:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
 
 DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
-SOLVERS = ("auto", "fista")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,6 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
     from tasks.metrics import evaluate
     from tasks.report import write_model_card, write_report
 
-    if config.solver not in SOLVERS:
-        raise InputError(f"--solver {config.solver}: must be one of {', '.join(SOLVERS)}")
     out = config.out
     if out is not None:
         check_destination(out)
@@ -149,7 +146,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         n_test=len(test.ids),
         dim=found.extraction.dim,
         n_classes=len(dataset.classes),
-        activation="gated_relu",
+        activation=config.activation,
         loss=network.loss,
         solver="fista",
         n_gates=certificate.n_gates,

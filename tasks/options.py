@@ -35,20 +35,17 @@ Device = Annotated[
 ]
 Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
 
-Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
+Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu")]
 Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
 Gates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|N")]
 Beta = Annotated[
     str | None, Option(help="Penalty, as a fraction of beta_max [auto].", metavar="auto|FRACTION")
 ]
-Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|NAME")]
+Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|fista")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
 ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
 Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]
-Devices = Annotated[
-    str | None, Option(help="JAX devices that share the rows [1].", metavar="N|all")
-]
 
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
