@@ -66,7 +66,7 @@ def run(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         env=_environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
