@@ -33,7 +33,7 @@ class HubModel:
 
 
 def resolve_model(repository: str, revision: str | None = None) -> HubModel:
-    """The commit that a branch or tag of a Hub repository means.
+    """The commit that a branch or tag of a Hub repository means; a commit is taken at its word.
 
     Args:
         repository: ``owner/name``.
@@ -45,16 +45,26 @@ def resolve_model(repository: str, revision: str | None = None) -> HubModel:
     """
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
         return HubModel(repository, revision, online=False)
-    from huggingface_hub import HfApi
-
     try:
-        with plain_hub_errors(repository, revision):
-            info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
+        return ask_hub(repository, revision)
     except MachineError:
         commit = _cached_commit(repository, revision or "main")
         if commit is None:
             raise
         return HubModel(repository, commit, online=False)
+
+
+def ask_hub(repository: str, revision: str | None = None) -> HubModel:
+    """Ask the Hub itself, once, without the many retries of a download.
+
+    Raises:
+        InputError: no such repository or revision, or no access to it.
+        MachineError: the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with plain_hub_errors(repository, revision):
+        info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
     if not info.sha:
         raise MachineError(f"the Hub gave no commit for {repository}: try again later")
     return HubModel(repository, info.sha, online=True)

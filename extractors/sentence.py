@@ -17,7 +17,13 @@ import numpy as np
 
 from extractors.errors import BadRow, InputError
 from extractors.fingerprint import file_sha256, folder_sha256
-from extractors.hub import HubModel, is_known_locally, plain_hub_errors, resolve_model
+from extractors.hub import (
+    HubModel,
+    ask_hub,
+    is_known_locally,
+    plain_hub_errors,
+    resolve_model,
+)
 from extractors.names import BackboneName
 from extractors.torchvision_compat import ensure_torchvision_imports
 
@@ -169,11 +175,12 @@ class SentenceExtractor:
         if folder is not None:
             return self._load(str(folder), None, local_files_only=True)
         hub = self._hub
+        # Without modules.json the library would silently assume mean pooling, and file other
+        # numbers under the same commit: a half-cached model is loaded only with a network.
+        if not hub.online and not is_known_locally(hub, "modules.json"):
+            hub = ask_hub(hub.repository, hub.commit)
         with plain_hub_errors(hub.repository, hub.commit):
-            # Without modules.json the library would silently assume mean pooling, and file other
-            # numbers under the same commit: a half-cached model is loaded only with a network.
-            offline = not hub.online and is_known_locally(hub, "modules.json")
-            return self._load(hub.repository, hub.commit, local_files_only=offline)
+            return self._load(hub.repository, hub.commit, local_files_only=not hub.online)
 
     def _load(
         self, path: str, revision: str | None, *, local_files_only: bool

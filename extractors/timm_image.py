@@ -15,7 +15,13 @@ import numpy as np
 
 from extractors.errors import BadRow, InputError, MachineError
 from extractors.fingerprint import folder_sha256
-from extractors.hub import HubModel, plain_hub_errors, resolve_model
+from extractors.hub import (
+    HubModel,
+    ask_hub,
+    is_known_locally,
+    plain_hub_errors,
+    resolve_model,
+)
 from extractors.images import open_rgb
 from extractors.names import BackboneName
 from extractors.torchvision_compat import ensure_torchvision_imports
@@ -127,6 +133,8 @@ class TimmImageExtractor:
             model = _create(timm, self._parsed.id, self.name)
         else:
             hub = self._hub
+            if not hub.online and not is_known_locally(hub, "config.json"):
+                hub = ask_hub(hub.repository, hub.commit)
             with plain_hub_errors(hub.repository, hub.commit):
                 model = _create(timm, f"hf-hub:{hub.repository}@{hub.commit}", self.name)
         import torch

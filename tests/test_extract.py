@@ -346,7 +346,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_store(
 ) -> None:
     rng = np.random.default_rng(0)
     unfinished = 0
-    for attempt in range(20):
+    for attempt in range(12):
         cache = tmp_path / str(attempt)
         process = child(cache, "go on", 1)
         assert process.stdout is not None
@@ -357,7 +357,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_store(
         unfinished += process.returncode == -signal.SIGKILL
         assert only_store(cache).verify() == []
         assert content(run(cache).store) == content(uninterrupted.store)
-    assert unfinished > 5
+    assert unfinished > 3
 
 
 def test_a_size_limit_in_mid_extraction_costs_no_finished_shard(
