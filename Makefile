@@ -24,7 +24,7 @@ DEMO_STAMP := $(or $(wildcard $(TEST_STAMP)),$(VENV)/.installed-demo-$(KEY))
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NPROC=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(PY) -m pytest
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,8 +49,12 @@ format: $(LINT_STAMP)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment too.
+distclean: clean
+	rm -rf $(VENV)
 
 # $(call install,EXTRAS): the environment (made new when it has no working pip), the packages, then the stamp.
 define install
@@ -63,7 +67,7 @@ define install
 		done; \
 	fi; \
 	if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
-		echo "convex-heads needs Python 3.11 or newer, found $$("$${python:-python3}" --version 2>&1 | head -n 1):" \
+		echo "convex-heads needs Python 3.11 or newer, found $$("$${python:-python3}" --version 2>/dev/null || echo none):" \
 			"install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
 	fi; \

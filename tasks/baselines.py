@@ -27,6 +27,7 @@ __all__ = ["SETTINGS", "LinearProbe", "linear_probe"]
 # C times the number of features. Standardised rows have a squared norm of about d, so the useful
 # values of C scale like 1/d; the best one of every named task lies well inside this range.
 SETTINGS = 12
+_WORTH_THREADS = 2**25  # numbers in the feature matrix
 _C_TIMES_D = np.geomspace(0.03, 300.0, SETTINGS)
 
 
@@ -96,6 +97,7 @@ def linear_probe(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     started = time.perf_counter()
     X, y, y_val = np.asarray(X), np.asarray(y), np.asarray(y_val)
@@ -104,13 +106,16 @@ def linear_probe(
     scaling = Scaling.fit(X, np.ones(len(X)))
     Z, Z_val = _standardise(scaling, X), _standardise(scaling, X_val)
 
+    # A pass over a small matrix is over before threads have met; on a busy machine they then spin
+    # and wait for each other, which has been seen to make it ten times slower.
+    threads = 1 if Z.size < _WORTH_THREADS else None
     # One object along the path: each fit starts from the last one's weights.
     model = LogisticRegression(max_iter=2000, tol=1e-4, warm_start=True, random_state=seed)
     best: LogisticRegression | None = None
     best_accuracy, unconverged = -1.0, False
     for C in _C_TIMES_D / X.shape[1]:
         model.C = float(C)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(threads):
             # Said once, below, if it concerns the fit that is returned.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(Z, y)

@@ -6,13 +6,17 @@ tasks -> extractors (torch and its world), tasks -> convex_heads (jax); the two 
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PRODUCT = ("convex_heads", "extractors", "tasks")
@@ -200,6 +204,35 @@ assert not there, f"tasks.cli loads {{there}} before it knows what to do"
 """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = {canonicalize_name(Requirement(line).name) for line in named}
+    distributions = importlib.metadata.packages_distributions()
+    ours = {*sys.stdlib_module_names, *PRODUCT}
+    missing = set()
+    for package in PRODUCT:
+        for path in sources(package):
+            for name, _ in imports(ast.parse(path.read_text("utf-8"))):
+                module = name.split(".")[0]
+                providers = {canonicalize_name(d) for d in distributions.get(module, [module])}
+                if module not in ours and not providers & declared:
+                    missing.add(f"{path.relative_to(REPOSITORY)} imports {module}")
+    assert not missing, "not in pyproject.toml: " + ", ".join(sorted(missing))
+
+
+def test_every_declared_package_is_pinned() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name) for pin in pins}
+    for pin in pins:
+        assert [s.operator for s in pin.specifier] == ["=="], f"{pin} is no pin"
+    extras = project["optional-dependencies"].values()
+    for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+        assert canonicalize_name(Requirement(line).name) in pinned, f"{line} has no pin"
 
 
 def test_no_file_names_this_machine_or_a_registry() -> None:
