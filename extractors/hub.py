@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,13 @@ class HubModel:
 
     Attributes:
         repository: ``owner/name``.
-        commit: 40 hexadecimal digits.
+        revision: the branch, tag or commit that was asked for; "main" by default.
+        commit: what it means, 40 hexadecimal digits.
         online: whether the Hub itself answered just now.
     """
 
     repository: str
+    revision: str
     commit: str
     online: bool
 
@@ -44,14 +46,14 @@ def resolve_model(repository: str, revision: str | None = None) -> HubModel:
         MachineError: the Hub cannot be reached and the cache knows nothing about it.
     """
     if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return HubModel(repository, revision, online=False)
+        return HubModel(repository, revision, revision, online=False)
     try:
         return ask_hub(repository, revision)
     except MachineError:
         commit = _cached_commit(repository, revision or "main")
         if commit is None:
             raise
-        return HubModel(repository, commit, online=False)
+        return HubModel(repository, revision or "main", commit, online=False)
 
 
 def ask_hub(repository: str, revision: str | None = None) -> HubModel:
@@ -67,7 +69,7 @@ def ask_hub(repository: str, revision: str | None = None) -> HubModel:
         info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
     if not info.sha:
         raise MachineError(f"the Hub gave no commit for {repository}: try again later")
-    return HubModel(repository, info.sha, online=True)
+    return HubModel(repository, revision or "main", info.sha, online=True)
 
 
 def is_known_locally(model: HubModel, filename: str) -> bool:
@@ -75,6 +77,19 @@ def is_known_locally(model: HubModel, filename: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return try_to_load_from_cache(model.repository, filename, revision=model.commit) is not None
+
+
+def remember(model: HubModel) -> None:
+    """Note in the cache which commit a branch meant, once the model is there.
+
+    The files are downloaded by commit, so that a branch that moves meanwhile cannot mix two models;
+    but then the library notes no branch, and a later run without a network would not find them.
+    """
+    reference = _cache_folder(model.repository) / "refs" / model.revision
+    if model.online and model.revision != model.commit:
+        with suppress(OSError):  # a cache that cannot be written to still works with a network
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(model.commit)
 
 
 @contextmanager
@@ -127,11 +142,15 @@ def _is_connection_failure(error: BaseException) -> bool:
 
 
 def _cached_commit(repository: str, revision: str) -> str | None:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder = _cache_folder(repository)
     reference = folder / "refs" / revision
     if not reference.is_file():
         return None
     commit = reference.read_text().strip()
     return commit if (folder / "snapshots" / commit).is_dir() else None
+
+
+def _cache_folder(repository: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"

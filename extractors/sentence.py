@@ -22,6 +22,7 @@ from extractors.hub import (
     ask_hub,
     is_known_locally,
     plain_hub_errors,
+    remember,
     resolve_model,
 )
 from extractors.names import BackboneName
@@ -180,7 +181,9 @@ class SentenceExtractor:
         if not hub.online and not is_known_locally(hub, "modules.json"):
             hub = ask_hub(hub.repository, hub.commit)
         with plain_hub_errors(hub.repository, hub.commit):
-            return self._load(hub.repository, hub.commit, local_files_only=not hub.online)
+            model = self._load(hub.repository, hub.commit, local_files_only=not hub.online)
+        remember(hub)
+        return model
 
     def _load(
         self, path: str, revision: str | None, *, local_files_only: bool

@@ -20,6 +20,7 @@ from extractors.hub import (
     ask_hub,
     is_known_locally,
     plain_hub_errors,
+    remember,
     resolve_model,
 )
 from extractors.images import open_rgb
@@ -137,6 +138,7 @@ class TimmImageExtractor:
                 hub = ask_hub(hub.repository, hub.commit)
             with plain_hub_errors(hub.repository, hub.commit):
                 model = _create(timm, f"hf-hub:{hub.repository}@{hub.commit}", self.name)
+            remember(hub)
         import torch
 
         # Convolutions are 15 to 60% faster with the channels innermost; other layers do not mind.
