@@ -104,11 +104,11 @@ def _norm_and_ascent(program: Program, R: Array, gates: Array) -> tuple[Array, A
     on = jnp.einsum("nbd,pd->nbp", program.X, gates) >= 0
     V = adjoint(program._replace(D=on), R)
     P, d, C = V.shape
-    columns = V.transpose(1, 0, 2).reshape(d, P * C)
+    columns = V.transpose(1, 2, 0).reshape(d, C * P)
 
     def block(total: Array, XR: tuple[Array, Array]) -> tuple[Array, None]:
         X, r = XR
-        gain = jnp.sum((X @ columns).reshape(-1, P, C) * r[:, None, :], axis=2)
+        gain = jnp.sum((X @ columns).reshape(-1, C, P) * r[:, :, None], axis=1)
         return total + gain.T @ X, None
 
     uphill, _ = jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))

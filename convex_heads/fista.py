@@ -5,16 +5,19 @@ The program, with omega the row weights (summing to one) and F the gated map of
 
 .. math:: \min_W\; \sum_j \omega_j\, l\big((z_0 + F W)_j, y_j\big) + \beta \sum_i \|W_i\|_F .
 
-One step (Beck & Teboulle 2009, eqs. 4.1-4.3; restart of O'Donoghue & Candes 2015):
+One step (Beck & Teboulle 2009, eqs. 4.1-4.3, with the momentum and the restart of Liang, Luo,
+Schoenlieb 2022, "greedy FISTA"; on text embeddings it needs a fifth to a third fewer passes than
+the classical momentum):
 
-    V  = W + (t_{k-1} - 1)/t_k (W - W_prev)                extrapolation, F V is free (F is linear)
+    V  = W + (W - W_prev)            full momentum, or none after a restart; F V is free (linear)
     R  = omega * dl/dz(z0 + F V),  G = F'R                 half a pass
     W+ = prox of the penalty in the metric L diag(h) at V - G / (L h)
     accept L if  f(W+) <= f(V) + <G, W+ - V> + L/2 ||W+ - V||_h^2,  else L <- 2L   half a pass each
+    restart if  <V - W+, W+ - W>_h > 0
 
-A step that raises the objective is thrown away and the momentum restarts, so the objective never
-increases and W is always the best iterate so far. Every R, scaled into the dual ball, is a dual
-point (:mod:`convex_heads.certificate`), so the gap is known at every step without extra passes.
+A step that ends above the objective at the last restart goes back to the best iterate. The best
+iterate is what is returned. Every R, scaled into the dual ball, is a dual point
+(:mod:`convex_heads.certificate`), so the gap is known at every step without extra passes.
 
 In features rotated to their principal axes, h = curvature * eigenvalues of the second moment is
 the metric of X'X that all gates share; h = 1 is plain FISTA. Everything here is independent of
@@ -44,6 +47,8 @@ _CHUNK = 8
 _L_SHRINK = 0.9
 _L_GROW = 2.0
 _MAX_TRIES = 40
+# So many steps without any gain in objective or bound mean that round-off has been reached.
+_MAX_IDLE = 100
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Limits:
 
     Attributes:
         tolerance: relative gap to reach, in (0, 1). Default 1e-2.
-        max_passes: data passes to spend. Default 500.
+        max_passes: data passes to spend. Default 1000.
         max_seconds: wall-clock seconds to spend; None for no limit (the default).
 
     Raises:
@@ -60,7 +65,7 @@ class Limits:
     """
 
     tolerance: float = 1e-2
-    max_passes: int = 500
+    max_passes: int = 1000
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
@@ -79,32 +84,36 @@ class State(NamedTuple):
     """Where a solve stands.
 
     Attributes:
-        W: best weights so far (P, d, C).
-        W_prev: weights before them (P, d, C).
+        W: current weights (P, d, C).
+        W_prev: weights before them (P, d, C); equal to W after a restart.
         z: F W (B, b, C).
         z_prev: F W_prev (B, b, C).
+        best: weights with the lowest objective so far (P, d, C).
+        z_best: F best (B, b, C).
         R: residual of the best dual point so far (B, b, C).
-        t: momentum, ().
         L: Lipschitz estimate in the metric h, ().
-        primal: objective at W, ().
+        primal: objective at best, ().
+        anchor: objective at the last restart, ().
         dual: best dual value, ().
         passes: data passes used, ().
         iterations: steps taken, () int32.
-        stalled: whether a step without momentum failed to descend, () bool.
+        idle: steps since the objective or the bound last improved, () int32.
     """
 
     W: Array
     W_prev: Array
     z: Array
     z_prev: Array
+    best: Array
+    z_best: Array
     R: Array
-    t: Array
     L: Array
     primal: Array
+    anchor: Array
     dual: Array
     passes: Array
     iterations: Array
-    stalled: Array
+    idle: Array
 
     @property
     def gap(self) -> Array:
@@ -123,23 +132,23 @@ def init(program: Program, loss: Loss, beta: Array, W: Array, L: Array) -> State
         W_prev=W,
         z=z,
         z_prev=z,
+        best=W,
+        z_best=z,
         R=jnp.zeros_like(z),
-        t=jnp.ones((), dtype),
         L=jnp.asarray(L, dtype),
         primal=primal,
+        anchor=primal,
         dual=jnp.full((), -jnp.inf, dtype),
         passes=jnp.full((), 0.5, dtype),
         iterations=jnp.zeros((), jnp.int32),
-        stalled=jnp.zeros((), bool),
+        idle=jnp.zeros((), jnp.int32),
     )
 
 
 def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State:
     """One step; see the module's docstring. h (d,) is the metric, beta the absolute penalty."""
-    t_next = (1 + jnp.sqrt(1 + 4 * s.t**2)) / 2
-    momentum = (s.t - 1) / t_next
-    V = s.W + momentum * (s.W - s.W_prev)
-    zV = s.z + momentum * (s.z - s.z_prev)
+    V = 2 * s.W - s.W_prev
+    zV = 2 * s.z - s.z_prev
     R = program.omega[..., None] * loss.gradient(program.z0 + zV, program.Y)
     G = adjoint(program, R)
     dual = dual_value(program, loss, R, G, beta)
@@ -164,25 +173,32 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
         (s.L, jnp.zeros((), jnp.int32), s.W, s.z, fV, jnp.zeros((), bool)),
     )
     primal = f + beta * group_l21(W)
-    better = primal < s.primal
-    higher = dual > s.dual
 
     def keep(flag: Array, new: Array, old: Array) -> Array:
         return jnp.where(flag, new, old)
 
+    better = primal < s.primal
+    lost = primal > s.anchor + slack
+    against = jnp.sum(hk * (V - W) * (W - s.W)) > 0
+    restart = lost | against
+    best, z_best = keep(better, W, s.best), keep(better, z, s.z_best)
+    W, z = keep(lost, best, W), keep(lost, z_best, z)
+    higher = dual > s.dual
     return State(
-        W=keep(better, W, s.W),
-        W_prev=s.W,
-        z=keep(better, z, s.z),
-        z_prev=s.z,
+        W=W,
+        W_prev=keep(restart, W, s.W),
+        z=z,
+        z_prev=keep(restart, z, s.z),
+        best=best,
+        z_best=z_best,
         R=keep(higher, R, s.R),
-        t=keep(better, t_next, jnp.ones_like(s.t)),
         L=L * _L_SHRINK,
-        primal=keep(better, primal, s.primal),
+        primal=jnp.minimum(primal, s.primal),
+        anchor=keep(lost, s.primal, keep(against, primal, s.anchor)),
         dual=keep(higher, dual, s.dual),
         passes=s.passes + 0.5 + 0.5 * tries.astype(s.passes.dtype),
         iterations=s.iterations + 1,
-        stalled=~better & (momentum == 0),
+        idle=keep(better | higher, 0, s.idle + 1),
     )
 
 
@@ -194,7 +210,7 @@ def advance(
 
     def go_on(carry: tuple[Array, State]) -> Array:
         k, s = carry
-        return (k < steps) & (s.gap > tolerance) & ~s.stalled
+        return (k < steps) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
 
     return jax.lax.while_loop(
         go_on, lambda c: (c[0] + 1, step(program, loss, h, beta, c[1])), (jnp.int32(0), s)
@@ -225,7 +241,7 @@ def minimise(
         on_record: called with every history record, every few steps.
 
     Returns:
-        The solution and the final state (its z and L serve warm starts).
+        The solution and the final state (its L serves warm starts).
     """
     limits = limits or Limits()
     dtype = program.X.dtype
@@ -238,16 +254,16 @@ def minimise(
     history: list[Record] = []
     while True:
         s = advance(program, loss, h, beta_, tolerance, s, steps=_CHUNK)
+        # Reading the figures waits for the steps, so the clock is read after them.
+        figures = float(s.passes), float(s.primal), float(s.dual), float(s.gap)
         seconds = time.perf_counter() - start
-        record = Record(
-            float(s.passes), float(s.primal), float(s.dual), float(s.gap), round(seconds, 4)
-        )
+        record = Record(*figures, round(seconds, 4))
         history.append(record)
         if on_record is not None:
             on_record(record)
         if record.relative_gap <= limits.tolerance:
             status = Status.CONVERGED
-        elif bool(s.stalled):
+        elif int(s.idle) >= _MAX_IDLE:
             status = Status.STALLED
         elif record.passes >= limits.max_passes:
             status = Status.MAX_PASSES
@@ -265,4 +281,4 @@ def minimise(
         seconds=seconds,
         block_rows=program.X.shape[1],
     )
-    return Solution(s.W, status, stats, tuple(history), s.R), s
+    return Solution(s.best, status, stats, tuple(history), s.R), s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from jax import Array
 
 from convex_heads.fista import Limits, minimise
 from convex_heads.gated import Prepared
-from convex_heads.solution import Solution
+from convex_heads.solution import Record, Solution
 
 # Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
 DEFAULT_BETAS = (0.1, 0.03, 0.01, 0.003, 0.001)
@@ -66,7 +67,7 @@ def solve_path(
     limits: Limits,
     *,
     score: Callable[[Array, Array], float],
-    on_point: Callable[[PathPoint], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> PathResult:
     """Solves for each fraction of beta_max in turn, from large to small, warm-started.
 
@@ -77,28 +78,50 @@ def solve_path(
         score: (weights (P, d, C), their F W (B, b, C)) -> a number, higher is better. The path
             ends after ``PATIENCE`` points without a better one; ties go to the larger beta, the
             simpler head.
-        on_point: called after every point.
+        on_progress: called every few steps with the share of the path that is done, in [0, 1].
     """
     points: list[PathPoint] = []
     weights: list[Array] = []
     Ls: list[float] = []
     W, L, best = None, 1.0, 0
-    for fraction in sorted(fractions, reverse=True):
+    for k, fraction in enumerate(sorted(fractions, reverse=True)):
         beta = fraction * prepared.beta_max
         solution, state = minimise(
-            prepared.program, prepared.loss, beta, h=prepared.h, W=W, L=L, limits=limits
+            prepared.program,
+            prepared.loss,
+            beta,
+            h=prepared.h,
+            W=W,
+            L=L,
+            limits=limits,
+            on_record=record_progress(limits, on_progress, k, len(fractions)),
         )
         W, L = solution.value, float(state.L)
-        points.append(_point(solution, beta, fraction, score(W, state.z)))
+        points.append(_point(solution, beta, fraction, score(W, state.z_best)))
         weights.append(W)
         Ls.append(L)
-        if on_point is not None:
-            on_point(points[-1])
         if points[-1].score > points[best].score:
             best = len(points) - 1
         if len(points) - 1 - best >= PATIENCE:
             break
     return PathResult(tuple(points), tuple(weights), best, Ls[best])
+
+
+def record_progress(
+    limits: Limits, on_progress: Callable[[float], None] | None, k: int, n: int
+) -> Callable[[Record], None] | None:
+    """Turns the records of solve k of n into the share of the whole that is done.
+
+    The gap falls roughly geometrically, so log(gap) / log(tolerance) grows like the work done.
+    """
+    if on_progress is None:
+        return None
+
+    def on_record(record: Record) -> None:
+        gap = min(1.0, max(record.relative_gap, limits.tolerance))
+        on_progress((k + math.log(gap) / math.log(limits.tolerance)) / n)
+
+    return on_record
 
 
 def _point(solution: Solution, beta: float, fraction: float, score: float) -> PathPoint:

@@ -296,7 +296,6 @@ def _fit_head(
     from sklearn.exceptions import ConvergenceWarning
 
     from convex_heads import ConvexHeadClassifier
-    from convex_heads.path import DEFAULT_BETAS
 
     _check_labels(train.labels, dataset, "train")
     unseen = np.setdiff1d(validation.labels, train.labels)
@@ -316,8 +315,15 @@ def _fit_head(
         random_state=config.seed,
         **options,
     )
-    total = len(DEFAULT_BETAS) if config.beta == "auto" else 1
-    with reporter.stage("fit", total=total) as stage, warnings.catch_warnings():
+    with reporter.stage("fit", total=100) as stage, warnings.catch_warnings():
+        shown = 0
+
+        def on_progress(done: float) -> None:
+            nonlocal shown
+            percent = int(100 * done)
+            stage.advance(max(0, percent - shown))
+            shown = max(shown, percent)
+
         # The gap is in the record, and a gap above the tolerance becomes a note there.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return classifier.fit(
@@ -325,7 +331,7 @@ def _fit_head(
             train.labels,
             X_val=validation.features,
             y_val=validation.labels,
-            on_point=lambda _: stage.advance(),
+            on_progress=on_progress,
         )
 
 

@@ -82,7 +82,7 @@ class Problem:
             rows = cp.log_sum_exp(z, axis=1) - cp.sum(cp.multiply(z, self.Y), axis=1)
         penalty = sum(cp.norm(W[i * d : (i + 1) * d], "fro") for i in range(P))
         problem = cp.Problem(cp.Minimize(self.omega @ rows + beta * penalty))
-        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-8, tol_gap_rel=1e-8, tol_feas=1e-8)
         assert problem.status == cp.OPTIMAL, problem.status
         weights = W.value.reshape(P, d, C)
         return self.objective(weights, beta), weights

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convex_heads import operators
@@ -22,6 +22,7 @@ def _random(seed, n, d, P, C, dtype):
     return X, D, Y, program
 
 
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
     n=st.integers(1, 9),

@@ -31,7 +31,8 @@ def test_prox_satisfies_its_optimality_condition(seed, log_t, spread):
             assert np.linalg.norm(force) <= t * (1 + 1e-9)
         else:
             expected = t * Vi / np.linalg.norm(Vi)
-            np.testing.assert_allclose(force, expected, rtol=1e-6, atol=1e-9 * t)
+            rounding = 1e-13 * np.abs(h[:, None] * Ai).max()
+            np.testing.assert_allclose(force, expected, rtol=1e-6, atol=1e-9 * t + rounding)
 
 
 def test_prox_beats_every_point_of_a_grid():
