@@ -17,6 +17,7 @@ import typer
 
 from extractors.errors import InputError, MachineError
 from tasks import options as o
+from tasks.compile_cache import keep_compiled_code
 from tasks.config import (
     Config,
     DemoConfig,
@@ -272,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # of a GPU's memory at once and leave none to torch; tokenizers would warn of forked processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    keep_compiled_code()
     if "--quiet" in arguments:  # downloads too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
