@@ -1,0 +1,149 @@
+"""Artefacts: whole or not at all, safe to load, clear about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convex_heads.decode import Network
+from convex_heads.scaling import Scaling
+from extractors.errors import InputError
+from tasks.artefact import CONFIG_NAME, WEIGHTS_NAME, Head, read_artefact, write_artefact
+
+
+def make_head() -> Head:
+    rng = np.random.default_rng(0)
+    scaling = Scaling(np.zeros(3, "f"), np.ones(3, "f"), np.array([True, True, False]))
+    weights = rng.normal(size=(2, 4, 3)).astype("f")
+    gates = rng.normal(size=(2, 4)).astype("f")
+    network = Network(scaling, gates, weights, np.zeros(3, "f"), "softmax")
+    return Head(network, ("a", "b", "c"), 1.5)
+
+
+def write(folder: Path, head: Head | None = None, **facts) -> None:
+    write_artefact(
+        folder,
+        head or make_head(),
+        modality="text",
+        backbone="toy:text-3",
+        backbone_fingerprint={"adapter": "toy/1"},
+        facts=facts,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "head", certificate={"relative_gap": 0.01})
+    return tmp_path / "head"
+
+
+def test_what_is_read_is_what_was_written(folder):
+    found, head = read_artefact(folder), make_head()
+    X = np.random.default_rng(1).normal(size=(9, 3)).astype("f")
+    np.testing.assert_array_equal(found.head.predict_proba(X), head.predict_proba(X))
+    assert found.head.classes == head.classes
+    assert found.config["certificate"] == {"relative_gap": 0.01}
+
+
+def test_a_head_without_gates_survives(tmp_path):
+    head = make_head()
+    network = head.network
+    empty = Network(
+        network.scaling, network.gates[:0], network.weights[:0], network.offset, "softmax"
+    )
+    write(tmp_path / "empty", Head(empty, head.classes))
+    p = read_artefact(tmp_path / "empty").head.predict_proba(np.zeros((1, 3), "f"))
+    np.testing.assert_allclose(p, 1 / 3, rtol=1e-6)
+
+
+def test_an_older_artefact_is_replaced_and_other_folders_are_not_touched(folder, tmp_path):
+    write(folder, marker="second")
+    assert read_artefact(folder).config["marker"] == "second"
+    assert sorted(os.listdir(tmp_path)) == ["head"]
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.png").write_bytes(b"precious")
+    with pytest.raises(InputError, match="other things in it"):
+        write(other)
+    assert (other / "cat.png").read_bytes() == b"precious"
+    with pytest.raises(InputError, match="is a file"):
+        write(other / "cat.png")
+
+
+def test_a_failure_on_the_way_leaves_the_older_artefact(folder, tmp_path):
+    def fail(_: Path) -> None:
+        raise RuntimeError("the report could not be written")
+
+    with pytest.raises(RuntimeError):
+        write_artefact(
+            folder,
+            make_head(),
+            modality="text",
+            backbone="toy:text-3",
+            backbone_fingerprint={},
+            facts={"marker": "half"},
+            write_more=fail,
+        )
+    assert "marker" not in read_artefact(folder).config
+    assert sorted(os.listdir(tmp_path)) == ["head"]
+
+
+def _edit(**changes):
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / CONFIG_NAME).read_text()) | changes
+        (folder / CONFIG_NAME).write_text(json.dumps(config))
+
+    return edit
+
+
+def _reweigh(**changes):
+    """Other arrays with a matching checksum: the shape checks must find them."""
+
+    def edit(folder: Path) -> None:
+        import hashlib
+
+        arrays = load_file(folder / WEIGHTS_NAME) | changes
+        save_file({k: v for k, v in arrays.items() if v is not None}, folder / WEIGHTS_NAME)
+        digest = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+        _edit(weights_sha256=digest)(folder)
+
+    return edit
+
+
+def _flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS_NAME).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS_NAME).write_bytes(content)
+
+
+BROKEN = {
+    "no config": (lambda f: (f / CONFIG_NAME).unlink(), "no config.json"),
+    "no weights": (lambda f: (f / WEIGHTS_NAME).unlink(), "cannot read"),
+    "not JSON": (lambda f: (f / CONFIG_NAME).write_text("{"), "cannot read"),
+    "a list": (lambda f: (f / CONFIG_NAME).write_text("[]"), "schema version"),
+    "another version": (_edit(schema_version=99), "schema version 99"),
+    "a missing field": (_edit(classes=None), "'classes'"),
+    "classes that are no names": (_edit(classes=[1, 2, 3]), "'classes'"),
+    "temperature zero": (_edit(temperature=0), "'temperature'"),
+    "too few classes": (_edit(classes=["a", "b"]), "outputs"),
+    "an altered byte": (_flip_a_byte, "checksum"),
+    "a wrong shape": (_reweigh(gates=np.zeros((5, 4), "f")), "'gates' has shape"),
+    "NaN": (_reweigh(offset=np.full(3, np.nan, "f")), "'offset'"),
+    "integers": (_reweigh(weights=np.zeros((2, 4, 3), "i4")), "'weights'"),
+    "a missing array": (_reweigh(mean=None), "'mean' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.replace(" ", "-"))
+def test_what_is_wrong_is_said_in_one_line(folder, case):
+    damage, expected = BROKEN[case]
+    damage(folder)
+    with pytest.raises(InputError) as caught:
+        read_artefact(folder)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
