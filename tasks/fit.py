@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from tasks.records import ExtractRecord, FitRecord
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
 
+_SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
 
 
@@ -177,7 +179,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         artefact=str(out),
         store=str(found.extraction.store.path),
         seed=config.seed,
-        versions=installed_versions(),
+        versions={name: version(name) for name in _SOLVER_PACKAGES} | installed_versions(),
         linear_probe_test_accuracy_interval=probe_measured.accuracy_interval,
         linear_probe_C=probe.C,
         calibration_temperature=temperature,

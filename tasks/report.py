@@ -5,7 +5,7 @@ Everything said here is computed from the record and the test probabilities; not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tasks.card import card_metadata
+from tasks.console import duration
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
 from tasks.records import FitRecord
 
@@ -210,7 +211,7 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
     if record.skipped_rows:
         facts.append(("left out", f"{record.skipped_rows:,} rows that could not be used"))
     if "extract" in record.seconds:
-        facts.append(("features", f"{record.seconds['extract']:.1f} s to extract or find"))
+        facts.append(("features", _features(record.seconds)))
     facts.append(("memory", f"{record.peak_rss_mb:,.0f} MB at the most"))
     facts.append(("seed", str(record.seed)))
     return facts
@@ -295,3 +296,11 @@ def _rate(part: int, whole: int) -> str:
 def _percent(fraction: float) -> str:
     """A share in per cent with two significant digits, never rounded to nothing."""
     return f"{100 * fraction:.2g} %"
+
+
+def _features(seconds: Mapping[str, float]) -> str:
+    """What the features cost, in this run and in all runs that filled the store."""
+    total = seconds.get("extract_all_runs", seconds["extract"])
+    if seconds["extract"] >= total:
+        return f"extracted in {duration(seconds['extract'])}"
+    return f"extracted in {duration(total)} in all, {duration(seconds['extract'])} in this run"
