@@ -41,8 +41,11 @@ from convex_heads.scaling import Scaling
 from convex_heads.solution import Status
 from convex_heads.training import TrainingSet
 
-DEFAULT_GATES = 64
-_FIXED_BETA = 0.03
+# Gates offered by "auto": more of them than an eighth of the rows would let single rows have
+# gates of their own.
+MAX_AUTO_GATES = 64
+_ROWS_PER_GATE = 8
+_FIXED_BETA = 0.1
 # Primal values are one to two orders of magnitude closer to the optimum than the gap proves.
 _SELECTION_GAP = 0.1
 
@@ -75,7 +78,9 @@ class _ConvexHead(BaseEstimator):
         on_progress: Callable[[float], None] | None,
     ) -> None:
         limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
-        n_gates = DEFAULT_GATES if self.n_gates == "auto" else self.n_gates
+        n_gates = self.n_gates
+        if n_gates == "auto":
+            n_gates = min(MAX_AUTO_GATES, max(1, len(data.X) // _ROWS_PER_GATE))
         if not isinstance(n_gates, int | np.integer):
             raise ValueError(f"n_gates must be 'auto' or a whole number; got {self.n_gates!r}")
         fractions = self._fractions(data)
@@ -169,12 +174,12 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
     random are the gates. "Globally optimal" is meant for the drawn gates.
 
     Parameters:
-        n_gates: how many gates to draw, or "auto" (64).
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
             fractions to choose from, or "auto": a path from 0.1 to 0.001 of which validation
             accuracy chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows are
             held out by a hash of their content to choose, then all rows are fitted; with fewer
-            than 100 distinct rows beta is 0.03.
+            than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
         class_weight: None, "balanced" or a dict from class to weight.
         tolerance: relative gap to reach. Default 1e-2.

@@ -45,10 +45,16 @@ class Loss(NamedTuple):
     offset: Callable[[Array], Array]
 
 
-def _xlogx(p: Array) -> Array:
-    # Round-off can push y + g outside the simplex by an ulp; 0 log 0 = 0.
-    p = jnp.clip(p, 0, 1)
-    return jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, jnp.ones_like(p))), jnp.zeros_like(p))
+def _entropy_term(p: Array) -> Array:
+    """P log p, with 0 log 0 = 0; p in [0, 1]."""
+    positive = p > 0
+    return jnp.where(positive, p * jnp.log(jnp.where(positive, p, jnp.ones_like(p))), 0)
+
+
+def _entropy_term_from_one(a: Array) -> Array:
+    """(1 - a) log(1 - a) for a in [0, 1], exact where a is tiny."""
+    below = a < 1
+    return jnp.where(below, (1 - a) * jnp.log1p(-jnp.where(below, a, jnp.zeros_like(a))), 0)
 
 
 def _probability(mean: Array) -> Array:
@@ -65,21 +71,40 @@ def _squared_conjugate(g: Array, y: Array) -> Array:
     return jnp.sum(g**2 / 2 + g * y, axis=-1)
 
 
+# Targets of the next two are 0 or 1, and a well-fitted row has a loss far below the float epsilon
+# of 1: every formula below keeps the small quantity small instead of subtracting it from 1.
+
+
 def _logistic_value(z: Array, y: Array) -> Array:
-    return jnp.sum(jax.nn.softplus(z) - y * z, axis=-1)
+    return jnp.sum(jax.nn.softplus((1 - 2 * y) * z), axis=-1)
+
+
+def _logistic_gradient(z: Array, y: Array) -> Array:
+    sign = 1 - 2 * y
+    return sign * jax.nn.sigmoid(sign * z)
 
 
 def _logistic_conjugate(g: Array, y: Array) -> Array:
-    p = y + g
-    return jnp.sum(_xlogx(p) + _xlogx(1 - p), axis=-1)
+    a = jnp.clip((1 - 2 * y) * g, 0, 1)  # distance of p = y + g from y; round-off may leave [0, 1]
+    return jnp.sum(_entropy_term(a) + _entropy_term_from_one(a), axis=-1)
 
 
 def _softmax_value(z: Array, y: Array) -> Array:
-    return jax.nn.logsumexp(z, axis=-1) - jnp.sum(z * y, axis=-1)
+    z = z - jnp.sum(z * y, axis=-1, keepdims=True)
+    top = jnp.maximum(jnp.max(jnp.where(y > 0, -jnp.inf, z), axis=-1), 0)
+    others = jnp.sum(jnp.where(y > 0, 0, jnp.exp(z - top[..., None])), axis=-1)
+    # log(e^0 + sum of the others), the larger of the two taken out
+    return jnp.where(top > 0, top + jnp.log(others + jnp.exp(-top)), jnp.log1p(others))
+
+
+def _softmax_gradient(z: Array, y: Array) -> Array:
+    others = jax.nn.softmax(z, axis=-1) * (1 - y)
+    return others - y * jnp.sum(others, axis=-1, keepdims=True)
 
 
 def _softmax_conjugate(g: Array, y: Array) -> Array:
-    return jnp.sum(_xlogx(y + g), axis=-1)
+    a = jnp.clip((1 - 2 * y) * g, 0, 1)  # distance of p = y + g from y, per entry
+    return jnp.sum(jnp.where(y > 0, _entropy_term_from_one(a), _entropy_term(a)), axis=-1)
 
 
 def _logit(mean: Array) -> Array:
@@ -91,7 +116,7 @@ SQUARED = Loss("squared", _squared_value, lambda z, y: z - y, _squared_conjugate
 LOGISTIC = Loss(
     "logistic",
     _logistic_value,
-    lambda z, y: jax.nn.sigmoid(z) - y,
+    _logistic_gradient,
     _logistic_conjugate,
     0.25,
     _logit,
@@ -99,7 +124,7 @@ LOGISTIC = Loss(
 SOFTMAX = Loss(
     "softmax",
     _softmax_value,
-    lambda z, y: jax.nn.softmax(z, axis=-1) - y,
+    _softmax_gradient,
     _softmax_conjugate,
     0.5,
     lambda m: jnp.log(_probability(m)),
