@@ -207,7 +207,7 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
         >>> X = rng.normal(size=(400, 5))
         >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "different")
         >>> head = ConvexHeadClassifier().fit(X[:300], y[:300])
-        >>> bool(head.score(X[300:], y[300:]) > 0.9), head.certificate_.relative_gap <= 1e-2
+        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 1e-2
         (True, True)
     """
 

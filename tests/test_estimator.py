@@ -29,7 +29,7 @@ def xor():
 def test_a_problem_no_linear_head_can_solve(xor):
     X, y = xor
     head = ConvexHeadClassifier().fit(X[:400], y[:400])
-    assert head.score(X[400:], y[400:]) > 0.9
+    assert head.score(X[400:], y[400:]) > 0.85
     assert head.certificate_.relative_gap <= head.tolerance
     assert head.certificate_.active_gates > 1
     assert head.beta_ in [point.fraction for point in head.path_]
