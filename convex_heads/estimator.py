@@ -374,8 +374,8 @@ class ConvexHeadRegressor(RegressorMixin, _ConvexHead):
         return tags
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predicted targets, shaped like y."""
-        z = self._scores(X)
+        """Predicted targets, shaped like y, in double precision as scikit-learn's are."""
+        z = self._scores(X).astype(np.float64)
         return z[:, 0] if self._one_output else z
 
 

@@ -6,7 +6,10 @@ one size and are decoded batch by batch, so that only one batch of pixels is in 
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +18,9 @@ import numpy as np
 
 from extractors.base import Extractor
 from extractors.errors import BadRow, InputError, MachineError
+
+_DECODE_THREADS = 8
+_WINDOWS_AHEAD = 2
 
 OnBadRow = Literal["fail", "skip"]
 
@@ -70,19 +76,17 @@ def encode_rows(
     tokens = np.zeros(n, dtype=np.int32) if extractor.modality == "text" else None
     skipped: dict[int, str] = {}
 
-    # Texts are small, so all of them are looked at first; pixels are not.
-    window = max(n, 1) if extractor.modality == "text" else step
-    for start in range(0, n, window):
+    for start, window in _prepared_windows(extractor, inputs):
         rows: list[int] = []
         prepared: list[Any] = []
-        for row in range(start, min(start + window, n)):
-            try:
-                prepared.append(extractor.prepare(inputs[row]))
+        for row, item in enumerate(window, start):
+            if not isinstance(item, BadRow):
                 rows.append(row)
-            except BadRow as error:
-                if on_bad_row == "fail":
-                    raise InputError(_bad_row(ids[row], str(error))) from error
-                skipped[row] = str(error)
+                prepared.append(item)
+            elif on_bad_row == "fail":
+                raise InputError(_bad_row(ids[row], str(item))) from item
+            else:
+                skipped[row] = str(item)
         order = np.arange(len(rows))
         if tokens is not None and rows:
             with plain_memory_errors(step):
@@ -106,8 +110,8 @@ def encode_rows(
                 skipped[row] = reason
             if progress is not None:
                 progress(len(batch))
-        if progress is not None and (left_out := min(window, n - start) - len(rows)):
-            progress(left_out)
+        if progress is not None and len(rows) < len(window):
+            progress(len(window) - len(rows))
 
     kept = np.array([row for row in range(n) if row not in skipped], dtype=np.intp)
     if features.shape[1] == 0 and n:
@@ -118,6 +122,41 @@ def encode_rows(
         None if tokens is None else tokens[kept],
         {ids[row]: skipped[row] for row in sorted(skipped)},
     )
+
+
+def _prepared_windows(
+    extractor: Extractor, inputs: Sequence[Any]
+) -> Iterator[tuple[int, list[Any]]]:
+    """(first position, prepared rows or ``BadRow``) of stretches that are encoded together.
+
+    All texts are one stretch, to be sorted by length. Images come batch by batch; while one batch
+    is encoded the next is decoded, since Pillow and torch both work outside Python's lock.
+    """
+
+    def prepare(item: Any) -> Any:
+        try:
+            return extractor.prepare(item)
+        except BadRow as error:
+            return error
+
+    if extractor.modality == "text" or not len(inputs):
+        yield 0, [prepare(item) for item in inputs]
+        return
+    step = extractor.batch_size
+    assert extractor.dim  # the backbone is loaded here, once, and not by every thread
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _DECODE_THREADS)) as pool:
+        ahead: deque[tuple[int, list[Future[Any]]]] = deque()
+        try:
+            for start in range(0, len(inputs), step):
+                stretch = inputs[start : start + step]
+                ahead.append((start, [pool.submit(prepare, item) for item in stretch]))
+                if len(ahead) > _WINDOWS_AHEAD:
+                    first, futures = ahead.popleft()
+                    yield first, [future.result() for future in futures]
+            for first, futures in ahead:
+                yield first, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _bad_row(name: str, reason: str) -> str:
