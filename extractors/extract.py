@@ -98,6 +98,7 @@ def extract(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from extractors import load_extractor
         >>> rows = Rows(ids=["a", "b"], inputs=["good", "bad"], labels=np.array([1, 0]))
         >>> done = extract({"train": rows}, load_extractor("toy:text-4"), task="demo",
