@@ -326,7 +326,7 @@ def test_a_killed_extraction_resumes_to_the_store_of_an_uninterrupted_one(
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n", process.communicate()
         process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == -getattr(signal, name), errors
         interrupted += after - 1
         assert len(content(only_store(tmp_path))) == interrupted
@@ -364,7 +364,7 @@ def test_a_size_limit_in_mid_extraction_costs_no_finished_shard(
     tmp_path: Path, uninterrupted: Extraction
 ) -> None:
     process = child(tmp_path, "limit", 3)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     assert errors == ""
     assert "the file size limit is reached" in output.splitlines()[-1]
