@@ -74,6 +74,8 @@ define install
 	echo "Making $(VENV) with $$("$$python" --version)"; \
 	"$$python" -m venv --clear $(VENV); \
 fi
+@# Stamps of other constraints go first: the environment is about to stop being theirs.
+@find $(VENV) -maxdepth 1 -name '.installed-*' ! -name '*-$(KEY)' -exec rm -f {} +
 @echo "Installing convex-heads[$(1)] into $(VENV) (once; some minutes)"
 @$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 @touch $@
