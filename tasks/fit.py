@@ -226,6 +226,8 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
 
 
 def _extract(config: ExtractConfig, reporter: Reporter) -> _Extracted:
+    if config.backbone is not None:
+        parse_name(config.backbone)  # a misspelt name is said before the data are read
     dataset = load_task(
         config.data,
         data_root=config.data_root,

@@ -273,3 +273,12 @@ def test_rows_are_checked_in_python_too():
     with pytest.raises(InputError):
         ExtractConfig(data="digits", test_rows=0)
     assert np.isclose(float(FitConfig(data="digits", beta=0.5).beta), 0.5)
+
+
+def test_a_misspelt_backbone_is_said_before_the_data_are_asked_for(capsys):
+    from tasks.cli import main
+
+    assert main(["fit", "imdb", "--backbone", "bert-base-uncased", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "st:bert-base-uncased" in error
+    assert "timm:bert-base-uncased" in error
