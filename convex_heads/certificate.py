@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
@@ -155,7 +156,7 @@ def certify(
     beta: float,
     *,
     R: Array | None = None,
-    trial_gates: Array | None = None,
+    trial_gates: ArrayLike | None = None,
 ) -> Certificate:
     """Certifies weights of a gated program.
 

@@ -35,6 +35,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from convex_heads.certificate import dual_value, loss_value, residual
 from convex_heads.losses import Loss
@@ -56,7 +57,7 @@ class Limits:
     """When a solve stops.
 
     Attributes:
-        tolerance: relative gap to reach, in (0, 1). Default 1e-2.
+        tolerance: relative gap to reach, in (0, 1). Default 2e-2.
         max_passes: data passes to spend. Default 1000.
         max_seconds: wall-clock seconds to spend; None for no limit (the default).
 
@@ -64,7 +65,7 @@ class Limits:
         ValueError: a field is out of its range.
     """
 
-    tolerance: float = 1e-2
+    tolerance: float = 2e-2
     max_passes: int = 1000
     max_seconds: float | None = None
 
@@ -179,7 +180,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
     )
     primal = f + beta * group_l21(W)
 
-    def keep(flag: Array, new: Array, old: Array) -> Array:
+    def keep(flag: Array, new: ArrayLike, old: ArrayLike) -> Array:
         return jnp.where(flag, new, old)
 
     better = primal < s.primal

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 # Largest number of entries in one (b, C P) temporary: 16 MB in float32. Gates run along its last
 # axis, where masking and summing them vectorise; of blocks of 256 to 14,336 rows, 512 are fastest
@@ -52,7 +53,9 @@ def block_rows(n: int, P: int, C: int) -> int:
     return -(-n // -(-n // limit))
 
 
-def build_program(X: Array, D: Array, Y: Array, omega: Array, z0: Array) -> Program:
+def build_program(
+    X: ArrayLike, D: ArrayLike, Y: ArrayLike, omega: ArrayLike, z0: ArrayLike
+) -> Program:
     """Cuts (n, ...) arrays into blocks.
 
     Args:
@@ -62,16 +65,15 @@ def build_program(X: Array, D: Array, Y: Array, omega: Array, z0: Array) -> Prog
         omega: row weights (n,), non-negative; normalised here to sum to one.
         z0: offset (C,).
     """
+    X, D, Y, omega = np.asarray(X), np.asarray(D), np.asarray(Y), np.asarray(omega)
     n = X.shape[0]
     b = block_rows(n, D.shape[1], Y.shape[1])
     pad = -n % b
 
-    def blocks(A: Array) -> Array:
-        A = np.asarray(A)
+    def blocks(A: np.ndarray) -> Array:
         A = np.concatenate([A, np.zeros((pad, *A.shape[1:]), A.dtype)]) if pad else A
         return jnp.asarray(A.reshape(-1, b, *A.shape[1:]))
 
-    omega = np.asarray(omega)
     return Program(blocks(X), blocks(D), blocks(Y), blocks(omega / omega.sum()), jnp.asarray(z0))
 
 

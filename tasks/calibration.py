@@ -6,6 +6,8 @@ minimised here is the same function, by the same SciPy routine.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
@@ -37,4 +39,5 @@ def fit_temperature(scores: np.ndarray, loss: str, labels: np.ndarray) -> float 
         p = probabilities(scores, loss, float(np.exp(log_temperature)))
         return float(log_loss(labels, p, labels=classes))
 
-    return float(np.exp(minimize_scalar(nll, bounds=_LOG_BOUNDS).x))
+    best: Any = minimize_scalar(nll, bounds=_LOG_BOUNDS)
+    return float(np.exp(best.x))

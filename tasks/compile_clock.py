@@ -31,9 +31,9 @@ def compile_clock() -> Iterator[CompileClock]:
 
     clock = CompileClock()
 
-    def listen(event: str, duration: float, **_: str | int) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(_COMPILE_EVENTS):
-            clock.seconds += duration
+            clock.seconds += duration_secs
 
     monitoring.register_event_duration_secs_listener(listen)
     try:

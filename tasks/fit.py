@@ -89,7 +89,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         MachineError: disk, memory or network.
     """
     from tasks.artefact import Head, check_destination, write_artefact
-    from tasks.baselines import linear_probe
+    from tasks.baselines import SETTINGS, linear_probe
     from tasks.calibration import fit_temperature
     from tasks.compile_clock import compile_clock
     from tasks.metrics import evaluate
@@ -118,7 +118,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         )
     head = Head(network, dataset.classes, 1.0 if temperature is None else temperature)
 
-    with reporter.stage("linear probe", total=12) as stage:
+    with reporter.stage("linear probe", total=SETTINGS) as stage:
         probe = linear_probe(
             train.features,
             train.labels,
