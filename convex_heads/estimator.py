@@ -58,7 +58,7 @@ class _ConvexHead(BaseEstimator):
         *,
         n_gates: int | str = "auto",
         beta: float | str | Sequence[float] = "auto",
-        tolerance: float = 2e-2,
+        tolerance: float = 3e-2,
         max_passes: int = 1000,
         max_seconds: float | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -183,7 +183,7 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
             than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
         class_weight: None, "balanced" or a dict from class to weight.
-        tolerance: relative gap to reach. Default 2e-2.
+        tolerance: relative gap to reach. Default 3e-2.
         max_passes: data passes to spend on one solve. Default 1000.
         max_seconds: seconds to spend on one solve. Default None, no limit.
         random_state: seed of the gates. Default 0; results repeat to the bit.
@@ -208,7 +208,7 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
         >>> X = rng.normal(size=(400, 5))
         >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "different")
         >>> head = ConvexHeadClassifier().fit(X[:300], y[:300])
-        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 2e-2
+        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 3e-2
         (True, True)
     """
 
@@ -219,7 +219,7 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
         beta: float | str | Sequence[float] = "auto",
         loss: str = "auto",
         class_weight: str | dict | None = None,
-        tolerance: float = 2e-2,
+        tolerance: float = 3e-2,
         max_passes: int = 1000,
         max_seconds: float | None = None,
         random_state: int | np.random.RandomState | None = 0,
