@@ -42,6 +42,17 @@ class Network:
             scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset), loss
         )
 
+    def astype(self, dtype: type) -> Network:
+        """The same network, computing in another precision."""
+        mean, scale = self.scaling.mean.astype(dtype), self.scaling.scale.astype(dtype)
+        return Network(
+            Scaling(mean, scale, self.scaling.keep),
+            self.gates.astype(dtype),
+            self.weights.astype(dtype),
+            self.offset.astype(dtype),
+            self.loss,
+        )
+
     @property
     def dim(self) -> int:
         """Number of raw features."""

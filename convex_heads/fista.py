@@ -57,7 +57,7 @@ class Limits:
     """When a solve stops.
 
     Attributes:
-        tolerance: relative gap to reach, in (0, 1). Default 3e-2.
+        tolerance: relative gap to reach, in (0, 1). Default 5e-2.
         max_passes: data passes to spend. Default 1000.
         max_seconds: wall-clock seconds to spend; None for no limit (the default).
 
@@ -65,7 +65,7 @@ class Limits:
         ValueError: a field is out of its range.
     """
 
-    tolerance: float = 3e-2
+    tolerance: float = 5e-2
     max_passes: int = 1000
     max_seconds: float | None = None
 

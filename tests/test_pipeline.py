@@ -47,7 +47,7 @@ def test_the_artefact_predicts_what_was_measured(fitted):
 def test_the_head_beats_the_probe_where_it_should(fitted):
     assert fitted.test_accuracy > fitted.linear_probe_test_accuracy
     assert fitted.dual <= fitted.primal
-    assert fitted.relative_gap <= 3e-2
+    assert fitted.relative_gap <= 5e-2
     assert fitted.n_train + fitted.n_validation + fitted.n_test == 1797
 
 
