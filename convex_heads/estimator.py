@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -178,10 +179,10 @@ class ConvexHeadClassifier(ClassifierMixin, _ConvexHead):
     Parameters:
         n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
-            fractions to choose from, or "auto": a path from 0.1 to 0.001 of which validation
-            accuracy chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows are
-            held out by a hash of their content to choose, then all rows are fitted; with fewer
-            than 100 distinct rows beta is 0.1.
+            fractions to choose from, or "auto": a path from 0.1 to 0.001 of which the lowest
+            validation loss chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows
+            are held out by a hash of their content to choose, then all rows are fitted; with
+            fewer than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
         class_weight: None, "balanced" or a dict from class to weight.
         tolerance: relative gap to reach. Default 5e-2.
@@ -319,7 +320,7 @@ class ConvexHeadRegressor(RegressorMixin, _ConvexHead):
     """A two-layer gated ReLU regressor (squared loss), trained to proven global optimality.
 
     The same program as :class:`ConvexHeadClassifier` with l(z, y) = |z - y|^2 / 2; beta is chosen
-    by the validation R^2.
+    by the validation loss.
 
     Parameters and attributes: as for the classifier, where they apply.
 
@@ -409,19 +410,24 @@ def _validation_score(
     prepared: Prepared,
     scaling: Scaling,
     score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
-) -> Callable[[Array, Array], float]:
-    """(rotated weights, their F W on the training rows) -> score of the rows that choose beta."""
+) -> Callable[[Array, Array], tuple[float, float]]:
+    """(rotated weights, their F W on the training rows) -> loss and score of the choosing rows."""
     z0 = np.asarray(prepared.program.z0)
+
+    def both(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+        losses = np.asarray(prepared.loss.value(jnp.asarray(z), jnp.asarray(target)))
+        return float(np.average(losses, weights=weight)), score(z, target, weight)
+
     if data.validation is not None:
         X_val, target_val = data.validation
         program = held_out_program(prepared, scaling.transform(X_val), target_val)
         weight = np.ones(len(X_val))
-        return lambda W, _: score(rows(apply(program, W), len(X_val)) + z0, target_val, weight)
+        return lambda W, _: both(rows(apply(program, W), len(X_val)) + z0, target_val, weight)
     chosen = np.flatnonzero(data.held_out)
     if len(chosen):
         target, weight = data.target[chosen], data.held_out[chosen]
-        return lambda _, z: score(rows(z, len(data.X))[chosen] + z0, target, weight)
-    return lambda *_: float("nan")
+        return lambda _, z: both(rows(z, len(data.X))[chosen] + z0, target, weight)
+    return lambda *_: (float("nan"), float("nan"))
 
 
 def _accuracy(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

@@ -31,7 +31,9 @@ class PathPoint:
         relative_gap: proven relative gap at this point (loose: the path is for choosing).
         passes: data passes spent here.
         seconds: wall-clock time spent here.
-        score: validation score, higher is better (accuracy or R^2); NaN without validation rows.
+        loss: mean loss of the validation rows; NaN without any. The lowest chooses beta: it sees
+            overconfidence, which accuracy does not.
+        score: validation score (accuracy or R^2); NaN without validation rows.
         active_gates: gates with non-zero weights.
     """
 
@@ -41,6 +43,7 @@ class PathPoint:
     relative_gap: float
     passes: float
     seconds: float
+    loss: float
     score: float
     active_gates: int
 
@@ -66,7 +69,7 @@ def solve_path(
     fractions: Sequence[float],
     limits: Limits,
     *,
-    score: Callable[[Array, Array], float],
+    score: Callable[[Array, Array], tuple[float, float]],
     on_progress: Callable[[float], None] | None = None,
 ) -> PathResult:
     """Solves for each fraction of beta_max in turn, from large to small, warm-started.
@@ -75,9 +78,9 @@ def solve_path(
         prepared: the program.
         fractions: of beta_max, any order.
         limits: for each point; a loose gap is enough to choose by.
-        score: (weights (P, d, C), their F W (B, b, C)) -> a number, higher is better. The path
-            ends after ``PATIENCE`` points without a better one; ties go to the larger beta, the
-            simpler head.
+        score: (weights (P, d, C), their F W (B, b, C)) -> (validation loss, validation score).
+            The loss chooses, the score is for people. The path ends after ``PATIENCE`` points
+            without a lower loss; ties go to the larger beta, the simpler head.
         on_progress: called every few steps with the share of the path that is done, in [0, 1].
     """
     points: list[PathPoint] = []
@@ -97,10 +100,10 @@ def solve_path(
             on_record=record_progress(limits, on_progress, k, len(fractions)),
         )
         W, L = solution.value, float(state.L)
-        points.append(_point(solution, beta, fraction, score(W, state.z_best)))
+        points.append(_point(solution, beta, fraction, *score(W, state.z_best)))
         weights.append(W)
         Ls.append(L)
-        if points[-1].score > points[best].score:
+        if points[-1].loss < points[best].loss:
             best = len(points) - 1
         if len(points) - 1 - best >= PATIENCE:
             break
@@ -124,7 +127,9 @@ def record_progress(
     return on_record
 
 
-def _point(solution: Solution, beta: float, fraction: float, score: float) -> PathPoint:
+def _point(
+    solution: Solution, beta: float, fraction: float, loss: float, score: float
+) -> PathPoint:
     active = np.asarray(solution.value).any(axis=(1, 2)).sum()
     return PathPoint(
         beta=beta,
@@ -133,6 +138,7 @@ def _point(solution: Solution, beta: float, fraction: float, score: float) -> Pa
         relative_gap=solution.stats.relative_gap,
         passes=solution.stats.passes,
         seconds=solution.stats.seconds,
+        loss=loss,
         score=score,
         active_gates=int(active),
     )

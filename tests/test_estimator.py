@@ -57,8 +57,8 @@ def test_validation_rows_choose_but_are_never_trained_on(xor):
     )
     assert head.network_.weights.shape[1] == 7
     assert fixed.beta_ == head.beta_
-    chosen = max(point.score for point in head.path_)
-    assert head.path_[[p.fraction for p in head.path_].index(head.beta_)].score == chosen
+    lowest = min(point.loss for point in head.path_)
+    assert head.path_[[p.fraction for p in head.path_].index(head.beta_)].loss == lowest
     # Wrong validation labels must not move the fit at a fixed beta.
     wrong = ConvexHeadClassifier(beta=head.beta_).fit(
         X[:400], y[:400], X_val=X[400:], y_val=y[400:][::-1]
