@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convex_heads.certificate import Certificate, certify
+    from convex_heads.classifier import ConvexHeadClassifier
     from convex_heads.decode import Network
-    from convex_heads.estimator import ConvexHeadClassifier, ConvexHeadRegressor
-    from convex_heads.fista import Limits
     from convex_heads.gated import Options, solve
+    from convex_heads.limits import Limits
+    from convex_heads.regressor import ConvexHeadRegressor
     from convex_heads.solution import Solution, Status
 
 _HOME = {
     "Certificate": "convex_heads.certificate",
-    "ConvexHeadClassifier": "convex_heads.estimator",
-    "ConvexHeadRegressor": "convex_heads.estimator",
+    "ConvexHeadClassifier": "convex_heads.classifier",
+    "ConvexHeadRegressor": "convex_heads.regressor",
+    "Limits": "convex_heads.limits",
     "Network": "convex_heads.decode",
-    "Limits": "convex_heads.fista",
     "Options": "convex_heads.gated",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",

@@ -20,15 +20,15 @@ iterate is what is returned. Every R, scaled into the dual ball, is a dual point
 (:mod:`convex_heads.certificate`), so the gap is known at every step without extra passes.
 
 In features rotated to their principal axes, h = curvature * eigenvalues of the second moment is
-the metric of X'X that all gates share; h = 1 is plain FISTA. Everything here is independent of
-how the features were prepared: this solver is the baseline that others are checked against.
+the metric of X'X that all gates share; h = 1 takes plain gradient steps. Everything here is
+independent of how the features were prepared and of the default solver
+(:mod:`convex_heads.subspace`): this is the baseline that it is checked against.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -38,10 +38,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from convex_heads.certificate import dual_value, loss_value, residual
+from convex_heads.driver import drive, stats
+from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import group_l21, prox_group_l21
-from convex_heads.solution import Record, Solution, Stats, Status
+from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
 _CHUNK = 8
@@ -50,35 +52,6 @@ _L_GROW = 2.0
 _MAX_TRIES = 40
 # So many steps without any gain in objective or bound mean that round-off has been reached.
 _MAX_IDLE = 100
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a solve stops.
-
-    Attributes:
-        tolerance: relative gap to reach, in (0, 1). Default 5e-2.
-        max_passes: data passes to spend. Default 1000.
-        max_seconds: wall-clock seconds to spend; None for no limit (the default).
-
-    Raises:
-        ValueError: a field is out of its range.
-    """
-
-    tolerance: float = 5e-2
-    max_passes: int = 1000
-    max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ValueError(
-                f"tolerance is a relative gap between 0 and 1, for example 0.01; got "
-                f"{self.tolerance}"
-            )
-        if self.max_passes < 1:
-            raise ValueError(f"max_passes must be at least 1; got {self.max_passes}")
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"max_seconds must be positive or None; got {self.max_seconds}")
 
 
 class State(NamedTuple):
@@ -229,8 +202,7 @@ def minimise(
     beta: float,
     *,
     h: Array | None = None,
-    W: Array | None = None,
-    L: float = 1.0,
+    warm: State | None = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> tuple[Solution, State]:
@@ -241,50 +213,26 @@ def minimise(
         loss: the row loss.
         beta: penalty, absolute (not a fraction of beta_max), >= 0.
         h: positive metric (d,); None for plain FISTA.
-        W: warm start (P, d, C); None for zero.
-        L: first guess of the Lipschitz constant in that metric; it adapts.
+        warm: state of a solve of the same shape to start from; None starts from zero.
         limits: when to stop.
         on_record: called with every history record, every few steps.
 
     Returns:
-        The solution and the final state (its L serves warm starts).
+        The solution and the final state, which serves warm starts.
     """
     limits = limits or Limits()
-    dtype = program.X.dtype
     start = time.perf_counter()
+    dtype = program.X.dtype
     h = jnp.ones(program.X.shape[2], dtype) if h is None else h
-    W = jnp.zeros(program.shape, dtype) if W is None else W
-    beta_ = jnp.asarray(beta, dtype)
-    tolerance = jnp.asarray(limits.tolerance, dtype)
-    s = init(program, loss, beta_, W, jnp.asarray(L, dtype))
-    history: list[Record] = []
-    while True:
-        s = advance(program, loss, h, beta_, tolerance, s, steps=_CHUNK)
-        # Reading the figures waits for the steps, so the clock is read after them.
-        figures = float(s.passes), float(s.primal), float(s.dual), float(s.gap)
-        seconds = time.perf_counter() - start
-        record = Record(*figures, round(seconds, 4))
-        history.append(record)
-        if on_record is not None:
-            on_record(record)
-        if record.relative_gap <= limits.tolerance:
-            status = Status.CONVERGED
-        elif int(s.idle) >= _MAX_IDLE:
-            status = Status.STALLED
-        elif record.passes >= limits.max_passes:
-            status = Status.MAX_PASSES
-        elif limits.max_seconds is not None and seconds >= limits.max_seconds:
-            status = Status.MAX_SECONDS
-        else:
-            continue
-        break
-    stats = Stats(
-        primal=record.primal,
-        dual=record.dual,
-        relative_gap=record.relative_gap,
-        passes=record.passes,
-        iterations=int(s.iterations),
-        seconds=seconds,
-        block_rows=program.X.shape[1],
+    W = jnp.zeros(program.shape, dtype) if warm is None else warm.best
+    L = jnp.ones((), dtype) if warm is None else warm.L
+    beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
+    state, status, history = drive(
+        lambda s: advance(program, loss, h, beta_, tolerance, s, steps=_CHUNK),
+        init(program, loss, beta_, W, L),
+        limits,
+        max_idle=_MAX_IDLE,
+        on_record=on_record,
     )
-    return Solution(s.best, status, stats, tuple(history), s.R), s
+    figures = stats(state, time.perf_counter() - start, program.X.shape[1])
+    return Solution(state.best, status, figures, history, state.z_best, state.R), state

@@ -34,6 +34,8 @@ class Loss(NamedTuple):
         gradient: (z, y) -> dl/dz, shape (..., C).
         conjugate: (g, y) -> l*(g; y), shape (...).
         curvature: an upper bound of the largest eigenvalue of the Hessian d2l/dz2.
+        hessian: (g, y) -> (a, u), both (..., C): the Hessian where the gradient is g is
+            diag(a) - u u'.
         offset: mean target (C,) -> z0 (C,), the best constant score; finite for any mean.
     """
 
@@ -42,6 +44,7 @@ class Loss(NamedTuple):
     gradient: Callable[[Array, Array], Array]
     conjugate: Callable[[Array, Array], Array]
     curvature: float
+    hessian: Callable[[Array, Array], tuple[Array, Array]]
     offset: Callable[[Array], Array]
 
 
@@ -112,13 +115,35 @@ def _logit(mean: Array) -> Array:
     return jnp.log(p) - jnp.log1p(-p)
 
 
-SQUARED = Loss("squared", _squared_value, lambda z, y: z - y, _squared_conjugate, 1.0, lambda m: m)
+def _squared_hessian(g: Array, y: Array) -> tuple[Array, Array]:
+    return jnp.ones_like(g), jnp.zeros_like(g)
+
+
+def _logistic_hessian(g: Array, y: Array) -> tuple[Array, Array]:
+    # p (1 - p): either |g| is p and 1 - |g| is 1 - p, or the reverse.
+    return jnp.abs(g) * (1 - jnp.abs(g)), jnp.zeros_like(g)
+
+
+def _softmax_hessian(g: Array, y: Array) -> tuple[Array, Array]:
+    return y + g, y + g
+
+
+SQUARED = Loss(
+    "squared",
+    _squared_value,
+    lambda z, y: z - y,
+    _squared_conjugate,
+    1.0,
+    _squared_hessian,
+    lambda m: m,
+)
 LOGISTIC = Loss(
     "logistic",
     _logistic_value,
     _logistic_gradient,
     _logistic_conjugate,
     0.25,
+    _logistic_hessian,
     _logit,
 )
 SOFTMAX = Loss(
@@ -127,6 +152,7 @@ SOFTMAX = Loss(
     _softmax_gradient,
     _softmax_conjugate,
     0.5,
+    _softmax_hessian,
     lambda m: jnp.log(_probability(m)),
 )
 

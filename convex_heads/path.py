@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
 
-from convex_heads.fista import Limits, minimise
-from convex_heads.gated import Prepared
+from convex_heads.gated import Prepared, minimise
+from convex_heads.limits import Limits
 from convex_heads.solution import Record, Solution
 
 # Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
 DEFAULT_BETAS = (0.1, 0.03, 0.01, 0.003, 0.001)
-# Points without a better validation score after which the path ends.
+# Points without a lower validation loss after which the path ends.
 PATIENCE = 2
 
 
@@ -28,7 +28,7 @@ class PathPoint:
         beta: absolute penalty.
         fraction: beta / beta_max.
         primal: objective.
-        relative_gap: proven relative gap at this point (loose: the path is for choosing).
+        relative_gap: proven relative gap at this point.
         passes: data passes spent here.
         seconds: wall-clock time spent here.
         loss: mean loss of the validation rows; NaN without any. The lowest chooses beta: it sees
@@ -55,13 +55,13 @@ class PathResult(NamedTuple):
         points: in the order solved, beta decreasing.
         weights: W (P, d, C) of every point, rotated coordinates.
         best: index of the chosen point.
-        L: Lipschitz estimate at the chosen point, for warm starts.
+        state: final solver state of the chosen point, for a warm start.
     """
 
     points: tuple[PathPoint, ...]
     weights: tuple[Array, ...]
     best: int
-    L: float
+    state: Any
 
 
 def solve_path(
@@ -69,6 +69,7 @@ def solve_path(
     fractions: Sequence[float],
     limits: Limits,
     *,
+    solver: str,
     score: Callable[[Array, Array], tuple[float, float]],
     on_progress: Callable[[float], None] | None = None,
 ) -> PathResult:
@@ -77,7 +78,9 @@ def solve_path(
     Args:
         prepared: the program.
         fractions: of beta_max, any order.
-        limits: for each point; a loose gap is enough to choose by.
+        limits: for each point; too loose a gap would let validation judge weights stopped early
+            in place of the optimum.
+        solver: one of :data:`convex_heads.gated.SOLVERS`.
         score: (weights (P, d, C), their F W (B, b, C)) -> (validation loss, validation score).
             The loss chooses, the score is for people. The path ends after ``PATIENCE`` points
             without a lower loss; ties go to the larger beta, the simpler head.
@@ -85,29 +88,25 @@ def solve_path(
     """
     points: list[PathPoint] = []
     weights: list[Array] = []
-    Ls: list[float] = []
-    W, L, best = None, 1.0, 0
+    best, state, best_state = 0, None, None
     for k, fraction in enumerate(sorted(fractions, reverse=True)):
         beta = fraction * prepared.beta_max
         solution, state = minimise(
-            prepared.program,
-            prepared.loss,
+            prepared,
             beta,
-            h=prepared.h,
-            W=W,
-            L=L,
+            solver=solver,
+            warm=state,
             limits=limits,
             on_record=record_progress(limits, on_progress, k, len(fractions)),
         )
-        W, L = solution.value, float(state.L)
-        points.append(_point(solution, beta, fraction, *score(W, state.z_best)))
+        W = solution.value
+        points.append(_point(solution, beta, fraction, *score(W, solution.scores)))
         weights.append(W)
-        Ls.append(L)
-        if points[-1].loss < points[best].loss:
-            best = len(points) - 1
-        if len(points) - 1 - best >= PATIENCE:
+        if k == 0 or points[-1].loss < points[best].loss:
+            best, best_state = k, state
+        if k - best >= PATIENCE:
             break
-    return PathResult(tuple(points), tuple(weights), best, Ls[best])
+    return PathResult(tuple(points), tuple(weights), best, best_state)
 
 
 def record_progress(

@@ -61,8 +61,9 @@ class Solution(NamedTuple):
         status: how it ended.
         stats: figures.
         history: records in order of time.
-        residual: R (n-blocked, (B, b, C)), the residual whose scaling gives the best dual point
-            found; :func:`convex_heads.certificate.certify` checks it anew.
+        scores: F W of the training rows without the offset, blocked (B, b, C).
+        residual: R (B, b, C) of the best dual point found, before it is scaled into the dual
+            ball; :func:`convex_heads.certificate.certify` checks it anew.
         gates: (P, d) in the coordinates of ``value``; None where the program was given.
     """
 
@@ -70,5 +71,6 @@ class Solution(NamedTuple):
     status: Status
     stats: Stats
     history: tuple[Record, ...]
+    scores: Array
     residual: Array
     gates: Array | None = None

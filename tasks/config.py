@@ -20,7 +20,7 @@ from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
 Activation = Literal["gated_relu"]
-Solver = Literal["auto", "fista"]
+Solver = Literal["auto", "subspace", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "temperature"]

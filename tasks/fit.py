@@ -150,7 +150,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         n_classes=len(dataset.classes),
         activation=config.activation,
         loss=network.loss,
-        solver="fista",
+        solver=classifier.solver_,
         n_gates=certificate.n_gates,
         beta=certificate.beta,
         beta_max=certificate.beta_max,

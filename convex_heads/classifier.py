@@ -1,0 +1,186 @@
+"""The scikit-learn classifier: a certified gated ReLU head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from convex_heads.decode import probabilities
+from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.training import TrainingSet
+
+
+class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
+    r"""A two-layer gated ReLU classifier, trained to proven global optimality.
+
+    .. math:: \min_W\; \frac1n \sum_j l\Big(z_0 + \sum_i D_i X W_i\Big)_j
+              + \beta \sum_i \|W_i\|_F
+
+    over standardised features X with a constant column, gates g_i drawn once, and
+    D_i = diag(1[X g_i >= 0]); see :mod:`convex_heads.gated`. The first gate is always on, so the
+    head contains the linear probe. There is no learning rate and nothing to initialise; what is
+    random are the gates. "Globally optimal" is meant for the drawn gates.
+
+    Parameters:
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
+        beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
+            fractions to choose from, or "auto": a path from 0.1 to 0.001 of which the lowest
+            validation loss chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows
+            are held out by a hash of their content to choose, then all rows are fitted; with
+            fewer than 100 distinct rows beta is 0.1.
+        loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
+        class_weight: None, "balanced" or a dict from class to weight.
+        tolerance: relative gap to reach. Default 1e-2.
+        solver: "auto" (the fastest known, "subspace"), "subspace" or "fista" (the baseline).
+        max_passes: data passes to spend on one solve. Default 1000.
+        max_seconds: seconds to spend on one solve. Default None, no limit.
+        random_state: seed of the gates. Default 0; results repeat to the bit.
+
+    Attributes:
+        classes_: class labels.
+        certificate_: :class:`convex_heads.certificate.Certificate` of the final weights.
+        status_: how the final solve ended.
+        solver_: the solver that was used.
+        beta_: the chosen fraction of beta_max.
+        path_: one :class:`convex_heads.path.PathPoint` for each beta tried.
+        coef_path_: weights (P, d + 1, C) of every point of the path, standardised coordinates.
+        history_: records of the final solve.
+        network_: :class:`convex_heads.decode.Network`, what predicts.
+        passes_: data passes spent in all.
+
+    Equal rows are merged into weights and rows are ordered by content first, so neither their
+    order nor repeating a row instead of weighting it changes the result.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(400, 5))
+        >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "different")
+        >>> head = ConvexHeadClassifier().fit(X[:300], y[:300])
+        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 1e-2
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        n_gates: int | str = "auto",
+        beta: float | str | Sequence[float] = "auto",
+        loss: str = "auto",
+        class_weight: str | dict | None = None,
+        tolerance: float = 1e-2,
+        solver: str = "auto",
+        max_passes: int = 1000,
+        max_seconds: float | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        super().__init__(
+            n_gates=n_gates,
+            beta=beta,
+            tolerance=tolerance,
+            solver=solver,
+            max_passes=max_passes,
+            max_seconds=max_seconds,
+            random_state=random_state,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Self:
+        """Fits and certifies the head.
+
+        Args:
+            X: features (n, d), finite.
+            y: class labels (n,), at least two classes.
+            sample_weight: (n,), non-negative.
+            X_val: validation features (m, d) to choose beta by; they are never trained on.
+            y_val: their labels, all of them occurring in y.
+            on_progress: called every few steps with the share of the fit that is done, in [0, 1].
+
+        Raises:
+            ValueError: unusable input or options, said in one sentence.
+        """
+        X, y = validate_data(self, X, y, dtype=[feature_dtype()], ensure_min_samples=2)
+        check_classification_targets(y)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self.classes_, label = np.unique(y, return_inverse=True)
+        C = len(self.classes_)
+        if len(np.unique(label[weight > 0])) < 2:
+            raise ValueError(
+                f"a classifier needs rows of at least 2 classes; got 1 class, "
+                f"{self.classes_[label[weight > 0][:1]].tolist()}"
+            )
+        if self.class_weight is not None:
+            balance = compute_class_weight(
+                self.class_weight, classes=self.classes_, y=y, sample_weight=weight
+            )
+            weight = weight * balance[label]
+        loss = self._loss_name(C)
+        target = _targets(label, loss, C, X.dtype)
+        validation = None
+        if X_val is not None:
+            X_val, y_val = check_validation(X, X_val, y_val)
+            unknown = np.setdiff1d(y_val, self.classes_)
+            if len(unknown):
+                raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
+            label_val = np.searchsorted(self.classes_, y_val)
+            validation = X_val, _targets(label_val, loss, C, X.dtype)
+        data = TrainingSet.build(
+            X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
+        )
+        self._fit(data, loss, _accuracy, on_progress)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores: (n, C), or (n,) for two classes (positive means ``classes_[1]``)."""
+        z = self._scores(X)
+        if len(self.classes_) > 2:
+            return z
+        return z[:, 0] if z.shape[1] == 1 else z[:, 1] - z[:, 0]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Class probabilities (n, C). For the squared loss: scores clipped and normalised."""
+        return probabilities(self._scores(X), self.loss_)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Class labels (n,)."""
+        z = self._scores(X)
+        index = (z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(axis=1)
+        return self.classes_[index]
+
+    def _loss_name(self, C: int) -> str:
+        if self.loss == "auto":
+            return "logistic" if C == 2 else "softmax"
+        if self.loss == "logistic" and C > 2:
+            raise ValueError(f"the logistic loss is for two classes, y has {C}: use loss='softmax'")
+        return self.loss
+
+
+def _targets(label: np.ndarray, loss: str, C: int, dtype: Any) -> np.ndarray:
+    """(n, 1) zeros and ones for the logistic loss, else one-hot (n, C)."""
+    if loss == "logistic":
+        return label[:, None].astype(dtype)
+    return np.eye(C, dtype=dtype)[label]
+
+
+def _accuracy(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
+    if z.shape[1] == 1:
+        right = (z[:, 0] > 0) == (target[:, 0] > 0.5)
+    else:
+        right = z.argmax(axis=1) == target.argmax(axis=1)
+    return float(np.average(right, weights=weight))

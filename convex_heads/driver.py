@@ -1,0 +1,111 @@
+"""Runs a solver's compiled steps until a limit is reached, keeping its history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from jax import Array
+
+from convex_heads.limits import Limits
+from convex_heads.solution import Record, Stats, Status
+
+
+class Progress(Protocol):
+    """What every solver's state shows; scalars on the device."""
+
+    @property
+    def passes(self) -> Array:
+        """Data passes used."""
+        ...
+
+    @property
+    def primal(self) -> Array:
+        """Lowest objective."""
+        ...
+
+    @property
+    def dual(self) -> Array:
+        """Highest lower bound."""
+        ...
+
+    @property
+    def gap(self) -> Array:
+        """Relative gap."""
+        ...
+
+    @property
+    def iterations(self) -> Array:
+        """Steps taken."""
+        ...
+
+    @property
+    def idle(self) -> Array:
+        """Steps since the objective or the bound last improved."""
+        ...
+
+
+S = TypeVar("S", bound=Progress)
+
+
+def drive(
+    advance: Callable[[S], S],
+    state: S,
+    limits: Limits,
+    *,
+    max_idle: int,
+    on_record: Callable[[Record], None] | None,
+) -> tuple[S, Status, tuple[Record, ...]]:
+    """Advances a state until the gap is closed, a limit is reached or nothing improves.
+
+    Args:
+        advance: a few steps.
+        state: where to start.
+        limits: when to stop.
+        max_idle: steps without progress that mean that round-off has been reached.
+        on_record: called with every history record.
+    """
+    start = time.perf_counter()
+    history: list[Record] = []
+    while True:
+        state = advance(state)
+        # Reading the figures waits for the steps, so the clock is read after them.
+        record = Record(
+            passes=float(state.passes),
+            primal=float(state.primal),
+            dual=float(state.dual),
+            relative_gap=float(state.gap),
+            seconds=round(time.perf_counter() - start, 4),
+        )
+        history.append(record)
+        if on_record is not None:
+            on_record(record)
+        status = _status(record, int(state.idle) >= max_idle, limits)
+        if status is not None:
+            return state, status, tuple(history)
+
+
+def _status(record: Record, idle: bool, limits: Limits) -> Status | None:
+    if record.relative_gap <= limits.tolerance:
+        return Status.CONVERGED
+    if idle:
+        return Status.STALLED
+    if record.passes >= limits.max_passes:
+        return Status.MAX_PASSES
+    if limits.max_seconds is not None and record.seconds >= limits.max_seconds:
+        return Status.MAX_SECONDS
+    return None
+
+
+def stats(state: Progress, seconds: float, block_rows: int) -> Stats:
+    """The figures of a finished solve."""
+    return Stats(
+        primal=float(state.primal),
+        dual=float(state.dual),
+        relative_gap=float(state.gap),
+        passes=float(state.passes),
+        iterations=int(state.iterations),
+        seconds=seconds,
+        block_rows=block_rows,
+    )

@@ -1,0 +1,188 @@
+"""What the classifier and the regressor share: everything after the targets are numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import (
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from convex_heads.decode import Network
+from convex_heads.gated import (
+    DEFAULT_SOLVER,
+    Options,
+    certify_prepared,
+    minimise,
+    prepare,
+    reweight,
+    unrotate,
+)
+from convex_heads.limits import Limits
+from convex_heads.losses import LOSSES
+from convex_heads.path import DEFAULT_BETAS, record_progress, solve_path
+from convex_heads.scaling import Scaling
+from convex_heads.selection import validation_score
+from convex_heads.solution import Status
+from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet
+
+# Gates offered by "auto": more of them than an eighth of the rows would let single rows have
+# gates of their own.
+MAX_AUTO_GATES = 64
+_ROWS_PER_GATE = 8
+_FIXED_BETA = 0.1
+# No looser: weights far from their optimum are weights stopped early, and their validation score
+# says little about the weights that the final solve would reach.
+_SELECTION_GAP = 5e-2
+
+
+class ConvexHead(BaseEstimator):
+    """Options, the fit on numeric targets, and scores."""
+
+    def __init__(
+        self,
+        *,
+        n_gates: int | str = "auto",
+        beta: float | str | Sequence[float] = "auto",
+        tolerance: float = 1e-2,
+        solver: str = "auto",
+        max_passes: int = 1000,
+        max_seconds: float | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.n_gates = n_gates
+        self.beta = beta
+        self.tolerance = tolerance
+        self.solver = solver
+        self.max_passes = max_passes
+        self.max_seconds = max_seconds
+        self.random_state = random_state
+
+    def _fit(
+        self,
+        data: TrainingSet,
+        loss_name: str,
+        score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
+        n_gates = self.n_gates
+        if n_gates == "auto":
+            n_gates = min(MAX_AUTO_GATES, max(1, len(data.X) // _ROWS_PER_GATE))
+        if not isinstance(n_gates, int | np.integer):
+            raise ValueError(f"n_gates must be 'auto' or a whole number; got {self.n_gates!r}")
+        solver = DEFAULT_SOLVER if self.solver == "auto" else self.solver
+        fractions = self._fractions(data)
+        for fraction in fractions:
+            Options(beta=fraction, n_gates=int(n_gates), loss=loss_name, solver=solver)
+        loss = LOSSES[loss_name]
+        scaling = Scaling.fit(data.X, data.weight)
+        key, certificate_key = jax.random.split(
+            jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
+        )
+        prepared = prepare(
+            scaling.transform(data.X), data.target, data.omega, loss, int(n_gates), key
+        )
+        path = solve_path(
+            prepared,
+            fractions,
+            replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP)),
+            solver=solver,
+            score=validation_score(data, prepared, scaling, score),
+            # The path is taken for half of the work, the final solve for the other half.
+            on_progress=None if on_progress is None else lambda done: on_progress(done / 2),
+        )
+        fraction = path.points[path.best].fraction
+        if data.held_out.any():
+            prepared = reweight(prepared, data.weight)
+        beta = fraction * prepared.beta_max
+        solution, _ = minimise(
+            prepared,
+            beta,
+            solver=solver,
+            warm=path.state,
+            limits=limits,
+            on_record=record_progress(limits, on_progress, 1, 2),
+        )
+        self.certificate_ = certify_prepared(
+            prepared, solution.value, beta, R=solution.residual, key=certificate_key
+        )
+        if solution.status is not Status.CONVERGED:
+            warnings.warn(
+                f"relative gap {self.certificate_.relative_gap:.2g} is above the tolerance "
+                f"{self.tolerance:.2g}: {solution.status.value}",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.network_ = Network.decode(
+            scaling,
+            prepared.gates,
+            unrotate(prepared, solution.value),
+            np.asarray(prepared.program.z0),
+            loss_name,
+        )
+        self.loss_ = loss_name
+        self.solver_ = solver
+        self.status_ = solution.status
+        self.beta_ = fraction
+        self.path_ = path.points
+        self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
+        self.history_ = solution.history
+        self.passes_ = sum(point.passes for point in path.points) + solution.stats.passes
+        self.block_rows_ = solution.stats.block_rows
+
+    def _fractions(self, data: TrainingSet) -> Sequence[float]:
+        choice = data.validation is not None or data.held_out.any()
+        if isinstance(self.beta, str):
+            if self.beta != "auto":
+                raise ValueError(
+                    f"beta must be 'auto', a fraction of beta_max or a list of them; got "
+                    f"{self.beta!r}"
+                )
+            return DEFAULT_BETAS if choice else (_FIXED_BETA,)
+        fractions: list[float] = np.atleast_1d(self.beta).tolist()
+        if not fractions:
+            raise ValueError("beta is an empty list: give at least one fraction of beta_max")
+        if len(fractions) > 1 and not choice:
+            raise ValueError(
+                f"choosing one of {len(fractions)} betas needs validation rows: pass X_val and "
+                f"y_val, or one beta (fewer than {MIN_ROWS_TO_SELECT} distinct rows are too few "
+                f"to hold some out)"
+            )
+        return fractions
+
+    @property
+    def _chooses_beta(self) -> bool:
+        return isinstance(self.beta, str) or np.ndim(self.beta) > 0
+
+    def _scores(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[feature_dtype()], reset=False)
+        return self.network_.scores(np.asarray(X))
+
+
+def feature_dtype() -> type:
+    """float32, or float64 where JAX has been told to compute in it."""
+    return np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
+
+
+def check_validation(X: np.ndarray, X_val: Any, y_val: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Validation features (m, d) and targets (m,) or (m, C), checked against the features X."""
+    X_val = check_array(X_val, dtype=X.dtype.name)
+    if X_val.shape[1] != X.shape[1]:
+        raise ValueError(f"X_val has {X_val.shape[1]} features, X has {X.shape[1]}")
+    if y_val is None:
+        raise ValueError("X_val was given without y_val")
+    check_consistent_length(X_val, y_val)
+    return X_val, np.asarray(y_val)

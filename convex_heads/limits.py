@@ -1,0 +1,34 @@
+"""When a solve stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a solve stops.
+
+    Attributes:
+        tolerance: relative gap to reach, in (0, 1). Default 1e-2.
+        max_passes: data passes to spend. Default 1000.
+        max_seconds: wall-clock seconds to spend; None for no limit (the default).
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    tolerance: float = 1e-2
+    max_passes: int = 1000
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(
+                f"tolerance is a relative gap between 0 and 1, for example 0.01; got "
+                f"{self.tolerance}"
+            )
+        if self.max_passes < 1:
+            raise ValueError(f"max_passes must be at least 1; got {self.max_passes}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive or None; got {self.max_seconds}")
