@@ -202,7 +202,8 @@ def minimise(
     beta: float,
     *,
     h: Array | None = None,
-    warm: State | None = None,
+    W: Array | None = None,
+    L: ArrayLike = 1.0,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> tuple[Solution, State]:
@@ -213,23 +214,23 @@ def minimise(
         loss: the row loss.
         beta: penalty, absolute (not a fraction of beta_max), >= 0.
         h: positive metric (d,); None for plain FISTA.
-        warm: state of a solve of the same shape to start from; None starts from zero.
+        W: weights (P, d, C) to start from; None for zero.
+        L: first guess of the Lipschitz constant in that metric; it adapts.
         limits: when to stop.
         on_record: called with every history record, every few steps.
 
     Returns:
-        The solution and the final state, which serves warm starts.
+        The solution and the final state (its L serves warm starts).
     """
     limits = limits or Limits()
     start = time.perf_counter()
     dtype = program.X.dtype
     h = jnp.ones(program.X.shape[2], dtype) if h is None else h
-    W = jnp.zeros(program.shape, dtype) if warm is None else warm.best
-    L = jnp.ones((), dtype) if warm is None else warm.L
+    W = jnp.zeros(program.shape, dtype) if W is None else W
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     state, status, history = drive(
         lambda s: advance(program, loss, h, beta_, tolerance, s, steps=_CHUNK),
-        init(program, loss, beta_, W, L),
+        init(program, loss, beta_, W, jnp.asarray(L, dtype)),
         limits,
         max_idle=_MAX_IDLE,
         on_record=on_record,

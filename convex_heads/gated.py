@@ -164,8 +164,9 @@ def minimise(
     """
     program, loss = prepared.program, prepared.loss
     if solver == "fista":
+        start = {} if warm is None else {"W": warm.best, "L": warm.L}
         return fista.minimise(
-            program, loss, beta, h=prepared.h, warm=warm, limits=limits, on_record=on_record
+            program, loss, beta, h=prepared.h, limits=limits, on_record=on_record, **start
         )
     return subspace.minimise(program, loss, beta, warm=warm, limits=limits, on_record=on_record)
 

@@ -23,7 +23,8 @@ in features rotated to their principal axes: rows that are fitted have none, and
 is, the more of them there are. It may change at any step: no step relies on the ones before.
 
 Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.certificate`), so the gap is
-known at every step without extra passes.
+known at every step without extra passes. Where comparing objectives drowns in round-off, FISTA
+(:mod:`convex_heads.fista`) goes on from there.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from convex_heads import fista
 from convex_heads.certificate import dual_value, loss_value, residual
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import group_l21, group_norms, prox_group_l21
-from convex_heads.solution import Record, Solution
+from convex_heads.solution import Record, Solution, Status
 
 # Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
 _MEMORY = 8
@@ -56,10 +58,16 @@ _NEWTON_TRIES = 12
 _NEWTON_SHARE = 3e-2
 _SHORTER = 0.4
 _SMALL = 1e-5
+# Coefficients of steps are no larger: they would blow up the round-off in the steps' images.
+_LONGEST = 8.0
+# What one step may divide L by, squared.
+_STRETCH = (0.25, 2.0)
 # The metric's smallest entry, relative to its largest.
 _METRIC_FLOOR = 1e-4
-# So many steps without any gain in objective or bound mean that round-off has been reached.
-_MAX_IDLE = 25
+# So many steps without any gain in objective or bound mean that round-off has been reached; a span
+# that proved unsound counts for several.
+_MAX_IDLE = 10
+_UNSOUND = 8
 
 
 class State(NamedTuple):
@@ -161,12 +169,15 @@ def _gradient(R: Array, omega: Array) -> Array:
 
 
 class _Span(NamedTuple):
-    """The objective on W + span of k directions, without the data.
+    """The objective on W+ + span of k directions, without the data.
+
+    Around W+ and not around W: its scores have just been computed, and the gates that the
+    proximal step switched off are exactly zero there.
 
     Attributes:
-        z: F W (B, b, C).
+        z: F W+ (B, b, C).
         Z: F of the directions (B, k, b, C).
-        q: squared norm of every gate's weights at W, (P,).
+        q: squared norm of every gate's weights at W+, (P,).
         b: their products with the directions (P, k).
         B: products of the directions (P, k, k).
     """
@@ -252,9 +263,12 @@ def _roundoff(primal: Array) -> Array:
 
 
 def search(
-    program: Program, loss: Loss, beta: Array, primal: Array, span: _Span, first: Array
+    program: Program, loss: Loss, beta: Array, primal: Array, span: _Span, back: Array
 ) -> Array:
-    """Minimises over the span by Newton's method from the point `first` (k,), or from zero.
+    """Minimises over the span by Newton's method: coefficients t (k,).
+
+    Starts from zero, or, if the objective there is above ``primal``, from ``back`` (k,), where it
+    is ``primal``.
 
     Near the optimum objectives drown in round-off while slopes do not, so a step is also good if
     it leaves the objective where it was and the slope along it flatter (the approximate Wolfe
@@ -268,7 +282,7 @@ def search(
         return _Search(at, move, jnp.ones_like(total), decrement, total + decrement, tries)
 
     def body(c: _Search) -> _Search:
-        new = model(c.at.t + c.size * c.move)
+        new = model(jnp.clip(c.at.t + c.size * c.move, -_LONGEST, _LONGEST))
         slope, before = new.gradient @ c.move, c.at.gradient @ c.move
         flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
         good = (new.value < c.at.value) | ((new.value <= c.at.value + _roundoff(primal)) & flatter)
@@ -281,9 +295,9 @@ def search(
     def go_on(c: _Search) -> Array:
         return (c.decrement > _NEWTON_SHARE * c.total) & (c.tries < _NEWTON_TRIES)
 
-    at = model(first)
+    at = model(jnp.zeros_like(back))
     low = at.value <= primal + _roundoff(primal)
-    at = jax.lax.cond(low, lambda: at, lambda: model(jnp.zeros_like(first)))
+    at = jax.lax.cond(low, lambda: at, lambda: model(back))
     gained = jnp.maximum(primal - at.value, 0)
     return jax.lax.while_loop(go_on, body, begin(at, gained, jnp.zeros((), jnp.int32))).at.t
 
@@ -308,15 +322,16 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     images = s.images.at[:, slot].set(z - s.z)
     flat = steps.reshape(*steps.shape[:2], -1)
     span = _Span(
-        z=s.z,
+        z=z,
         Z=images,
-        q=group_norms(s.W) ** 2,
-        b=jnp.einsum("kpx,px->pk", flat, s.W.reshape(len(s.W), -1)),
+        q=group_norms(W) ** 2,
+        b=jnp.einsum("kpx,px->pk", flat, W.reshape(len(W), -1)),
         B=jnp.einsum("kpx,lpx->pkl", flat, flat),
     )
-    t = search(program, loss, beta, s.primal, span, jnp.zeros(k, z.dtype).at[slot].set(1))
-    move, image = jnp.tensordot(t, steps, 1), jnp.einsum("k,nkbc->nbc", t, images)
-    W, z = s.W + move, s.z + image
+    back = jnp.zeros(k, z.dtype).at[slot].set(-1)
+    t = search(program, loss, beta, s.primal, span, back)
+    W, z = W + jnp.tensordot(t, steps, 1), z + jnp.einsum("k,nkbc->nbc", t, images)
+    move, image, length = W - s.W, z - s.z, 1 + t[slot]
     primal = objective(program, loss, beta, W, z)
     good = primal <= s.primal + _roundoff(s.primal)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
@@ -338,12 +353,14 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
         steps=jnp.where(sound, steps.at[slot].set(move), 0),
         images=jnp.where(sound, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
-        L=jnp.where(good, s.L / jnp.sqrt(jnp.clip(t[slot], 0.1, 4)), 2 * s.L),
+        L=jnp.where(good, s.L / jnp.sqrt(jnp.clip(length, *_STRETCH)), 2 * s.L),
         primal=primal,
         dual=dual,
         passes=s.passes + jnp.where(refresh, 1.5, 1),
         iterations=s.iterations + 1,
-        idle=jnp.where((primal < s.primal) | higher, 0, s.idle + 1),
+        idle=jnp.where(
+            sound, jnp.where((primal < s.primal) | higher, 0, s.idle + 1), s.idle + _UNSOUND
+        ),
     )
 
 
@@ -418,6 +435,41 @@ def minimise(
         max_idle=_MAX_IDLE,
         on_record=on_record,
     )
+    if status is Status.STALLED:
+        state, status, polished = _polish(program, loss, beta, state, limits, start)
+        history += polished
     state = sparsify(program, loss, beta_, tolerance, state)
     figures = stats(state, time.perf_counter() - start, program.X.shape[1])
     return Solution(state.W, status, figures, history, state.z, state.R), state
+
+
+def _polish(
+    program: Program, loss: Loss, beta: float, s: State, limits: Limits, start: float
+) -> tuple[State, Status, tuple[Record, ...]]:
+    """Goes on by FISTA, which need not compare objectives, where round-off ends the search."""
+    spent, passes = time.perf_counter() - start, float(s.passes)
+    max_seconds = limits.max_seconds
+    left = Limits(
+        tolerance=limits.tolerance,
+        max_passes=max(1, limits.max_passes - int(passes)),
+        max_seconds=None if max_seconds is None else max(1e-3, max_seconds - spent),
+    )
+    h = metric(program, loss, residual(program, loss, s.z))
+    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, L=s.L, limits=left)
+    history = tuple(
+        record._replace(passes=record.passes + passes, seconds=round(record.seconds + spent, 4))
+        for record in solution.history
+    )
+    higher = end.dual > s.dual
+    state = s._replace(
+        W=end.best,
+        z=end.z_best,
+        steps=jnp.zeros_like(s.steps),
+        images=jnp.zeros_like(s.images),
+        R=jnp.where(higher, end.R, s.R),
+        primal=end.primal,
+        dual=jnp.maximum(end.dual, s.dual),
+        passes=s.passes + end.passes,
+        iterations=s.iterations + end.iterations,
+    )
+    return state, solution.status, history

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from extractors.store import default_cache_dir
 
-_MIN_SECONDS = "0.1"
+_MIN_SECONDS = "0"
 
 
 def keep_compiled_code() -> None:
