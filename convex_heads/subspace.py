@@ -455,7 +455,7 @@ def _polish(
         max_seconds=None if max_seconds is None else max(1e-3, max_seconds - spent),
     )
     h = metric(program, loss, residual(program, loss, s.z))
-    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, L=s.L, limits=left)
+    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, limits=left)
     history = tuple(
         record._replace(passes=record.passes + passes, seconds=round(record.seconds + spent, 4))
         for record in solution.history

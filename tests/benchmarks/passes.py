@@ -1,0 +1,218 @@
+"""Data passes and seconds of every gated solver to a relative gap, on the same program in one run.
+
+The program is n rows of features X with a constant column of ones and P = 32 gates: the first
+always on, the others N(0, I) with a zero bias entry (numpy's generator, seed 1); softmax loss, no
+offset, float32. One data pass is one product with F and one with F'. Every line is a solve of its
+own from zero weights: compiled before, not counting the rotation to principal axes. A solver that
+misses a gap is not asked for smaller ones.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from shared import Row, parser, show
+
+from convex_heads import fista, subspace
+from convex_heads.certificate import beta_max, certify
+from convex_heads.limits import Limits
+from convex_heads.losses import SOFTMAX
+from convex_heads.operators import Program, build_program
+from convex_heads.solution import Solution, Status
+from extractors import load_extractor
+from extractors.errors import InputError, MachineError
+from extractors.extract import extract, store_folder
+from extractors.shard import StoredRows
+from extractors.store import FeatureStore
+from tasks.data import load_task
+from tasks.registry import resolve_data_root
+
+N_GATES = 32
+METRIC_FLOOR = 1e-4  # as convex_heads.gated.prepare sets it
+TRAINING = ("train", "validation")
+SOLVERS = ("subspace", "fista-metric", "fista-plain")
+RECIPES = ("wordnet6", "imdb", "fashion")
+
+
+class Problem(NamedTuple):
+    """One data set under both coordinate systems; h (d,) is the metric of the rotated one."""
+
+    plain: Program
+    rotated: Program
+    h: Any
+    beta_max: float
+    n_classes: int
+
+
+def minilm_rows(
+    task: str, data_root: Path | None, cache_dir: Path | None, may_extract: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """MiniLM features (n, 384) and labels (n,) of the training and validation rows of a task."""
+    data = load_task(task, data_root=data_root)
+    extractor = load_extractor("minilm")
+    folder = store_folder(data.name, extractor, data.fingerprint, cache_dir)
+    if may_extract:
+        splits = {name: data.splits[name] for name in TRAINING}
+        store = extract(
+            splits,
+            extractor,
+            task=data.name,
+            classes=data.classes,
+            data_fingerprint=data.fingerprint,
+            cache_dir=cache_dir,
+        ).store
+        read: list[StoredRows] = [store.read(name, splits[name].ids) for name in TRAINING]
+    elif folder.exists():
+        store = FeatureStore.open(folder)
+        read = [store.read(name) for name in TRAINING]
+    else:
+        raise InputError(
+            f"no MiniLM features of {task} at {folder}: "
+            f"convex-heads extract {task} --backbone minilm"
+        )
+    features = np.concatenate([rows.features for rows in read])
+    return features, np.concatenate([rows.labels for rows in read])
+
+
+def fashion_rows(data_root: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels / 255 (60000, 784) and labels of Fashion-MNIST's training rows."""
+    root = resolve_data_root(data_root)
+    if root is None:
+        raise InputError("fashion needs --data-root (or CONVEX_HEADS_DATA)")
+    folder = root / "fashion_mnist"
+    arrays = []
+    for name, header in (("train-images-idx3-ubyte.gz", 16), ("train-labels-idx1-ubyte.gz", 8)):
+        if not (folder / name).is_file():
+            raise InputError(f"no file {name} in {folder}")
+        arrays.append(np.frombuffer(gzip.decompress((folder / name).read_bytes())[header:], "u1"))
+    return arrays[0].reshape(-1, 784).astype(np.float32) / 255, arrays[1]
+
+
+def recipe_rows(
+    recipe: str, data_root: Path | None, cache_dir: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, d - 1) as the program takes them, and labels (n,)."""
+    if recipe == "fashion":
+        return fashion_rows(data_root)
+    features, labels = minilm_rows(recipe, data_root, cache_dir, may_extract=recipe == "wordnet6")
+    return (features - features.mean(axis=0)) * np.sqrt(np.float32(features.shape[1])), labels
+
+
+def build(features: np.ndarray, labels: np.ndarray) -> Problem:
+    """The program of the module's docstring."""
+    X = np.c_[features, np.ones(len(features))].astype(np.float32)
+    n, d = X.shape
+    gates = np.random.default_rng(1).normal(size=(d, N_GATES))
+    gates[-1] = 0
+    D = X @ gates >= 0
+    D[:, 0] = True
+    C = int(labels.max()) + 1
+    Y, omega, z0 = np.eye(C, dtype=np.float32)[labels], np.ones(n, np.float32), np.zeros(C, "f4")
+    eigenvalues, Q = np.linalg.eigh((X.T / np.float64(n)) @ X)
+    h = SOFTMAX.curvature * np.maximum(eigenvalues, METRIC_FLOOR * eigenvalues[-1])
+    rotated = build_program(X @ Q.astype(np.float32), D, Y, omega, z0)
+    return Problem(
+        plain=build_program(X, D, Y, omega, z0),
+        rotated=rotated,
+        h=jnp.asarray(h, jnp.float32),
+        beta_max=float(beta_max(rotated, SOFTMAX)),
+        n_classes=C,
+    )
+
+
+Minimise = Callable[[float, Limits], Solution]
+
+
+def solvers(problem: Problem, names: list[str]) -> dict[str, tuple[Program, Minimise]]:
+    """Solver name -> the program it takes, and beta, limits -> its solution."""
+    plain, rotated = problem.plain, problem.rotated
+    every: dict[str, tuple[Program, Minimise]] = {
+        "subspace": (rotated, lambda b, k: subspace.minimise(rotated, SOFTMAX, b, limits=k)[0]),
+        "fista-metric": (
+            rotated,
+            lambda b, k: fista.minimise(rotated, SOFTMAX, b, h=problem.h, limits=k)[0],
+        ),
+        "fista-plain": (plain, lambda b, k: fista.minimise(plain, SOFTMAX, b, limits=k)[0]),
+    }
+    return {name: every[name] for name in SOLVERS if name in names}
+
+
+def measure(
+    problem: Problem, names: list[str], betas: list[float], gaps: list[float], max_passes: int
+) -> list[Row]:
+    """One line per beta, gap and solver; ratios are to the first solver of `SOLVERS` measured."""
+    chosen = solvers(problem, names)
+    for _, minimise in chosen.values():  # compile
+        minimise(betas[0] * problem.beta_max, Limits(tolerance=1e-6, max_passes=1))
+    rows: list[Row] = []
+    for fraction in betas:
+        beta = fraction * problem.beta_max
+        failed: set[str] = set()
+        for gap in sorted(gaps, reverse=True):
+            base: Solution | None = None
+            for name, (program, minimise) in chosen.items():
+                if name in failed:
+                    continue
+                found = minimise(beta, Limits(tolerance=gap, max_passes=max_passes))
+                proof = certify(program, SOFTMAX, found.value, beta, R=found.residual)
+                if found.status is not Status.CONVERGED:
+                    failed.add(name)
+                elif name == "subspace":
+                    base = found
+                stats = found.stats
+                rows.append(
+                    {
+                        "beta": fraction,
+                        "gap asked": gap,
+                        "solver": name,
+                        "passes": stats.passes,
+                        "seconds": round(stats.seconds, 3),
+                        "certified gap": proof.relative_gap,
+                        "status": found.status.name.lower(),
+                        "passes ratio": base and stats.passes / base.stats.passes,
+                        "seconds ratio": base and stats.seconds / base.stats.seconds,
+                    }
+                )
+                print(f"{fraction:g} {gap:g} {name}: {stats.passes:g} passes", file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    command = parser(__doc__)
+    add = command.add_argument
+    add("--recipe", choices=RECIPES, default="wordnet6", help="where the rows come from")
+    add("--data-root", type=Path, help="folder with the named data sets")
+    add("--cache-dir", type=Path, help="folder with the feature stores")
+    add("--rows", type=int, help="take only the first so many rows")
+    add("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="which to run")
+    add("--betas", nargs="+", type=float, default=[0.1, 0.01, 0.003], help="beta / beta_max")
+    add("--gaps", nargs="+", type=float, default=[1e-2, 1e-3, 1e-4], help="relative gaps")
+    add("--max-passes", type=int, default=1000, help="passes after which a solve gives up")
+    options = command.parse_args()
+    try:
+        features, labels = recipe_rows(options.recipe, options.data_root, options.cache_dir)
+    except (InputError, MachineError) as error:
+        raise SystemExit(f"skipped: {error}") from error
+    start = time.perf_counter()
+    problem = build(features[: options.rows], labels[: options.rows])
+    built = time.perf_counter() - start
+    P, d, C = problem.rotated.shape
+    n = len(features[: options.rows])
+    rows = measure(problem, options.solvers, options.betas, options.gaps, options.max_passes)
+    title = (
+        f"{options.recipe}: n {n}, d {d}, P {P}, C {C}, beta_max {problem.beta_max:.4g}; "
+        f"rotating and building both programs {built:.1f} s"
+    )
+    show(title, rows, options)
+
+
+if __name__ == "__main__":
+    main()
