@@ -224,7 +224,7 @@ def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: A
         >>> X = np.c_[rng.normal(size=(200, 4)), np.ones(200)].astype("float32")
         >>> Y = np.eye(2, dtype="float32")[(X[:, 0] * X[:, 1] > 0).astype(int)]
         >>> solution = solve(X, Y, Options(beta=0.1, n_gates=16), jax.random.key(0))
-        >>> solution.status.name, solution.stats.relative_gap <= 1e-2
+        >>> solution.status.name, solution.stats.relative_gap <= 2e-2
         ('CONVERGED', True)
     """
     X, Y = np.asarray(X), np.asarray(Y)

@@ -55,7 +55,7 @@ class ConvexHead(BaseEstimator):
         *,
         n_gates: int | str = "auto",
         beta: float | str | Sequence[float] = "auto",
-        tolerance: float = 1e-2,
+        tolerance: float = 2e-2,
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
