@@ -64,9 +64,10 @@ _LONGEST = 8.0
 _STRETCH = (0.25, 2.0)
 # The metric's smallest entry, relative to its largest.
 _METRIC_FLOOR = 1e-4
-# So many steps without any gain in objective or bound mean that round-off has been reached; a span
-# that proved unsound counts for several.
-_MAX_IDLE = 10
+# So many steps in which neither objective nor bound gained this share of the gap mean that
+# round-off has been reached; a span that proved unsound counts for several.
+_PROGRESS = 1e-4
+_MAX_IDLE = 15
 _UNSOUND = 8
 
 
@@ -347,6 +348,8 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     z = jax.lax.cond(refresh, lambda: apply(program, W), lambda: z)
     primal = jnp.where(refresh, objective(program, loss, beta, W, z), believed)
     sound = good & (jnp.abs(primal - believed) <= _roundoff(primal))
+    gain = jnp.maximum(s.primal - primal, dual - s.dual)
+    progress = gain > _PROGRESS * (primal - dual)
     return State(
         W=W,
         z=z,
@@ -358,9 +361,7 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
         dual=dual,
         passes=s.passes + jnp.where(refresh, 1.5, 1),
         iterations=s.iterations + 1,
-        idle=jnp.where(
-            sound, jnp.where((primal < s.primal) | higher, 0, s.idle + 1), s.idle + _UNSOUND
-        ),
+        idle=jnp.where(sound, jnp.where(progress, 0, s.idle + 1), s.idle + _UNSOUND),
     )
 
 
