@@ -79,6 +79,11 @@ def dual_value(program: Program, loss: Loss, R: Array, G: Array, beta: Array) ->
     return -conjugate + s * jnp.sum(R * program.z0)
 
 
+def relative_gap(primal: Array, dual: Array) -> Array:
+    """(primal - dual) / primal, ()."""
+    return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)
+
+
 @partial(jax.jit, static_argnames="loss")
 def beta_max(program: Program, loss: Loss) -> Array:
     """Smallest beta at which all weights are zero: max_i ||X' D_i R0||_F, R0 = R at W = 0."""

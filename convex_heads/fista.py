@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from convex_heads.certificate import dual_value, loss_value, residual
+from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
@@ -92,7 +92,7 @@ class State(NamedTuple):
     @property
     def gap(self) -> Array:
         """Relative gap, ()."""
-        return (self.primal - self.dual) / jnp.maximum(self.primal, jnp.finfo(self.primal).tiny)
+        return relative_gap(self.primal, self.dual)
 
 
 @partial(jax.jit, static_argnames="loss")

@@ -25,11 +25,9 @@ from convex_heads.gates import activation_patterns, distinct_patterns, sample_ga
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, Loss
 from convex_heads.operators import Program, build_program
+from convex_heads.penalties import floored_metric
 from convex_heads.solution import Record, Solution
 
-# The metric's smallest entry, relative to its largest: directions in which the features do not
-# vary must not divide by zero, and steps along them need not be longer than this.
-_METRIC_FLOOR = 1e-4
 _TRIAL_GATES = 256
 SOLVERS = ("subspace", "fista")
 DEFAULT_SOLVER = "subspace"
@@ -126,7 +124,6 @@ def prepare(
     keep = distinct_patterns(D)
     gates, D = gates[keep], D[:, keep]
     eigenvalues, Q = np.linalg.eigh(moment)
-    h = loss.curvature * np.maximum(eigenvalues, _METRIC_FLOOR * eigenvalues[-1])
     z0 = loss.offset(jnp.asarray(omega @ Y, dtype))
     program = build_program(X @ Q.astype(dtype), D, Y, omega.astype(dtype), z0)
     return Prepared(
@@ -134,7 +131,7 @@ def prepare(
         loss=loss,
         gates=gates,
         Q=Q,
-        h=jnp.asarray(h, dtype),
+        h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
         second_moment=second_moment,
         beta_max=float(beta_max(program, loss)),
     )

@@ -13,6 +13,9 @@ from jax import Array
 # The reciprocal root of the sum below is concave and increasing in tau, so Newton from the left
 # rises monotonically to its root; 12 steps reach float64 round-off from any start met in practice.
 _NEWTON_STEPS = 12
+# A metric's smallest entry, relative to its largest: directions in which the features do not vary
+# must not divide by zero, and steps along them need not be longer than this.
+_METRIC_FLOOR = 1e-4
 
 
 def group_norms(W: Array) -> Array:
@@ -28,6 +31,12 @@ def group_l21(W: Array) -> Array:
 def dual_norm(G: Array) -> Array:
     """Dual norm max_i ||G_i||_F: (P, d, C) -> ()."""
     return jnp.max(group_norms(G))
+
+
+def floored_metric(h: Array) -> Array:
+    """A non-negative diagonal (d,) made a positive metric: at least 1e-4 of its largest entry."""
+    top = jnp.max(h)
+    return jnp.where(top > 0, jnp.maximum(h, _METRIC_FLOOR * top), jnp.ones_like(h))
 
 
 @jax.jit

@@ -12,11 +12,10 @@ Zibulevsky 2007, section 4):
     W+ = prox of the penalty in the metric L diag(h) at W - G / (L h),  z+ = F W+   half a pass
     W <- the minimiser of the objective over W + span{W+ - W, the last m steps}
 
-The objective on the span needs no data: F of every direction is known, so a Newton iteration costs
-O(n C m) there instead of O(n P d C). On a quadratic the step is conjugate gradients; the span holds
-the step of every accelerated method with these directions, so there is no momentum to tune, nothing
-to restart and nothing to backtrack: L only shapes the direction, and follows the length that the
-search chose along it.
+The last minimisation needs no data (:mod:`convex_heads.span`). On a quadratic the step is conjugate
+gradients; the span holds the step of every accelerated method with these directions, so there is no
+momentum to tune, nothing to restart and nothing to backtrack: L only shapes the direction, and
+follows the length that the search chose along it.
 
 The metric is the diagonal of X' Lambda X, Lambda the curvature of the loss at the current scores,
 in features rotated to their principal axes: rows that are fitted have none, and the smaller beta
@@ -39,13 +38,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import fista
-from convex_heads.certificate import dual_value, loss_value, residual
+from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import group_l21, group_norms, prox_group_l21
+from convex_heads.penalties import floored_metric, group_l21, group_norms, prox_group_l21
 from convex_heads.solution import Record, Solution, Status
+from convex_heads.span import Span, roundoff, search
 
 # Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
 _MEMORY = 8
@@ -53,17 +53,8 @@ _MEMORY = 8
 _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
 _REFRESH = 32
-_NEWTON_TRIES = 12
-# A Newton step that gains less than this share of the whole search is the last one.
-_NEWTON_SHARE = 3e-2
-_SHORTER = 0.4
-_SMALL = 1e-5
-# Coefficients of steps are no larger: they would blow up the round-off in the steps' images.
-_LONGEST = 8.0
 # What one step may divide L by, squared.
 _STRETCH = (0.25, 2.0)
-# The metric's smallest entry, relative to its largest.
-_METRIC_FLOOR = 1e-4
 # So many steps in which neither objective nor bound gained this share of the gap mean that
 # round-off has been reached; a span that proved unsound counts for several.
 _PROGRESS = 1e-4
@@ -85,7 +76,7 @@ class State(NamedTuple):
         dual: best dual value, ().
         passes: data passes used, ().
         iterations: steps taken, () int32.
-        idle: steps since the objective or the bound last improved, () int32.
+        idle: steps since the objective or the bound last gained 1e-4 of the gap, () int32.
     """
 
     W: Array
@@ -103,7 +94,7 @@ class State(NamedTuple):
     @property
     def gap(self) -> Array:
         """Relative gap, ()."""
-        return (self.primal - self.dual) / jnp.maximum(self.primal, jnp.finfo(self.primal).tiny)
+        return relative_gap(self.primal, self.dual)
 
 
 def objective(program: Program, loss: Loss, beta: Array, W: Array, z: Array) -> Array:
@@ -159,148 +150,13 @@ def metric(program: Program, loss: Loss, R: Array) -> Array:
         jnp.zeros(program.X.shape[2], R.dtype),
         (program.X, program.Y, program.omega, R),
     )
-    top = jnp.max(h)
-    return jnp.where(top > 0, jnp.maximum(h, _METRIC_FLOOR * top), jnp.ones_like(h))
+    return floored_metric(h)
 
 
 def _gradient(R: Array, omega: Array) -> Array:
     """The loss gradient of every row (..., C) from residuals R = omega * gradient."""
     omega = omega[..., None]
     return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
-
-
-class _Span(NamedTuple):
-    """The objective on W+ + span of k directions, without the data.
-
-    Around W+ and not around W: its scores have just been computed, and the gates that the
-    proximal step switched off are exactly zero there.
-
-    Attributes:
-        z: F W+ (B, b, C).
-        Z: F of the directions (B, k, b, C).
-        q: squared norm of every gate's weights at W+, (P,).
-        b: their products with the directions (P, k).
-        B: products of the directions (P, k, k).
-    """
-
-    z: Array
-    Z: Array
-    q: Array
-    b: Array
-    B: Array
-
-
-class _Model(NamedTuple):
-    """Value (), gradient (k,) and Hessian (k, k) of the objective at one point t of the span."""
-
-    t: Array
-    value: Array
-    gradient: Array
-    hessian: Array
-
-
-def _model(program: Program, loss: Loss, beta: Array, span: _Span, t: Array) -> _Model:
-    k = t.shape[0]
-    ones = jnp.ones(span.z.shape[-1], t.dtype)
-
-    def block(total: tuple, rows: tuple[Array, ...]) -> tuple[tuple, None]:
-        value, gradient, hessian = total
-        Y, omega, z, Z = rows
-        score = program.z0 + z + jnp.tensordot(t, Z, 1)
-        g = loss.gradient(score, Y)
-        a, u = loss.hessian(g, Y)
-        flat = Z.reshape(k, -1)
-        # A sum over classes, written as a product: the compiler is slow at short sums.
-        along = ((Z * u).reshape(-1, ones.size) @ ones).reshape(k, -1)
-        curved = (Z * (omega[:, None] * a)).reshape(k, -1) @ flat.T - (along * omega) @ along.T
-        return (
-            value + jnp.sum(omega * loss.value(score, Y)),
-            gradient + flat @ (omega[:, None] * g).ravel(),
-            hessian + curved,
-        ), None
-
-    zero = jnp.zeros((), span.z.dtype)
-    start = zero, jnp.zeros_like(t), jnp.zeros((k, k), t.dtype)
-    (value, gradient, hessian), _ = jax.lax.scan(
-        block, start, (program.Y, program.omega, span.z, span.Z)
-    )
-    slope = span.b + span.B @ t
-    norms = jnp.sqrt(jnp.maximum(span.q + (span.b + slope) @ t, 0))
-    value += beta * jnp.sum(norms)
-    # A gate that is zero has no curvature to speak of; a small norm stands in for it.
-    norms = jnp.maximum(norms, _SMALL * jnp.max(norms) + jnp.finfo(t.dtype).tiny)
-    unit = slope / norms[:, None]
-    gradient += beta * jnp.sum(unit, axis=0)
-    hessian += beta * (
-        jnp.sum(span.B / norms[:, None, None], axis=0) - (unit / norms[:, None]).T @ unit
-    )
-    return _Model(t, value, gradient, hessian)
-
-
-def _newton_direction(model: _Model) -> Array:
-    """Of the scaled and slightly damped model; zero along directions that are zero."""
-    diagonal = jnp.diag(model.hessian)
-    positive = diagonal > 0
-    scale = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, diagonal, 1)), 0)
-    damping = jnp.sqrt(jnp.finfo(scale.dtype).eps)
-    matrix = model.hessian * scale[:, None] * scale + jnp.diag(jnp.where(positive, damping, 1))
-    return -scale * jnp.linalg.solve(matrix, scale * model.gradient)
-
-
-class _Search(NamedTuple):
-    """Newton's method on the span: where it is, where it goes, what it has gained."""
-
-    at: _Model
-    move: Array
-    size: Array
-    decrement: Array
-    total: Array
-    tries: Array
-
-
-def _roundoff(primal: Array) -> Array:
-    """What rounding can do to an objective of this size."""
-    return 32 * jnp.finfo(primal.dtype).eps * jnp.abs(primal)
-
-
-def search(
-    program: Program, loss: Loss, beta: Array, primal: Array, span: _Span, back: Array
-) -> Array:
-    """Minimises over the span by Newton's method: coefficients t (k,).
-
-    Starts from zero, or, if the objective there is above ``primal``, from ``back`` (k,), where it
-    is ``primal``.
-
-    Near the optimum objectives drown in round-off while slopes do not, so a step is also good if
-    it leaves the objective where it was and the slope along it flatter (the approximate Wolfe
-    conditions, Hager & Zhang 2005).
-    """
-    model = partial(_model, program, loss, beta, span)
-
-    def begin(at: _Model, total: Array, tries: Array) -> _Search:
-        move = _newton_direction(at)
-        decrement = -(at.gradient @ move) / 2
-        return _Search(at, move, jnp.ones_like(total), decrement, total + decrement, tries)
-
-    def body(c: _Search) -> _Search:
-        new = model(jnp.clip(c.at.t + c.size * c.move, -_LONGEST, _LONGEST))
-        slope, before = new.gradient @ c.move, c.at.gradient @ c.move
-        flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
-        good = (new.value < c.at.value) | ((new.value <= c.at.value + _roundoff(primal)) & flatter)
-        return jax.lax.cond(
-            good,
-            lambda: begin(new, c.total, c.tries + 1),
-            lambda: c._replace(size=c.size * _SHORTER, tries=c.tries + 1),
-        )
-
-    def go_on(c: _Search) -> Array:
-        return (c.decrement > _NEWTON_SHARE * c.total) & (c.tries < _NEWTON_TRIES)
-
-    at = model(jnp.zeros_like(back))
-    low = at.value <= primal + _roundoff(primal)
-    at = jax.lax.cond(low, lambda: at, lambda: model(back))
-    gained = jnp.maximum(primal - at.value, 0)
-    return jax.lax.while_loop(go_on, body, begin(at, gained, jnp.zeros((), jnp.int32))).at.t
 
 
 def proximal_step(
@@ -322,7 +178,7 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     steps = s.steps.at[slot].set(W - s.W)
     images = s.images.at[:, slot].set(z - s.z)
     flat = steps.reshape(*steps.shape[:2], -1)
-    span = _Span(
+    span = Span(
         z=z,
         Z=images,
         q=group_norms(W) ** 2,
@@ -334,7 +190,7 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     W, z = W + jnp.tensordot(t, steps, 1), z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image, length = W - s.W, z - s.z, 1 + t[slot]
     primal = objective(program, loss, beta, W, z)
-    good = primal <= s.primal + _roundoff(s.primal)
+    good = primal <= s.primal + roundoff(s.primal)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     higher = dual > s.dual
     dual = jnp.maximum(dual, s.dual)
@@ -347,7 +203,7 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     )
     z = jax.lax.cond(refresh, lambda: apply(program, W), lambda: z)
     primal = jnp.where(refresh, objective(program, loss, beta, W, z), believed)
-    sound = good & (jnp.abs(primal - believed) <= _roundoff(primal))
+    sound = good & (jnp.abs(primal - believed) <= roundoff(primal))
     gain = jnp.maximum(s.primal - primal, dual - s.dual)
     progress = gain > _PROGRESS * (primal - dual)
     return State(
@@ -437,7 +293,7 @@ def minimise(
         on_record=on_record,
     )
     if status is Status.STALLED:
-        state, status, polished = _polish(program, loss, beta, state, limits, start)
+        state, status, polished = _polish(program, loss, beta, state, limits, start, on_record)
         history += polished
     state = sparsify(program, loss, beta_, tolerance, state)
     figures = stats(state, time.perf_counter() - start, program.X.shape[1])
@@ -445,7 +301,13 @@ def minimise(
 
 
 def _polish(
-    program: Program, loss: Loss, beta: float, s: State, limits: Limits, start: float
+    program: Program,
+    loss: Loss,
+    beta: float,
+    s: State,
+    limits: Limits,
+    start: float,
+    on_record: Callable[[Record], None] | None,
 ) -> tuple[State, Status, tuple[Record, ...]]:
     """Goes on by FISTA, which need not compare objectives, where round-off ends the search."""
     spent, passes = time.perf_counter() - start, float(s.passes)
@@ -456,11 +318,17 @@ def _polish(
         max_seconds=None if max_seconds is None else max(1e-3, max_seconds - spent),
     )
     h = metric(program, loss, residual(program, loss, s.z))
-    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, limits=left)
-    history = tuple(
-        record._replace(passes=record.passes + passes, seconds=round(record.seconds + spent, 4))
-        for record in solution.history
-    )
+    history: list[Record] = []
+
+    def later(record: Record) -> None:
+        """The record counted from the beginning of the whole solve."""
+        history.append(
+            record._replace(passes=record.passes + passes, seconds=round(record.seconds + spent, 4))
+        )
+        if on_record is not None:
+            on_record(history[-1])
+
+    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, limits=left, on_record=later)
     higher = end.dual > s.dual
     state = s._replace(
         W=end.best,
@@ -473,4 +341,4 @@ def _polish(
         passes=s.passes + end.passes,
         iterations=s.iterations + end.iterations,
     )
-    return state, solution.status, history
+    return state, solution.status, tuple(history)

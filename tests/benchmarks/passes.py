@@ -25,6 +25,7 @@ from convex_heads.certificate import beta_max, certify
 from convex_heads.limits import Limits
 from convex_heads.losses import SOFTMAX
 from convex_heads.operators import Program, build_program
+from convex_heads.penalties import floored_metric
 from convex_heads.solution import Solution, Status
 from extractors import load_extractor
 from extractors.errors import InputError, MachineError
@@ -35,7 +36,6 @@ from tasks.data import load_task
 from tasks.registry import resolve_data_root
 
 N_GATES = 32
-METRIC_FLOOR = 1e-4  # as convex_heads.gated.prepare sets it
 TRAINING = ("train", "validation")
 SOLVERS = ("subspace", "fista-metric", "fista-plain")
 RECIPES = ("wordnet6", "imdb", "fashion")
@@ -116,12 +116,12 @@ def build(features: np.ndarray, labels: np.ndarray) -> Problem:
     C = int(labels.max()) + 1
     Y, omega, z0 = np.eye(C, dtype=np.float32)[labels], np.ones(n, np.float32), np.zeros(C, "f4")
     eigenvalues, Q = np.linalg.eigh((X.T / np.float64(n)) @ X)
-    h = SOFTMAX.curvature * np.maximum(eigenvalues, METRIC_FLOOR * eigenvalues[-1])
+    h = floored_metric(jnp.asarray(SOFTMAX.curvature * eigenvalues, np.float32))
     rotated = build_program(X @ Q.astype(np.float32), D, Y, omega, z0)
     return Problem(
         plain=build_program(X, D, Y, omega, z0),
         rotated=rotated,
-        h=jnp.asarray(h, jnp.float32),
+        h=h,
         beta_max=float(beta_max(rotated, SOFTMAX)),
         n_classes=C,
     )
