@@ -71,7 +71,11 @@ def residual(program: Program, loss: Loss, z: Array) -> Array:
 
 def dual_value(program: Program, loss: Loss, R: Array, G: Array, beta: Array) -> Array:
     """Dual value of the scaled residual s R, where G = F'R (P, d, C) sets the scale s."""
-    norm = dual_norm(G)
+    return dual_of_scaled(program, loss, R, dual_norm(G), beta)
+
+
+def dual_of_scaled(program: Program, loss: Loss, R: Array, norm: Array, beta: Array) -> Array:
+    """Dual value of s R, s = min(1, beta / norm) for the dual norm () of R's constraints."""
     s = jnp.minimum(1, beta / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
     omega = program.omega[..., None]
     g = jnp.where(omega > 0, s * R / jnp.where(omega > 0, omega, 1), 0)

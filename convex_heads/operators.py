@@ -86,7 +86,7 @@ def rows(program_array: Array, n: int) -> np.ndarray:
 @jax.jit
 def apply(program: Program, W: Array) -> Array:
     """F W: weights (P, d, C) -> scores without offset (B, b, C). Half a data pass."""
-    P, d, C = program.shape
+    P, d, C = W.shape
     columns = W.transpose(1, 2, 0).reshape(d, C * P)
 
     def block(XD: tuple[Array, Array]) -> Array:
@@ -100,7 +100,7 @@ def apply(program: Program, W: Array) -> Array:
 @jax.jit
 def adjoint(program: Program, R: Array) -> Array:
     """F' R: residuals (B, b, C) -> (P, d, C). Half a data pass."""
-    P, d, C = program.shape
+    (P, d, _), C = program.shape, R.shape[-1]
 
     def block(total: Array, XDR: tuple[Array, Array, Array]) -> tuple[Array, None]:
         X, D, r = XDR

@@ -1,0 +1,518 @@
+r"""ADMM for the ReLU program with its cone constraints (CRONOS, Feng, Frangella, Pilanci 2024).
+
+The program, one pair of neurons (v, w) for every gate and output, u = (v, w):
+
+.. math:: \min_{v, w}\; \sum_j \omega_j\, l\big((z_0 + F(v - w))_j, y_j\big)
+          + \beta \sum_{ic} (\|v_{ic}\| + \|w_{ic}\|)
+          \quad\text{s.t.}\quad G v \ge 0,\; G w \ge 0 .
+
+Three splits, each with a penalty of its own: u = t (the norms), G u = s >= 0 (the cones) and
+F(v - w) = z (the loss). Every loss is a row-wise proximal map, and the linear system of one step
+
+.. math:: (\rho_1 I + \rho_2 G'\Omega G + \rho_3 B' F' \Omega F B)\, u = b, \qquad B u = v - w
+
+has a structure that leaves little of it (features in principal axes, X'\Omega X = diag(h)):
+(2D-I)^2 = I makes G'\Omega G = diag(h) for every gate, sign and output; F sees v - w only, so
+v + w is a division by rho_1 + rho_2 h; and one matrix, rho_1 + rho_2 diag(h) + 2 rho_3 F'\Omega F,
+serves all outputs of v - w. Its preconditioner takes the patterns for independent of the features:
+F'\Omega F is then nearly T (x) diag(h), T_ik the share of rows where gates i and k are both on,
+and is inverted by one eigendecomposition of T (P, P); CG does the rest in a step or two.
+
+One step (over-relaxed by alpha; scaled multipliers; Boyd et al. 2011, sections 3.1.1 and 3.4.3) is
+one sweep over the rows, forward and back, and the steps of CG, inexact with summable tolerances
+(Eckstein & Bertsekas 1992, theorem 8), warm-started. The penalties follow the residuals of their
+splits (Wohlberg 2017: relative residuals, so no units matter) and settle.
+
+Slack and multiplier of a cone are the positive and the negative part of one number, so (n, 2 P C)
+numbers are all that the cones keep. The multipliers make a dual point: with R = omega * dl/dz and
+y >= 0 any multipliers, s (R, y) is dual feasible for
+
+.. math:: s = \min\big(1, \beta / \max_{ick} \|\pm X' D_i R_c + X'(2 D_i - I) y_{ick}\|\big) .
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from convex_heads.certificate import dual_of_scaled, loss_value, relative_gap, residual
+from convex_heads.cones import columns_of, signs, violation
+from convex_heads.driver import drive, stats
+from convex_heads.limits import Limits
+from convex_heads.losses import Loss
+from convex_heads.nystrom import Nystrom, nystrom, precondition
+from convex_heads.operators import Program, adjoint, apply
+from convex_heads.pcg import pcg
+from convex_heads.solution import Record, Solution
+
+# Steps between two looks at the gap.
+_CHUNK = 20
+# Looks after which the penalties stay: ADMM converges for fixed ones.
+_SETTLE = 40
+_MAX_CG = 20
+# Steps without a better bound and without a smaller violation that mean that round-off has been
+# reached.
+_MAX_IDLE = 600
+# Weights whose values are further outside the cones than this, relative, have no certificate.
+FEASIBLE = 1e-3
+
+
+class Recipe(NamedTuple):
+    """How ADMM is run; the defaults are ours, :data:`PAPER` is the published recipe.
+
+    Attributes:
+        rho: first penalties of the splits u = t, G u = s and F(v - w) = z, in units of the loss's
+            curvature (features standardised, losses averaged).
+        relax: over-relaxation, in (0, 2); 1 is none.
+        balance: whether the penalties follow the residuals of their splits.
+        split_loss: whether z is a variable of its own. Without (squared loss only), F u meets the
+            targets in the linear system itself.
+        rank: of the Nystrom preconditioner; 0 for the one that is described above.
+        sparse: whether t is what a solve returns (its neurons are exactly zero where the penalty
+            says so), or u (the published choice, which no constraint has been applied to).
+    """
+
+    rho: tuple[float, float, float] = (0.2, 1.5, 0.5)
+    relax: float = 1.6
+    balance: bool = True
+    split_loss: bool = True
+    rank: int = 0
+    sparse: bool = True
+
+
+def paper(n: int) -> Recipe:
+    """The recipe of the published code for n rows: rho = 1 on sums, rank 20, u returned.
+
+    Losses are sums there and means here, so that rho_1 is 1 / n here. The published stopping rule
+    is a handful of steps, chosen on validation rows.
+    """
+    return Recipe(
+        rho=(1 / n, 1, 1), relax=1, balance=False, split_loss=False, rank=20, sparse=False
+    )
+
+
+class Split(NamedTuple):
+    """Squared sizes of one split, for balancing: the constraint's residual and its scale."""
+
+    primal: Array
+    move: Array
+    value: Array
+    multiplier: Array
+
+
+class State(NamedTuple):
+    """Where a solve stands.
+
+    Attributes:
+        u: weights of the last linear system (P, d, 2 C): v, then w.
+        t: sparse weights (P, d, 2 C).
+        l1: scaled multipliers of u = t, (P, d, 2 C).
+        q: slacks and scaled multipliers of the cones, (B, b, 2 C, P): s = max(q, 0), l = min(q, 0).
+        z: scores without offset (B, b, C).
+        l3: scaled multipliers of F(v - w) = z, (B, b, C).
+        rho: (3,).
+        k: steps taken, ().
+        passes: data passes, ().
+    """
+
+    u: Array
+    t: Array
+    l1: Array
+    q: Array
+    z: Array
+    l3: Array
+    rho: Array
+    k: Array
+    passes: Array
+
+
+class System(NamedTuple):
+    """What the linear system is made of.
+
+    Attributes:
+        h: second moments (d,).
+        share: eigenvalues of T (P,).
+        basis: eigenvectors of T (P, P).
+        sketch: Nystrom approximation of rho_2 diag(h) + 2 rho_3 F' Omega F, or None.
+    """
+
+    h: Array
+    share: Array
+    basis: Array
+    sketch: Nystrom | None = None
+
+
+@jax.jit
+def system(program: Program, h: Array) -> System:
+    """The structured preconditioner's parts; T takes one sweep over the patterns."""
+
+    def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+        D, omega = rows
+        on = D.astype(h.dtype)
+        return total + (on * omega[:, None]).T @ on, None
+
+    P = program.D.shape[2]
+    T, _ = jax.lax.scan(block, jnp.zeros((P, P), h.dtype), (program.D, program.omega))
+    share, basis = jnp.linalg.eigh(T)
+    return System(h, jnp.maximum(share, 0), basis)
+
+
+def nystrom_system(program: Program, h: Array, rho: Array, rank: int, key: Array) -> System:
+    """The parts for penalties rho (3,) that will not change, with a Nystrom preconditioner."""
+
+    def matrix(m: Array) -> Array:
+        F = adjoint(program, program.omega[..., None] * apply(program, m))
+        return rho[1] * h[:, None] * m + 2 * rho[2] * F
+
+    P, d, _ = program.shape
+    parts = system(program, h)
+    return parts._replace(sketch=nystrom(matrix, (P, d), rank, key, h.dtype))
+
+
+def zero_state(program: Program, loss: Loss, recipe: Recipe) -> State:
+    """All zero, penalties at their first guess."""
+    P, d, C = program.shape
+    B, b = program.omega.shape
+    dtype = program.X.dtype
+    return State(
+        u=jnp.zeros((P, d, 2 * C), dtype),
+        t=jnp.zeros((P, d, 2 * C), dtype),
+        l1=jnp.zeros((P, d, 2 * C), dtype),
+        q=jnp.zeros((B, b, 2 * C, P), dtype),
+        z=jnp.zeros((B, b, C), dtype) if recipe.split_loss else program.Y - program.z0,
+        l3=jnp.zeros((B, b, C), dtype),
+        rho=loss.curvature * jnp.asarray(recipe.rho, dtype),
+        k=jnp.zeros((), jnp.int32),
+        passes=jnp.zeros((), dtype),
+    )
+
+
+def _difference(V: Array) -> Array:
+    """v - w of (..., 2 C)."""
+    v, w = jnp.split(V, 2, axis=-1)
+    return v - w
+
+
+def _pair(V: Array) -> Array:
+    """(V, -V): the adjoint of the difference."""
+    return jnp.concatenate([V, -V], axis=-1)
+
+
+def soft_threshold(V: Array, t: Array) -> Array:
+    """Proximal map of t times the sum of the norms of the neurons V (P, d, K)."""
+    norm = jnp.sqrt(jnp.sum(V * V, axis=1, keepdims=True))
+    return V * jnp.maximum(0, 1 - t / jnp.where(norm > 0, norm, 1))
+
+
+def _sweep(
+    program: Program, loss: Loss, recipe: Recipe, u: Array, s: State
+) -> tuple[Array, Array, Array, Array, Split, Split]:
+    """The row-wise half of a step: new q, z and l3, and what they pull u towards.
+
+    The pull rho_2 G'(omega (s - l)) + rho_3 B'F'(omega (z - l3)) is summed up in the same sweep.
+    """
+    P, d, K = u.shape
+    C = K // 2
+    columns, rho2, rho3 = columns_of(u), s.rho[1], s.rho[2]
+    relax = recipe.relax
+
+    def block(carry: tuple, rows: tuple[Array, ...]) -> tuple[tuple, tuple[Array, ...]]:
+        pull, cone, fit = carry
+        X, D, Y, omega, q, z, l3 = rows
+        sign = signs(D, X.dtype)
+        Z = (X @ columns).reshape(-1, K, P)
+        g = sign * Z
+        slack, multiplier = jnp.maximum(q, 0), jnp.minimum(q, 0)
+        q = relax * g + (1 - relax) * slack + multiplier
+        new, multiplier = jnp.maximum(q, 0), jnp.minimum(q, 0)
+        f = jnp.sum(jnp.where(D[:, None, :], Z[:, :C] - Z[:, C:], 0), axis=2)
+        z_new = z
+        if recipe.split_loss:
+            v = relax * f + (1 - relax) * z + l3
+            z_new = loss.prox(program.z0 + v, Y, rho3, program.z0 + z) - program.z0
+            l3 = v - z_new
+        toward = jnp.concatenate([z_new - l3, l3 - z_new], axis=1)[:, :, None]
+        weight = omega[:, None, None]
+        back = weight * (rho2 * sign * jnp.abs(q) + rho3 * jnp.where(D[:, None, :], toward, 0))
+        pull = pull + X.T @ back.reshape(-1, K * P)
+
+        def square(A: Array) -> Array:
+            return jnp.sum(omega * jnp.sum(A * A, axis=tuple(range(1, A.ndim))))
+
+        cone = jax.tree.map(
+            jnp.add,
+            cone,
+            Split(square(g - new), square(new - slack), square(new), square(multiplier)),
+        )
+        fit = jax.tree.map(
+            jnp.add, fit, Split(square(f - z_new), square(z_new - z), square(z_new), square(l3))
+        )
+        return (pull, cone, fit), (q, z_new, l3)
+
+    zero = jnp.zeros((), u.dtype)
+    none = Split(zero, zero, zero, zero)
+    (pull, cone, fit), (q, z, l3) = jax.lax.scan(
+        block,
+        (jnp.zeros((d, K * P), u.dtype), none, none),
+        (program.X, program.D, program.Y, program.omega, s.q, s.z, s.l3),
+    )
+    return pull.reshape(d, K, P).transpose(2, 0, 1), q, z, l3, cone, fit
+
+
+def _pull(program: Program, s: State) -> Array:
+    """What :func:`_sweep` returns first, for a state whose penalties have changed."""
+    P, d, C = program.shape
+    K = 2 * C
+
+    def block(pull: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
+        X, D, omega, q, z, l3 = rows
+        toward = jnp.concatenate([z - l3, l3 - z], axis=1)[:, :, None]
+        back = s.rho[1] * signs(D, X.dtype) * jnp.abs(q) + s.rho[2] * jnp.where(
+            D[:, None, :], toward, 0
+        )
+        return pull + X.T @ (omega[:, None, None] * back).reshape(-1, K * P), None
+
+    pull, _ = jax.lax.scan(
+        block,
+        jnp.zeros((d, K * P), s.t.dtype),
+        (program.X, program.D, program.omega, s.q, s.z, s.l3),
+    )
+    return pull.reshape(d, K, P).transpose(2, 0, 1)
+
+
+def step(
+    program: Program,
+    loss: Loss,
+    recipe: Recipe,
+    system: System,
+    beta: Array,
+    s: State,
+    pull: Array,
+) -> tuple[State, Array, tuple[Split, Split, Split]]:
+    """One step, from the pull of the last one."""
+    rho1, rho2, rho3 = s.rho
+    h = system.h[:, None]
+    b = rho1 * (s.t - s.l1) + pull
+    base = rho1 + rho2 * h
+
+    def matrix(m: Array) -> Array:
+        F = adjoint(program, program.omega[..., None] * apply(program, m))
+        return base * m + 2 * rho3 * F
+
+    def approximate_inverse(r: Array) -> Array:
+        if system.sketch is not None:
+            return precondition(system.sketch, rho1, r)
+        r = jnp.einsum("ip,idc->pdc", system.basis, r)
+        r = r / (base + 2 * rho3 * system.share[:, None, None] * h)
+        return jnp.einsum("ip,pdc->idc", system.basis, r)
+
+    tolerance = jnp.minimum(0.1, 1 / (1 + s.k.astype(b.dtype)) ** 1.2)
+    solved = pcg(matrix, _difference(b), _difference(s.u), approximate_inverse, tolerance, _MAX_CG)
+    v, w = jnp.split(b, 2, axis=-1)
+    p = (v + w) / base
+    u = jnp.concatenate([p + solved.x, p - solved.x], axis=-1) / 2
+    pull, q, z, l3, cone, fit = _sweep(program, loss, recipe, u, s)
+    a = recipe.relax * u + (1 - recipe.relax) * s.t + s.l1
+    t = soft_threshold(a, beta / rho1)
+    norm = Split(
+        *(jnp.sum(A * A) for A in (u - t, t - s.t, t, a - t)),
+    )
+    new = State(
+        u=u,
+        t=t,
+        l1=a - t,
+        q=q,
+        z=z,
+        l3=l3,
+        rho=s.rho,
+        k=s.k + 1,
+        passes=s.passes + solved.products + 2,  # the sweep has 2 C columns for every gate
+    )
+    return new, pull, (norm, cone, fit)
+
+
+class Bounds(NamedTuple):
+    """Objective and lower bound at the sparse weights, and how far they are outside the cones."""
+
+    primal: Array
+    dual: Array
+    violation: Array
+    R: Array
+
+
+@partial(jax.jit, static_argnames="loss")
+def bounds(program: Program, loss: Loss, beta: Array, s: State) -> Bounds:
+    """Two and a half data passes; the residual of the dual point is that of the scores z."""
+    m = _difference(s.t)
+    primal = loss_value(program, loss, apply(program, m)) + beta * jnp.sum(
+        jnp.sqrt(jnp.sum(s.t * s.t, axis=1))
+    )
+    R = residual(program, loss, s.z)
+    P, d, C = program.shape
+
+    def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
+        X, D, omega, q, r = rows
+        y = -s.rho[1] * omega[:, None, None] * jnp.minimum(q, 0)
+        both = jnp.concatenate([r, -r], axis=1)[:, :, None]
+        back = jnp.where(D[:, None, :], both, 0) - signs(D, X.dtype) * y
+        return total + X.T @ back.reshape(-1, 2 * C * P), None
+
+    total, _ = jax.lax.scan(
+        block,
+        jnp.zeros((d, 2 * C * P), R.dtype),
+        (program.X, program.D, program.omega, s.q, R),
+    )
+    norm = jnp.sqrt(jnp.max(jnp.sum(total * total, axis=0)))
+    return Bounds(primal, dual_of_scaled(program, loss, R, norm, beta), violation(program, s.t), R)
+
+
+def _balanced(rho: Array, splits: tuple[Split, ...]) -> Array:
+    """Penalties moved towards equal relative residuals, by at most a factor of two."""
+
+    def factor(split: Split) -> Array:
+        tiny = jnp.finfo(rho.dtype).tiny
+        primal = split.primal / jnp.maximum(split.value, tiny)
+        dual = split.move / jnp.maximum(split.multiplier, tiny)
+        ratio = jnp.sqrt(jnp.sqrt(primal / jnp.maximum(dual, tiny)))
+        return jnp.where(jnp.abs(jnp.log(ratio)) > 0.5, jnp.clip(ratio, 0.5, 2), 1)
+
+    return rho * jnp.stack([factor(split) for split in splits])
+
+
+@partial(jax.jit, static_argnames=("loss", "recipe", "steps"))
+def advance(
+    program: Program,
+    loss: Loss,
+    recipe: Recipe,
+    system: System,
+    beta: Array,
+    s: State,
+    steps: int,
+) -> State:
+    """Some steps, and then the penalties for the next ones."""
+
+    def body(_: int, carry: tuple) -> tuple:
+        s, pull, _ = carry
+        return step(program, loss, recipe, system, beta, s, pull)
+
+    zero = jnp.zeros((), s.t.dtype)
+    none = (Split(zero, zero, zero, zero),) * 3
+    s, _, splits = jax.lax.fori_loop(0, steps, body, (s, _pull(program, s), none))
+    if not recipe.balance:
+        return s
+    rho = jnp.where(s.k <= _SETTLE * _CHUNK, _balanced(s.rho, splits), s.rho)
+    change = s.rho / rho
+    q = jnp.where(s.q < 0, s.q * change[1], s.q)
+    return s._replace(rho=rho, l1=s.l1 * change[0], q=q, l3=s.l3 * change[2])
+
+
+class Run(NamedTuple):
+    """A state and what is known of it; see :class:`convex_heads.driver.Progress`.
+
+    Attributes:
+        state: the iterates.
+        primal: objective at t, ().
+        dual: best lower bound so far, ().
+        violation: of t, relative, ().
+        R: residual of the best dual point (B, b, C).
+        idle: steps without a better bound or a smaller violation, ().
+        passes: with those that looking at the gap took, ().
+    """
+
+    state: State
+    primal: Array
+    dual: Array
+    violation: Array
+    R: Array
+    idle: Array
+    passes: Array
+
+    @property
+    def gap(self) -> Array:
+        """Relative gap, (); infinite while t is outside the cones by more than ``FEASIBLE``."""
+        gap = jnp.abs(relative_gap(self.primal, self.dual))
+        return jnp.where(self.violation <= FEASIBLE, gap, jnp.inf)
+
+    @property
+    def iterations(self) -> Array:
+        """Steps taken, ()."""
+        return self.state.k
+
+
+def minimise(
+    program: Program,
+    loss: Loss,
+    beta: float,
+    *,
+    h: Array,
+    recipe: Recipe | None = None,
+    warm: Run | None = None,
+    limits: Limits | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    key: Array | None = None,
+) -> tuple[Solution, Run]:
+    """Solves one ReLU program for one beta.
+
+    Args:
+        program: the blocked data, features in principal axes.
+        loss: the row loss.
+        beta: penalty, absolute, >= 0.
+        h: second moments (d,): X' diag(omega) X = diag(h).
+        recipe: how ADMM is run; None for our defaults.
+        warm: final run on the same X, D and recipe.
+        limits: when to stop. A gap counts once the cones are violated by at most ``FEASIBLE``.
+        on_record: called with every history record, every twenty steps.
+        key: JAX random key of the Nystrom sketch.
+
+    Returns:
+        The solution (``value`` (P, d, 2 C): v, then w) and the final run, which serves warm starts.
+
+    Raises:
+        ValueError: a recipe that does not split the loss, with another loss than the squared one.
+    """
+    recipe, limits = recipe or Recipe(), limits or Limits()
+    if not recipe.split_loss and loss.name != "squared":
+        raise ValueError(f"a recipe without a loss split is for the squared loss, not {loss.name}")
+    start = time.perf_counter()
+    dtype = program.X.dtype
+    beta_ = jnp.asarray(beta, dtype)
+    state = zero_state(program, loss, recipe) if warm is None else warm.state
+    state = state._replace(k=jnp.zeros_like(state.k), passes=jnp.zeros_like(state.passes))
+    if recipe.rank:
+        key = jax.random.key(0) if key is None else key
+        parts = nystrom_system(program, h, state.rho, recipe.rank, key)
+    else:
+        parts = system(program, h)
+
+    def look(state: State, run: Run | None) -> Run:
+        at = bounds(program, loss, beta_, state)
+        if run is None:
+            return Run(state, at.primal, at.dual, at.violation, at.R, jnp.int32(0), state.passes)
+        better = at.dual > run.dual
+        progress = better | (at.violation < 0.99 * run.violation)
+        return Run(
+            state=state,
+            primal=at.primal,
+            dual=jnp.maximum(at.dual, run.dual),
+            violation=at.violation,
+            R=jnp.where(better, at.R, run.R),
+            idle=jnp.where(progress, 0, run.idle + _CHUNK),
+            passes=run.passes + (state.passes - run.state.passes) + 3,
+        )
+
+    def go_on(run: Run) -> Run:
+        return look(advance(program, loss, recipe, parts, beta_, run.state, _CHUNK), run)
+
+    run, status, history = drive(
+        go_on, look(state, None), limits, max_idle=_MAX_IDLE, on_record=on_record
+    )
+    value = run.state.t if recipe.sparse else run.state.u
+    figures = stats(run, time.perf_counter() - start, program.X.shape[1])
+    z = apply(program, _difference(value))
+    return Solution(value, status, figures, history, z, run.R), run
