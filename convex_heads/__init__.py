@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convex_heads.certificate import Certificate, certify
     from convex_heads.classifier import ConvexHeadClassifier
-    from convex_heads.decode import Network
+    from convex_heads.decode import Network, ReluNetwork
     from convex_heads.gated import Options, solve
     from convex_heads.limits import Limits
     from convex_heads.regressor import ConvexHeadRegressor
@@ -26,6 +26,7 @@ _HOME = {
     "Limits": "convex_heads.limits",
     "Network": "convex_heads.decode",
     "Options": "convex_heads.gated",
+    "ReluNetwork": "convex_heads.decode",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
     "certify": "convex_heads.certificate",
@@ -39,6 +40,7 @@ __all__ = [
     "Limits",
     "Network",
     "Options",
+    "ReluNetwork",
     "Solution",
     "Status",
     "certify",
