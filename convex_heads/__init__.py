@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convex_heads.certificate import Certificate, certify
+    from convex_heads.certificate import Certificate
     from convex_heads.classifier import ConvexHeadClassifier
     from convex_heads.decode import Network, ReluNetwork
     from convex_heads.gated import Options, solve
     from convex_heads.limits import Limits
     from convex_heads.regressor import ConvexHeadRegressor
     from convex_heads.solution import Solution, Status
+    from convex_heads.verify import certify
 
 _HOME = {
     "Certificate": "convex_heads.certificate",
@@ -29,7 +30,7 @@ _HOME = {
     "ReluNetwork": "convex_heads.decode",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
-    "certify": "convex_heads.certificate",
+    "certify": "convex_heads.verify",
     "solve": "convex_heads.gated",
 }
 

@@ -28,6 +28,8 @@ from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import dual_norm, group_l21, group_norms
 
 _CLIMBERS = 16
+# Fresh gates drawn for a pattern violation.
+TRIAL_GATES = 256
 
 
 class Certificate(NamedTuple):
@@ -154,7 +156,7 @@ def pattern_violation(
     return best / beta
 
 
-def certify(
+def certify_program(
     program: Program,
     loss: Loss,
     W: Array,

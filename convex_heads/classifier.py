@@ -50,6 +50,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         beta_: the chosen fraction of beta_max.
         path_: one :class:`convex_heads.path.PathPoint` for each beta tried.
         coef_path_: weights (P, d + 1, C) of every point of the path, standardised coordinates.
+        gates_: all gates offered (P, d + 1), standardised coordinates; ``network_`` holds those
+            in use.
         history_: records of the final solve.
         network_: :class:`convex_heads.decode.Network`, what predicts.
         passes_: data passes spent in all.

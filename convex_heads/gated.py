@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import Certificate, beta_max, certify
+from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
 from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, Loss
@@ -28,7 +28,6 @@ from convex_heads.operators import Program, build_program
 from convex_heads.penalties import floored_metric
 from convex_heads.solution import Record, Solution
 
-_TRIAL_GATES = 256
 SOLVERS = ("subspace", "fista")
 DEFAULT_SOLVER = "subspace"
 
@@ -197,9 +196,9 @@ def certify_prepared(
 ) -> Certificate:
     """The certificate of rotated weights, with a pattern violation from freshly drawn gates."""
     # The constant column is an axis of the given features only: draw there, then rotate.
-    trial = np.asarray(sample_gates(key, prepared.second_moment, _TRIAL_GATES + 1))[1:]
+    trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
     trial = trial @ prepared.Q.astype(trial.dtype)
-    return certify(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
+    return certify_program(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
 
 
 def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: Array) -> Solution:

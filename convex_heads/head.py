@@ -132,6 +132,7 @@ class ConvexHead(BaseEstimator):
             np.asarray(prepared.program.z0),
             loss_name,
         )
+        self.gates_ = prepared.gates
         self.loss_ = loss_name
         self.solver_ = solver
         self.status_ = solution.status
