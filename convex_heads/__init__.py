@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convex_heads.gated import Options, solve
     from convex_heads.limits import Limits
     from convex_heads.regressor import ConvexHeadRegressor
+    from convex_heads.robustness import robustness_radius
     from convex_heads.solution import Solution, Status
     from convex_heads.verify import certify
 
@@ -31,6 +32,7 @@ _HOME = {
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
     "certify": "convex_heads.verify",
+    "robustness_radius": "convex_heads.robustness",
     "solve": "convex_heads.gated",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "Solution",
     "Status",
     "certify",
+    "robustness_radius",
     "solve",
 ]
 
