@@ -24,6 +24,7 @@ from convex_heads.decode import Network
 from convex_heads.gates import distinct_patterns, sample_gates
 from convex_heads.losses import LOSSES
 from convex_heads.operators import build_program
+from convex_heads.penalties import PENALTIES
 
 
 def certify(
@@ -34,6 +35,7 @@ def certify(
     *,
     sample_weight: ArrayLike | None = None,
     gates: ArrayLike | None = None,
+    penalty: str = "group",
     key: Array | int = 0,
 ) -> Certificate:
     r"""Certifies a gated network on training rows; knows nothing of the solver that trained it.
@@ -56,6 +58,8 @@ def certify(
         gates: more gates (P', d + 1) that the program offers, in standardised coordinates; those
             that have the pattern of another gate are left out. Without any gate at all the
             program is that of a linear head.
+        penalty: ``group`` (default) or ``ridge``, sum_i ||W_i||_F^2 / 2, which has no pattern
+            violation and needs beta > 0.
         key: JAX random key, or seed, of the gates drawn for the pattern violation. Default 0.
 
     Returns:
@@ -88,6 +92,10 @@ def certify(
     X, Y, omega = _rows(network, _numbers("X", X), _numbers("Y", Y), sample_weight)
     if not (np.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta is an absolute penalty, finite and at least 0; got {beta}")
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {penalty!r}")
+    if penalty == "ridge" and beta == 0:
+        raise ValueError("beta is 0, at which the ridge penalty gives no bound: it must be above 0")
     network = _with_gates(network, gates).astype(dtype)
     X = network.scaling.transform(X.astype(dtype))
     D = X @ network.gates.T >= 0
@@ -103,6 +111,7 @@ def certify(
         jnp.asarray(network.weights[keep]),
         beta,
         trial_gates=sample_gates(key, second_moment, TRIAL_GATES + 1)[1:],
+        penalty=PENALTIES[penalty],
     )
 
 
