@@ -11,13 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convex_heads.certificate import Certificate, certify
+    from convex_heads.certificate import Certificate
     from convex_heads.classifier import ConvexHeadClassifier
-    from convex_heads.decode import Network
+    from convex_heads.decode import Network, ReluNetwork
     from convex_heads.gated import Options, solve
     from convex_heads.limits import Limits
     from convex_heads.regressor import ConvexHeadRegressor
+    from convex_heads.robustness import robustness_radius
     from convex_heads.solution import Solution, Status
+    from convex_heads.verify import certify
 
 _HOME = {
     "Certificate": "convex_heads.certificate",
@@ -26,9 +28,11 @@ _HOME = {
     "Limits": "convex_heads.limits",
     "Network": "convex_heads.decode",
     "Options": "convex_heads.gated",
+    "ReluNetwork": "convex_heads.decode",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
-    "certify": "convex_heads.certificate",
+    "certify": "convex_heads.verify",
+    "robustness_radius": "convex_heads.robustness",
     "solve": "convex_heads.gated",
 }
 
@@ -39,9 +43,11 @@ __all__ = [
     "Limits",
     "Network",
     "Options",
+    "ReluNetwork",
     "Solution",
     "Status",
     "certify",
+    "robustness_radius",
     "solve",
 ]
 

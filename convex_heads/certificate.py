@@ -25,9 +25,11 @@ from jax.typing import ArrayLike
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import dual_norm, group_l21, group_norms
+from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
 
 _CLIMBERS = 16
+# Fresh gates drawn for a pattern violation.
+TRIAL_GATES = 256
 
 
 class Certificate(NamedTuple):
@@ -38,7 +40,7 @@ class Certificate(NamedTuple):
         dual: lower bound of the objective at *any* weights.
         relative_gap: (primal - dual) / primal; 0 is exact optimality.
         beta: absolute penalty of the program.
-        beta_max: smallest penalty at which all weights are zero.
+        beta_max: smallest group penalty at which all weights are zero.
         active_gates: gates with non-zero weights.
         n_gates: gates offered.
         cone_violation: worst violation of the cone constraints, relative; 0 for gated programs,
@@ -69,14 +71,16 @@ def residual(program: Program, loss: Loss, z: Array) -> Array:
     return program.omega[..., None] * loss.gradient(program.z0 + z, program.Y)
 
 
-def dual_value(program: Program, loss: Loss, R: Array, G: Array, beta: Array) -> Array:
+def dual_value(
+    program: Program, loss: Loss, R: Array, G: Array, beta: Array, penalty: Penalty = GROUP
+) -> Array:
     """Dual value of the scaled residual s R, where G = F'R (P, d, C) sets the scale s."""
-    return dual_of_scaled(program, loss, R, dual_norm(G), beta)
+    s, cost = penalty.dual(G, beta)
+    return scaled_dual(program, loss, R, s) - cost
 
 
-def dual_of_scaled(program: Program, loss: Loss, R: Array, norm: Array, beta: Array) -> Array:
-    """Dual value of s R, s = min(1, beta / norm) for the dual norm () of R's constraints."""
-    s = jnp.minimum(1, beta / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
+    """Value -phi*(s R) of the dual point s R, s in [0, 1], ()."""
     omega = program.omega[..., None]
     g = jnp.where(omega > 0, s * R / jnp.where(omega > 0, omega, 1), 0)
     conjugate = jnp.sum(program.omega * loss.conjugate(g, program.Y))
@@ -94,15 +98,15 @@ def beta_max(program: Program, loss: Loss) -> Array:
     return dual_norm(adjoint(program, residual(program, loss, jnp.zeros_like(program.Y))))
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jax.jit, static_argnames=("loss", "penalty"))
 def _bounds(
-    program: Program, loss: Loss, W: Array, beta: Array, R_hint: Array
+    program: Program, loss: Loss, penalty: Penalty, W: Array, beta: Array, R_hint: Array
 ) -> tuple[Array, Array, Array, Array]:
     z = apply(program, W)
-    primal = loss_value(program, loss, z) + beta * group_l21(W)
+    primal = loss_value(program, loss, z) + beta * penalty.value(W)
     R = residual(program, loss, z)
-    own = dual_value(program, loss, R, adjoint(program, R), beta)
-    hint = dual_value(program, loss, R_hint, adjoint(program, R_hint), beta)
+    own = dual_value(program, loss, R, adjoint(program, R), beta, penalty)
+    hint = dual_value(program, loss, R_hint, adjoint(program, R_hint), beta, penalty)
     return primal, jnp.fmax(own, hint), R, jnp.sum(group_norms(W) > 0)
 
 
@@ -158,7 +162,7 @@ def pattern_violation(
     return best / beta
 
 
-def certify(
+def certify_program(
     program: Program,
     loss: Loss,
     W: Array,
@@ -166,6 +170,7 @@ def certify(
     *,
     R: Array | None = None,
     trial_gates: ArrayLike | None = None,
+    penalty: Penalty = GROUP,
 ) -> Certificate:
     """Certifies weights of a gated program.
 
@@ -176,15 +181,17 @@ def certify(
         beta: absolute penalty.
         R: another residual (B, b, C) to try as a dual point (a solver's best); it is checked
             like the weights' own, so a wrong one can only be useless.
-        trial_gates: fresh gates (P', d) for the pattern violation; NaN is reported without.
+        trial_gates: fresh gates (P', d) for the pattern violation; NaN is reported without,
+            and under a ridge penalty, where every gate gains something.
+        penalty: of the weights.
     """
     dtype = program.X.dtype
     beta_ = jnp.asarray(beta, dtype)
     hint = jnp.zeros_like(program.Y) if R is None else R
-    primal, dual, own, active = _bounds(program, loss, W, beta_, hint)
+    primal, dual, own, active = _bounds(program, loss, penalty, W, beta_, hint)
     violation = (
         float("nan")
-        if trial_gates is None
+        if trial_gates is None or not penalty.sparse
         else pattern_violation(program, own, beta, jnp.asarray(trial_gates, dtype))
     )
     primal_, dual_ = float(primal), float(dual)

@@ -36,6 +36,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             fewer than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
         class_weight: None, "balanced" or a dict from class to weight.
+        penalty: "group" (the formula above, the default), which switches gates off, or "ridge",
+            sum_i ||W_i||_F^2 / 2 in its place, which uses all of them; fractions in ``beta`` are
+            of the group penalty's beta_max for both.
         tolerance: relative gap to reach. Default 2e-2.
         solver: "auto" (the fastest known, "subspace"), "subspace" or "fista" (the baseline).
         max_passes: data passes to spend on one solve. Default 1000.
@@ -50,6 +53,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         beta_: the chosen fraction of beta_max.
         path_: one :class:`convex_heads.path.PathPoint` for each beta tried.
         coef_path_: weights (P, d + 1, C) of every point of the path, standardised coordinates.
+        gates_: all gates offered (P, d + 1), standardised coordinates; ``network_`` holds those
+            in use.
         history_: records of the final solve.
         network_: :class:`convex_heads.decode.Network`, what predicts.
         passes_: data passes spent in all.
@@ -74,6 +79,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         beta: float | str | Sequence[float] = "auto",
         loss: str = "auto",
         class_weight: str | dict | None = None,
+        penalty: str = "group",
         tolerance: float = 2e-2,
         solver: str = "auto",
         max_passes: int = 1000,
@@ -83,6 +89,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         super().__init__(
             n_gates=n_gates,
             beta=beta,
+            penalty=penalty,
             tolerance=tolerance,
             solver=solver,
             max_passes=max_passes,

@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convex_heads.certificate import dual_of_scaled, loss_value, relative_gap, residual
+from convex_heads.certificate import loss_value, relative_gap, residual, scaled_dual
 from convex_heads.cones import columns_of, signs, violation
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
@@ -49,6 +49,7 @@ from convex_heads.losses import Loss
 from convex_heads.nystrom import Nystrom, nystrom, precondition
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.pcg import pcg
+from convex_heads.penalties import dual_scale
 from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the gap.
@@ -369,7 +370,9 @@ def bounds(program: Program, loss: Loss, beta: Array, s: State) -> Bounds:
         (program.X, program.D, program.omega, s.q, R),
     )
     norm = jnp.sqrt(jnp.max(jnp.sum(total * total, axis=0)))
-    return Bounds(primal, dual_of_scaled(program, loss, R, norm, beta), violation(program, s.t), R)
+    return Bounds(
+        primal, scaled_dual(program, loss, R, dual_scale(norm, beta)), violation(program, s.t), R
+    )
 
 
 def _balanced(rho: Array, splits: tuple[Split, ...]) -> Array:

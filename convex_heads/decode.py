@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -12,11 +14,64 @@ from convex_heads.scaling import Scaling
 _BLOCK_ENTRIES = 4 << 20
 
 
-@dataclass(frozen=True)
-class Network:
-    """A gated ReLU network: f(x) = z0 + sum_i 1[g_i'x~ >= 0] W_i'x~, x~ = [(x - mean)/scale, 1].
+class TwoLayer(ABC):
+    """What gated and ReLU networks share: f(x) = z0 + inner(x~), x~ = [(x - mean)/scale, 1].
 
-    Plain arrays; predicting needs neither JAX nor a compiler.
+    Plain arrays; predicting needs neither JAX nor a compiler. The classes that follow add the
+    arrays of ``inner``.
+
+    Attributes:
+        scaling: mean, scale and kept columns, each (d,).
+        offset: z0 (C,).
+        loss: name of the loss it was trained with, which says what scores mean.
+    """
+
+    scaling: Scaling
+    offset: np.ndarray
+    loss: str
+
+    @abstractmethod
+    def _width(self) -> int:
+        """Entries of the largest temporary for one row; 0 if ``inner`` is zero everywhere."""
+
+    @abstractmethod
+    def _inner(self, block: np.ndarray) -> np.ndarray:
+        """Scores without the offset (b, C) of standardised rows (b, d + 1)."""
+
+    def astype(self, dtype: type) -> Self:
+        """The same network, computing in another precision."""
+        mean, scale = self.scaling.mean.astype(dtype), self.scaling.scale.astype(dtype)
+        changed: dict[str, Any] = {"scaling": Scaling(mean, scale, self.scaling.keep)}
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                changed[name] = value.astype(dtype)
+        return type(self)(**(vars(self) | changed))
+
+    @property
+    def dim(self) -> int:
+        """Number of raw features."""
+        return len(self.scaling.mean)
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """f(x) for raw features (n, d): (n, C), streamed in row blocks."""
+        out = np.tile(self.offset, (len(X), 1))
+        if self._width() == 0:
+            return out
+        step = max(1, _BLOCK_ENTRIES // self._width())
+        for start in range(0, len(X), step):
+            rows = slice(start, start + step)
+            block = self.scaling.transform(np.asarray(X[rows], self.scaling.mean.dtype))
+            out[rows] += self._inner(block)
+        return out
+
+    def probabilities(self, X: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+        """Class probabilities (n, C >= 2) of raw features (n, d)."""
+        return probabilities(self.scores(X), self.loss, temperature)
+
+
+@dataclass(frozen=True)
+class Network(TwoLayer):
+    """A gated ReLU network: f(x) = z0 + sum_i 1[g_i'x~ >= 0] W_i'x~, x~ = [(x - mean)/scale, 1].
 
     Attributes:
         scaling: mean, scale and kept columns, each (d,).
@@ -42,40 +97,39 @@ class Network:
             scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset), loss
         )
 
-    def astype(self, dtype: type) -> Network:
-        """The same network, computing in another precision."""
-        mean, scale = self.scaling.mean.astype(dtype), self.scaling.scale.astype(dtype)
-        return Network(
-            Scaling(mean, scale, self.scaling.keep),
-            self.gates.astype(dtype),
-            self.weights.astype(dtype),
-            self.offset.astype(dtype),
-            self.loss,
-        )
+    def _width(self) -> int:
+        return self.weights.shape[0] * self.weights.shape[2]
 
-    @property
-    def dim(self) -> int:
-        """Number of raw features."""
-        return len(self.scaling.mean)
-
-    def scores(self, X: np.ndarray) -> np.ndarray:
-        """f(x) for raw features (n, d): (n, C), streamed in row blocks."""
+    def _inner(self, block: np.ndarray) -> np.ndarray:
         P, k, C = self.weights.shape
-        out = np.tile(self.offset, (len(X), 1))
-        if P == 0:
-            return out
         columns = self.weights.transpose(1, 0, 2).reshape(k, P * C)
-        step = max(1, _BLOCK_ENTRIES // max(1, P * C))
-        for start in range(0, len(X), step):
-            rows = slice(start, start + step)
-            block = self.scaling.transform(np.asarray(X[rows], self.scaling.mean.dtype))
-            on = block @ self.gates.T >= 0
-            out[rows] += np.einsum("npc,np->nc", (block @ columns).reshape(-1, P, C), on)
-        return out
+        on = block @ self.gates.T >= 0
+        return np.einsum("npc,np->nc", (block @ columns).reshape(-1, P, C), on)
 
-    def probabilities(self, X: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-        """Class probabilities (n, C >= 2) of raw features (n, d)."""
-        return probabilities(self.scores(X), self.loss, temperature)
+
+@dataclass(frozen=True)
+class ReluNetwork(TwoLayer):
+    """A ReLU network: f(x) = z0 + relu(x~ hidden') output, x~ = [(x - mean)/scale, 1].
+
+    Attributes:
+        scaling: mean, scale and kept columns, each (d,).
+        hidden: (m, d + 1), one neuron a row, the bias last.
+        output: (m, C).
+        offset: z0 (C,).
+        loss: name of the loss it was trained with, which says what scores mean.
+    """
+
+    scaling: Scaling
+    hidden: np.ndarray
+    output: np.ndarray
+    offset: np.ndarray
+    loss: str
+
+    def _width(self) -> int:
+        return len(self.hidden)
+
+    def _inner(self, block: np.ndarray) -> np.ndarray:
+        return np.maximum(block @ self.hidden.T, 0) @ self.output
 
 
 def probabilities(z: np.ndarray, loss: str, temperature: float = 1.0) -> np.ndarray:

@@ -33,13 +33,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convex_heads.certificate import dual_of_scaled, relative_gap
+from convex_heads.certificate import relative_gap, scaled_dual
 from convex_heads.cones import columns_of
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
-from convex_heads.penalties import prox_group_l21
+from convex_heads.penalties import dual_scale, prox_group_l21
 from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the clock.
@@ -199,7 +199,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
     against = jnp.sum(hk * (U - V) * (V - s.V)) > 0
     # Neurons that are off need no dual constraint: they are not part of the program.
     norm = jnp.max(jnp.where(norms(U) > 0, norms(at.G), 0))
-    dual = dual_of_scaled(program, loss, at.R, norm, beta)
+    dual = scaled_dual(program, loss, at.R, dual_scale(norm, beta))
     # The bound is one for U's patterns; it is only a guide until the certificate is computed.
     new = jnp.where(better, V, s.V)
     return State(

@@ -42,7 +42,7 @@ from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import group_l21, prox_group_l21
+from convex_heads.penalties import GROUP, Penalty
 from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
@@ -95,12 +95,12 @@ class State(NamedTuple):
         return relative_gap(self.primal, self.dual)
 
 
-@partial(jax.jit, static_argnames="loss")
-def init(program: Program, loss: Loss, beta: Array, W: Array, L: Array) -> State:
+@partial(jax.jit, static_argnames=("loss", "penalty"))
+def init(program: Program, loss: Loss, penalty: Penalty, beta: Array, W: Array, L: Array) -> State:
     """State at starting weights W (P, d, C); L is a first guess of the Lipschitz constant."""
     z = apply(program, W)
     dtype = z.dtype
-    primal = loss_value(program, loss, z) + beta * group_l21(W)
+    primal = loss_value(program, loss, z) + beta * penalty.value(W)
     return State(
         W=W,
         W_prev=W,
@@ -119,13 +119,13 @@ def init(program: Program, loss: Loss, beta: Array, W: Array, L: Array) -> State
     )
 
 
-def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State:
+def step(program: Program, loss: Loss, penalty: Penalty, h: Array, beta: Array, s: State) -> State:
     """One step; see the module's docstring. h (d,) is the metric, beta the absolute penalty."""
     V = 2 * s.W - s.W_prev
     zV = 2 * s.z - s.z_prev
     R = residual(program, loss, zV)
     G = adjoint(program, R)
-    dual = dual_value(program, loss, R, G, beta)
+    dual = dual_value(program, loss, R, G, beta, penalty)
     fV = loss_value(program, loss, zV)
     hk = h[None, :, None]
     # What rounding the scores and summing n terms can do to f.
@@ -135,7 +135,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
     def attempt(carry: tuple) -> tuple:
         L, tries, *_ = carry
         L = jnp.where(tries > 0, L * _L_GROW, L)
-        W = prox_group_l21(V - G / (L * hk), h, beta / L)
+        W = penalty.prox(V - G / (L * hk), h, beta / L)
         z = apply(program, W)
         f = loss_value(program, loss, z)
         move = W - V
@@ -151,7 +151,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
         attempt,
         (s.L, jnp.zeros((), jnp.int32), s.W, s.z, fV, jnp.zeros((), bool)),
     )
-    primal = f + beta * group_l21(W)
+    primal = f + beta * penalty.value(W)
 
     def keep(flag: Array, new: ArrayLike, old: ArrayLike) -> Array:
         return jnp.where(flag, new, old)
@@ -181,9 +181,16 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, s: State) -> State
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "steps"))
+@partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
 def advance(
-    program: Program, loss: Loss, h: Array, beta: Array, tolerance: Array, s: State, steps: int
+    program: Program,
+    loss: Loss,
+    penalty: Penalty,
+    h: Array,
+    beta: Array,
+    tolerance: Array,
+    s: State,
+    steps: int,
 ) -> State:
     """At most `steps` steps, fewer if the gap closes or progress ends."""
 
@@ -192,7 +199,7 @@ def advance(
         return (k < steps) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
 
     return jax.lax.while_loop(
-        go_on, lambda c: (c[0] + 1, step(program, loss, h, beta, c[1])), (jnp.int32(0), s)
+        go_on, lambda c: (c[0] + 1, step(program, loss, penalty, h, beta, c[1])), (jnp.int32(0), s)
     )[1]
 
 
@@ -201,6 +208,7 @@ def minimise(
     loss: Loss,
     beta: float,
     *,
+    penalty: Penalty = GROUP,
     h: Array | None = None,
     W: Array | None = None,
     L: ArrayLike = 1.0,
@@ -213,6 +221,7 @@ def minimise(
         program: the blocked data.
         loss: the row loss.
         beta: penalty, absolute (not a fraction of beta_max), >= 0.
+        penalty: of the weights; ridge needs beta > 0.
         h: positive metric (d,); None for plain FISTA.
         W: weights (P, d, C) to start from; None for zero.
         L: first guess of the Lipschitz constant in that metric; it adapts.
@@ -229,8 +238,8 @@ def minimise(
     W = jnp.zeros(program.shape, dtype) if W is None else W
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     state, status, history = drive(
-        lambda s: advance(program, loss, h, beta_, tolerance, s, steps=_CHUNK),
-        init(program, loss, beta_, W, jnp.asarray(L, dtype)),
+        lambda s: advance(program, loss, penalty, h, beta_, tolerance, s, steps=_CHUNK),
+        init(program, loss, penalty, beta_, W, jnp.asarray(L, dtype)),
         limits,
         max_idle=_MAX_IDLE,
         on_record=on_record,

@@ -1,12 +1,13 @@
 r"""Gated ReLU heads: from features and targets to a solved, certified convex program.
 
 .. math:: \min_W\; \frac1n \sum_j l\Big(\big(z_0 + \sum_i D_i X W_i\big)_j, y_j\Big)
-          + \beta \sum_i \|W_i\|_F, \qquad f(x) = z_0 + \sum_i 1[g_i'x \ge 0]\, W_i'x .
+          + \beta \, h(W), \qquad f(x) = z_0 + \sum_i 1[g_i'x \ge 0]\, W_i'x .
 
-The convex program of a two-layer gated ReLU network (Mishkin, Sahiner, Pilanci 2022, eq. 5; Pilanci
-& Ergen 2020 for the ReLU network). The features are rotated to the principal axes of their
-second moment X'X/n before solving: the penalty does not change under rotation, and there the
-metric that all gates share is diagonal.
+With the group penalty h(W) = sum_i ||W_i||_F (the default) this is the convex program of a
+two-layer gated ReLU network (Mishkin, Sahiner, Pilanci 2022, eq. 5; Pilanci & Ergen 2020 for the
+ReLU network); h(W) = sum_i ||W_i||_F^2 / 2 is ridge regression on the same gated features. The
+features are rotated to the principal axes of their second moment X'X/n before solving: the penalty
+does not change under rotation, and there the metric that all gates share is diagonal.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ import numpy as np
 from jax import Array
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import Certificate, beta_max, certify
+from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
 from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, Loss
 from convex_heads.operators import Program, build_program
-from convex_heads.penalties import floored_metric
+from convex_heads.penalties import GROUP, PENALTIES, Penalty, floored_metric
 from convex_heads.solution import Record, Solution
 
-_TRIAL_GATES = 256
 SOLVERS = ("subspace", "fista")
 DEFAULT_SOLVER = "subspace"
 
@@ -39,9 +39,12 @@ class Options:
 
     Attributes:
         beta: penalty as a fraction of beta_max, in (0, 1]; at 1 the head is zero. Default 0.03.
+            Ridge weights are never zero and have no beta_max of their own: fractions are of the
+            beta_max of the group penalty there too, only to have the scale of the data in them.
         n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
             are dropped.
         loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
+        penalty: ``group`` (default) or ``ridge``.
         solver: ``subspace`` (default, :mod:`convex_heads.subspace`) or ``fista``
             (:mod:`convex_heads.fista`, the independent baseline).
         limits: tolerance, max_passes, max_seconds.
@@ -53,6 +56,7 @@ class Options:
     beta: float = 0.03
     n_gates: int = 64
     loss: str = "softmax"
+    penalty: str = "group"
     solver: str = DEFAULT_SOLVER
     limits: Limits = field(default_factory=Limits)
 
@@ -67,6 +71,8 @@ class Options:
             )
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
+        if self.penalty not in PENALTIES:
+            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {self.penalty!r}")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
 
@@ -81,7 +87,8 @@ class Prepared(NamedTuple):
         Q: rotation (d, d): rotated features are X @ Q.
         h: metric (d,): curvature times the second moment along each axis.
         second_moment: (d, d), weighted, of the given features.
-        beta_max: smallest penalty at which all weights are zero.
+        beta_max: smallest group penalty at which all weights are zero.
+        penalty: of the weights.
     """
 
     program: Program
@@ -91,10 +98,17 @@ class Prepared(NamedTuple):
     h: Array
     second_moment: Array
     beta_max: float
+    penalty: Penalty = GROUP
 
 
 def prepare(
-    X: np.ndarray, Y: np.ndarray, omega: np.ndarray, loss: Loss, n_gates: int, key: Array
+    X: np.ndarray,
+    Y: np.ndarray,
+    omega: np.ndarray,
+    loss: Loss,
+    n_gates: int,
+    key: Array,
+    penalty: Penalty = GROUP,
 ) -> Prepared:
     """Draws gates, takes patterns and rotates.
 
@@ -106,6 +120,7 @@ def prepare(
         loss: the row loss.
         n_gates: gates to draw; fewer remain where patterns coincide.
         key: JAX random key of the draw.
+        penalty: of the weights.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -134,6 +149,7 @@ def prepare(
         h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
         second_moment=second_moment,
         beta_max=float(beta_max(program, loss)),
+        penalty=penalty,
     )
 
 
@@ -159,13 +175,22 @@ def minimise(
     Returns:
         The solution, weights in rotated coordinates, and the solver's final state.
     """
-    program, loss = prepared.program, prepared.loss
+    program, loss, penalty = prepared.program, prepared.loss, prepared.penalty
     if solver == "fista":
         start = {} if warm is None else {"W": warm.best, "L": warm.L}
         return fista.minimise(
-            program, loss, beta, h=prepared.h, limits=limits, on_record=on_record, **start
+            program,
+            loss,
+            beta,
+            penalty=penalty,
+            h=prepared.h,
+            limits=limits,
+            on_record=on_record,
+            **start,
         )
-    return subspace.minimise(program, loss, beta, warm=warm, limits=limits, on_record=on_record)
+    return subspace.minimise(
+        program, loss, beta, penalty=penalty, warm=warm, limits=limits, on_record=on_record
+    )
 
 
 def held_out_program(prepared: Prepared, X: np.ndarray, Y: np.ndarray) -> Program:
@@ -197,9 +222,17 @@ def certify_prepared(
 ) -> Certificate:
     """The certificate of rotated weights, with a pattern violation from freshly drawn gates."""
     # The constant column is an axis of the given features only: draw there, then rotate.
-    trial = np.asarray(sample_gates(key, prepared.second_moment, _TRIAL_GATES + 1))[1:]
+    trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
     trial = trial @ prepared.Q.astype(trial.dtype)
-    return certify(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
+    return certify_program(
+        prepared.program,
+        prepared.loss,
+        W,
+        beta,
+        R=R,
+        trial_gates=trial,
+        penalty=prepared.penalty,
+    )
 
 
 def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: Array) -> Solution:
@@ -226,7 +259,15 @@ def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: A
     """
     X, Y = np.asarray(X), np.asarray(Y)
     loss = LOSSES[options.loss]
-    prepared = prepare(X, Y, np.ones(len(X), X.dtype), loss, options.n_gates, key)
+    prepared = prepare(
+        X,
+        Y,
+        np.ones(len(X), X.dtype),
+        loss,
+        options.n_gates,
+        key,
+        PENALTIES[options.penalty],
+    )
     solution, _ = minimise(
         prepared, options.beta * prepared.beta_max, solver=options.solver, limits=options.limits
     )

@@ -32,6 +32,7 @@ from convex_heads.gated import (
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import DEFAULT_BETAS, record_progress, solve_path
+from convex_heads.penalties import PENALTIES
 from convex_heads.scaling import Scaling
 from convex_heads.selection import validation_score
 from convex_heads.solution import Status
@@ -55,6 +56,7 @@ class ConvexHead(BaseEstimator):
         *,
         n_gates: int | str = "auto",
         beta: float | str | Sequence[float] = "auto",
+        penalty: str = "group",
         tolerance: float = 2e-2,
         solver: str = "auto",
         max_passes: int = 1000,
@@ -63,6 +65,7 @@ class ConvexHead(BaseEstimator):
     ) -> None:
         self.n_gates = n_gates
         self.beta = beta
+        self.penalty = penalty
         self.tolerance = tolerance
         self.solver = solver
         self.max_passes = max_passes
@@ -85,14 +88,26 @@ class ConvexHead(BaseEstimator):
         solver = DEFAULT_SOLVER if self.solver == "auto" else self.solver
         fractions = self._fractions(data)
         for fraction in fractions:
-            Options(beta=fraction, n_gates=int(n_gates), loss=loss_name, solver=solver)
+            Options(
+                beta=fraction,
+                n_gates=int(n_gates),
+                loss=loss_name,
+                penalty=self.penalty,
+                solver=solver,
+            )
         loss = LOSSES[loss_name]
         scaling = Scaling.fit(data.X, data.weight)
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
         prepared = prepare(
-            scaling.transform(data.X), data.target, data.omega, loss, int(n_gates), key
+            scaling.transform(data.X),
+            data.target,
+            data.omega,
+            loss,
+            int(n_gates),
+            key,
+            PENALTIES[self.penalty],
         )
         path = solve_path(
             prepared,
@@ -132,6 +147,7 @@ class ConvexHead(BaseEstimator):
             np.asarray(prepared.program.z0),
             loss_name,
         )
+        self.gates_ = prepared.gates
         self.loss_ = loss_name
         self.solver_ = solver
         self.status_ = solution.status

@@ -1,10 +1,22 @@
-"""The group penalty sum_i ||W_i||_F over gates: value, dual norm, proximal maps.
+"""The penalties of the weights: value, proximal map, dual bound, and model on a span.
 
-A group is everything one gate owns: W[i] of shape (d, C). The penalty switches whole gates off, so
-an optimum uses few of the gates it was offered.
+A group is everything one gate owns: W[i] of shape (d, C).
+
+=======  ========================  =======================================================
+penalty  h(W)                      the dual of  min phi(F W) + beta h(W)
+=======  ========================  =======================================================
+group    sum_i ||W_i||_F           max -phi*(nu)  subject to  ||X'D_i nu||_F <= beta
+ridge    (1/2) sum_i ||W_i||_F^2   max -phi*(nu) - (1/(2 beta)) sum_i ||X'D_i nu||_F^2
+=======  ========================  =======================================================
+
+The group penalty switches whole gates off, so an optimum uses few of the gates it was offered;
+ridge uses them all.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +28,32 @@ _NEWTON_STEPS = 12
 # A metric's smallest entry, relative to its largest: directions in which the features do not vary
 # must not divide by zero, and steps along them need not be longer than this.
 _METRIC_FLOOR = 1e-4
+# The norm, relative to the largest, that a gate at zero is given where its curvature is needed.
+_SMALL = 1e-5
+
+
+class Penalty(NamedTuple):
+    """One penalty h. Hashable, so that it can be a static argument under ``jit``.
+
+    Attributes:
+        name: ``group`` or ``ridge``.
+        value: W (P, d, C) -> h(W), ().
+        prox: (A (P, d, C), metric (d,), t ()) -> the V that minimises
+            sum_k metric_k ||V_ik - A_ik||^2 / 2 over all gates i, plus t h(V).
+        dual: (G = F'R (P, d, C), beta ()) -> (s, cost), both (): s R is a dual point, and the
+            penalty's share of its dual value is -cost.
+        on_span: (q (P,), b (P, k), B (P, k, k), t (k,)) -> value (), gradient (k,) and Hessian
+            (k, k) of h at W + sum_j t_j V_j, where q_i = ||W_i||^2, b_ij = <W_i, V_ji> and
+            B_ijl = <V_ji, V_li>.
+        sparse: whether weights are exactly zero above some beta.
+    """
+
+    name: str
+    value: Callable[[Array], Array]
+    prox: Callable[[Array, Array, Array], Array]
+    dual: Callable[[Array, Array], tuple[Array, Array]]
+    on_span: Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
+    sparse: bool
 
 
 def group_norms(W: Array) -> Array:
@@ -76,3 +114,54 @@ def prox_group_l21(A: Array, h: Array, threshold: Array) -> Array:
     tau = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     ratio = h * tau[:, None] / (h * tau[:, None] + threshold)
     return jnp.where(alive[:, None, None], ratio[:, :, None] * A, jnp.zeros_like(A))
+
+
+def dual_scale(norm: Array, beta: Array) -> Array:
+    """The largest s in [0, 1] with s * norm <= beta, ()."""
+    return jnp.minimum(1, beta / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+
+
+def _group_dual(G: Array, beta: Array) -> tuple[Array, Array]:
+    s = dual_scale(dual_norm(G), beta)
+    return s, jnp.zeros_like(s)
+
+
+def _group_on_span(q: Array, b: Array, B: Array, t: Array) -> tuple[Array, Array, Array]:
+    slope = b + B @ t
+    norms = jnp.sqrt(jnp.maximum(q + (b + slope) @ t, 0))
+    value = jnp.sum(norms)
+    # A gate that is zero has no curvature to speak of; a small norm stands in for it.
+    norms = jnp.maximum(norms, _SMALL * jnp.max(norms) + jnp.finfo(t.dtype).tiny)
+    unit = slope / norms[:, None]
+    hessian = jnp.sum(B / norms[:, None, None], axis=0) - (unit / norms[:, None]).T @ unit
+    return value, jnp.sum(unit, axis=0), hessian
+
+
+def _ridge_value(W: Array) -> Array:
+    return jnp.sum(W * W) / 2
+
+
+def _ridge_prox(A: Array, h: Array, threshold: Array) -> Array:
+    scale = h + threshold
+    return A * (h / scale)[:, None]
+
+
+def _ridge_dual(G: Array, beta: Array) -> tuple[Array, Array]:
+    # Every residual is feasible. Its own scale is the best one at the optimum.
+    squares = jnp.sum(G * G)
+    return jnp.ones_like(squares), squares / (2 * beta)
+
+
+def _ridge_on_span(q: Array, b: Array, B: Array, t: Array) -> tuple[Array, Array, Array]:
+    slope = b + B @ t
+    return (
+        jnp.sum(jnp.maximum(q + (b + slope) @ t, 0)) / 2,
+        jnp.sum(slope, axis=0),
+        jnp.sum(B, axis=0),
+    )
+
+
+GROUP = Penalty("group", group_l21, prox_group_l21, _group_dual, _group_on_span, True)
+RIDGE = Penalty("ridge", _ridge_value, _ridge_prox, _ridge_dual, _ridge_on_span, False)
+
+PENALTIES = {penalty.name: penalty for penalty in (GROUP, RIDGE)}

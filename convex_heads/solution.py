@@ -63,7 +63,7 @@ class Solution(NamedTuple):
         history: records in order of time.
         scores: F W of the training rows without the offset, blocked (B, b, C).
         residual: R (B, b, C) of the best dual point found, before it is scaled into the dual
-            ball; :func:`convex_heads.certificate.certify` checks it anew.
+            ball; :func:`convex_heads.certificate.certify_program` checks it anew.
         gates: (P, d) in the coordinates of ``value``; None where the program was given.
     """
 

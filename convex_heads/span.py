@@ -15,6 +15,7 @@ from jax import Array
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
+from convex_heads.penalties import Penalty
 
 # Models that one search may evaluate.
 _NEWTON_TRIES = 12
@@ -22,8 +23,6 @@ _NEWTON_TRIES = 12
 _NEWTON_SHARE = 3e-2
 # A Newton step that does no good is cut to this share of itself.
 _SHORTER = 0.4
-# The norm, relative to the largest, that a gate at zero is given where its curvature is needed.
-_SMALL = 1e-5
 # Coefficients of steps are no larger: they would blow up the round-off in the steps' images.
 _LONGEST = 8.0
 
@@ -58,7 +57,9 @@ class _Model(NamedTuple):
     hessian: Array
 
 
-def _model(program: Program, loss: Loss, beta: Array, span: Span, t: Array) -> _Model:
+def _model(
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, span: Span, t: Array
+) -> _Model:
     k = t.shape[0]
     ones = jnp.ones(span.z.shape[-1], t.dtype)
 
@@ -83,17 +84,8 @@ def _model(program: Program, loss: Loss, beta: Array, span: Span, t: Array) -> _
     (value, gradient, hessian), _ = jax.lax.scan(
         block, start, (program.Y, program.omega, span.z, span.Z)
     )
-    slope = span.b + span.B @ t
-    norms = jnp.sqrt(jnp.maximum(span.q + (span.b + slope) @ t, 0))
-    value += beta * jnp.sum(norms)
-    # A gate that is zero has no curvature to speak of; a small norm stands in for it.
-    norms = jnp.maximum(norms, _SMALL * jnp.max(norms) + jnp.finfo(t.dtype).tiny)
-    unit = slope / norms[:, None]
-    gradient += beta * jnp.sum(unit, axis=0)
-    hessian += beta * (
-        jnp.sum(span.B / norms[:, None, None], axis=0) - (unit / norms[:, None]).T @ unit
-    )
-    return _Model(t, value, gradient, hessian)
+    h, slope, curvature = penalty.on_span(span.q, span.b, span.B, t)
+    return _Model(t, value + beta * h, gradient + beta * slope, hessian + beta * curvature)
 
 
 def _newton_direction(model: _Model) -> Array:
@@ -123,7 +115,13 @@ def roundoff(primal: Array) -> Array:
 
 
 def search(
-    program: Program, loss: Loss, beta: Array, primal: Array, span: Span, back: Array
+    program: Program,
+    loss: Loss,
+    penalty: Penalty,
+    beta: Array,
+    primal: Array,
+    span: Span,
+    back: Array,
 ) -> Array:
     """Minimises over the span by Newton's method: coefficients t (k,).
 
@@ -134,7 +132,7 @@ def search(
     it leaves the objective where it was and the slope along it flatter (the approximate Wolfe
     conditions, Hager & Zhang 2005).
     """
-    model = partial(_model, program, loss, beta, span)
+    model = partial(_model, program, loss, penalty, beta, span)
 
     def begin(at: _Model, total: Array, tries: Array) -> _Search:
         move = _newton_direction(at)

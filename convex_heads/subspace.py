@@ -43,7 +43,7 @@ from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import floored_metric, group_l21, group_norms, prox_group_l21
+from convex_heads.penalties import GROUP, Penalty, floored_metric, group_norms
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import Span, roundoff, search
 
@@ -97,9 +97,11 @@ class State(NamedTuple):
         return relative_gap(self.primal, self.dual)
 
 
-def objective(program: Program, loss: Loss, beta: Array, W: Array, z: Array) -> Array:
+def objective(
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, W: Array, z: Array
+) -> Array:
     """The objective of weights W whose scores are z = F W, ()."""
-    return loss_value(program, loss, z) + beta * group_l21(W)
+    return loss_value(program, loss, z) + beta * penalty.value(W)
 
 
 def zero_state(program: Program, memory: int) -> State:
@@ -123,12 +125,12 @@ def zero_state(program: Program, memory: int) -> State:
     )
 
 
-@partial(jax.jit, static_argnames="loss")
-def restate(program: Program, loss: Loss, beta: Array, s: State) -> State:
+@partial(jax.jit, static_argnames=("loss", "penalty"))
+def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State) -> State:
     """The same weights and span under another penalty or other row weights, bounds forgotten."""
     return s._replace(
         R=jnp.zeros_like(s.R),
-        primal=objective(program, loss, beta, s.W, s.z),
+        primal=objective(program, loss, penalty, beta, s.W, s.z),
         dual=jnp.full_like(s.dual, -jnp.inf),
         passes=jnp.zeros_like(s.passes),
         iterations=jnp.zeros_like(s.iterations),
@@ -160,19 +162,21 @@ def _gradient(R: Array, omega: Array) -> Array:
 
 
 def proximal_step(
-    program: Program, loss: Loss, beta: Array, s: State
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State
 ) -> tuple[Array, Array, Array, Array]:
     """W+, F W+, and the residual R at W with its dual value. One data pass."""
     R = residual(program, loss, s.z)
     G = adjoint(program, R)
     h = metric(program, loss, R)
-    W = prox_group_l21(s.W - G / (s.L * h[None, :, None]), h, beta / s.L)
-    return W, apply(program, W), R, dual_value(program, loss, R, G, beta)
+    W = penalty.prox(s.W - G / (s.L * h[None, :, None]), h, beta / s.L)
+    return W, apply(program, W), R, dual_value(program, loss, R, G, beta, penalty)
 
 
-def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) -> State:
+def step(
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
+) -> State:
     """One step; see the module's docstring. beta is the absolute penalty."""
-    W, z, R, dual = proximal_step(program, loss, beta, s)
+    W, z, R, dual = proximal_step(program, loss, penalty, beta, s)
     k = s.steps.shape[0]
     slot = s.iterations % k
     steps = s.steps.at[slot].set(W - s.W)
@@ -186,10 +190,10 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
         B=jnp.einsum("kpx,lpx->pkl", flat, flat),
     )
     back = jnp.zeros(k, z.dtype).at[slot].set(-1)
-    t = search(program, loss, beta, s.primal, span, back)
+    t = search(program, loss, penalty, beta, s.primal, span, back)
     W, z = W + jnp.tensordot(t, steps, 1), z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image, length = W - s.W, z - s.z, 1 + t[slot]
-    primal = objective(program, loss, beta, W, z)
+    primal = objective(program, loss, penalty, beta, W, z)
     good = primal <= s.primal + roundoff(s.primal)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     higher = dual > s.dual
@@ -202,7 +206,7 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
         | (believed - dual <= tolerance * believed)
     )
     z = jax.lax.cond(refresh, lambda: apply(program, W), lambda: z)
-    primal = jnp.where(refresh, objective(program, loss, beta, W, z), believed)
+    primal = jnp.where(refresh, objective(program, loss, penalty, beta, W, z), believed)
     sound = good & (jnp.abs(primal - believed) <= roundoff(primal))
     gain = jnp.maximum(s.primal - primal, dual - s.dual)
     progress = gain > _PROGRESS * (primal - dual)
@@ -221,9 +225,15 @@ def step(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) 
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "steps"))
+@partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
 def advance(
-    program: Program, loss: Loss, beta: Array, tolerance: Array, s: State, steps: int
+    program: Program,
+    loss: Loss,
+    penalty: Penalty,
+    beta: Array,
+    tolerance: Array,
+    s: State,
+    steps: int,
 ) -> State:
     """At most `steps` steps, fewer if the gap closes or progress ends."""
 
@@ -232,21 +242,25 @@ def advance(
         return (k < steps) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
 
     return jax.lax.while_loop(
-        go_on, lambda c: (c[0] + 1, step(program, loss, beta, tolerance, c[1])), (jnp.int32(0), s)
+        go_on,
+        lambda c: (c[0] + 1, step(program, loss, penalty, beta, tolerance, c[1])),
+        (jnp.int32(0), s),
     )[1]
 
 
-@partial(jax.jit, static_argnames="loss")
-def sparsify(program: Program, loss: Loss, beta: Array, tolerance: Array, s: State) -> State:
+@partial(jax.jit, static_argnames=("loss", "penalty"))
+def sparsify(
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
+) -> State:
     """Ends on a proximal step, which has exact zeros, if it keeps the gap within the tolerance.
 
     A step on the span leaves weights of round-off size at gates that are off at the optimum.
     """
-    W, z, R, dual = proximal_step(program, loss, beta, s)
+    W, z, R, dual = proximal_step(program, loss, penalty, beta, s)
     end = s._replace(
         W=W,
         z=z,
-        primal=objective(program, loss, beta, W, z),
+        primal=objective(program, loss, penalty, beta, W, z),
         R=jnp.where(dual > s.dual, R, s.R),
         dual=jnp.maximum(dual, s.dual),
     )
@@ -260,6 +274,7 @@ def minimise(
     loss: Loss,
     beta: float,
     *,
+    penalty: Penalty = GROUP,
     warm: State | None = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -272,6 +287,7 @@ def minimise(
             poor).
         loss: the row loss.
         beta: penalty, absolute (not a fraction of beta_max), >= 0.
+        penalty: of the weights; ridge needs beta > 0.
         warm: final state of a solve with the same X and D (beta, Y and omega may differ): its
             weights and its span are where this one starts. None starts from zero.
         limits: when to stop.
@@ -286,16 +302,18 @@ def minimise(
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     state, status, history = drive(
-        lambda s: advance(program, loss, beta_, tolerance, s, steps=_CHUNK),
-        restate(program, loss, beta_, zero_state(program, memory) if warm is None else warm),
+        lambda s: advance(program, loss, penalty, beta_, tolerance, s, steps=_CHUNK),
+        restate(program, loss, penalty, beta_, warm or zero_state(program, memory)),
         limits,
         max_idle=_MAX_IDLE,
         on_record=on_record,
     )
     if status is Status.STALLED:
-        state, status, polished = _polish(program, loss, beta, state, limits, start, on_record)
+        state, status, polished = _polish(
+            program, loss, penalty, beta, state, limits, start, on_record
+        )
         history += polished
-    state = sparsify(program, loss, beta_, tolerance, state)
+    state = sparsify(program, loss, penalty, beta_, tolerance, state)
     figures = stats(state, time.perf_counter() - start, program.X.shape[1])
     return Solution(state.W, status, figures, history, state.z, state.R), state
 
@@ -303,6 +321,7 @@ def minimise(
 def _polish(
     program: Program,
     loss: Loss,
+    penalty: Penalty,
     beta: float,
     s: State,
     limits: Limits,
@@ -328,7 +347,9 @@ def _polish(
         if on_record is not None:
             on_record(history[-1])
 
-    solution, end = fista.minimise(program, loss, beta, h=h, W=s.W, limits=left, on_record=later)
+    solution, end = fista.minimise(
+        program, loss, beta, penalty=penalty, h=h, W=s.W, limits=left, on_record=later
+    )
     higher = end.dual > s.dual
     state = s._replace(
         W=end.best,

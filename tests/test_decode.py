@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from convex_heads import ConvexHeadClassifier
-from convex_heads.decode import Network
+from convex_heads.decode import Network, ReluNetwork
 from convex_heads.scaling import Scaling
 
 
@@ -44,6 +44,55 @@ def test_blocks_do_not_change_the_scores(monkeypatch):
     whole = network.scores(X)
     monkeypatch.setattr("convex_heads.decode._BLOCK_ENTRIES", 24)
     np.testing.assert_allclose(network.scores(X), whole, rtol=1e-12)
+
+
+def _relu_network(seed=0, m=5, d=3, C=2):
+    scaling, _, _, z0 = _network(seed, d=d, C=C)
+    rng = np.random.default_rng(seed + 1)
+    hidden, output = rng.normal(size=(m, d + 1)), rng.normal(size=(m, C))
+    return ReluNetwork(scaling, hidden, output, z0, "softmax")
+
+
+def test_scores_of_a_relu_network_follow_the_formula_in_any_blocks(monkeypatch):
+    network = _relu_network()
+    X = np.random.default_rng(1).normal(size=(7, 3))
+    scores = network.scores(X)
+    for x, z in zip(X, scores, strict=True):
+        tilde = np.append((x - network.scaling.mean) / network.scaling.scale, 1.0)
+        tilde[:-1] *= network.scaling.keep
+        terms = [
+            max(0.0, h @ tilde) * o for h, o in zip(network.hidden, network.output, strict=True)
+        ]
+        np.testing.assert_allclose(z, network.offset + sum(terms), rtol=1e-12)
+    monkeypatch.setattr("convex_heads.decode._BLOCK_ENTRIES", 12)
+    np.testing.assert_allclose(network.scores(X), scores, rtol=1e-12)
+
+
+def test_a_relu_network_and_the_gated_one_with_its_own_patterns_agree():
+    relu = _relu_network(m=6)
+    weights = relu.hidden[:, :, None] * relu.output[:, None, :]
+    gated = Network(relu.scaling, relu.hidden, weights, relu.offset, relu.loss)
+    X = np.random.default_rng(3).normal(size=(40, 3))
+    np.testing.assert_allclose(relu.scores(X), gated.scores(X), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(relu.probabilities(X, 2.0), gated.probabilities(X, 2.0), rtol=1e-9)
+
+
+def test_networks_change_precision_as_a_whole():
+    gated = Network.decode(*_network(), "softmax")
+    X = np.random.default_rng(4).normal(size=(9, 3))
+    for network in (gated, _relu_network()):
+        single = network.astype(np.float32)
+        assert type(single) is type(network)
+        assert single.dim == network.dim == 3
+        assert single.scaling.keep.dtype == bool
+        assert single.scores(X).dtype == np.float32
+        np.testing.assert_allclose(single.scores(X), network.scores(X), rtol=1e-4, atol=1e-5)
+        assert network.scores(X).dtype == np.float64  # the one it was made from is left alone
+
+
+def test_a_relu_network_without_neurons_answers_with_the_priors():
+    network = _relu_network(m=0)
+    np.testing.assert_array_equal(network.scores(np.zeros((2, 3))), np.tile(network.offset, (2, 1)))
 
 
 def test_predictions_equal_the_program_that_was_solved():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from reference import Problem, random_problem
 
-from convex_heads import Limits, Options, Status, certify, fista, solve, subspace
-from convex_heads.certificate import beta_max, pattern_violation, residual
+from convex_heads import Limits, Options, Status, fista, solve, subspace
+from convex_heads.certificate import beta_max, certify_program, pattern_violation, residual
 from convex_heads.losses import LOSSES
 from convex_heads.operators import apply, build_program
 
@@ -35,7 +35,7 @@ def _check_against_oracle(solver: str, loss: str, seed: int) -> None:
     value = problem.objective(np.asarray(solution.value), beta)
     assert value == pytest.approx(optimum, rel=1e-5, abs=1e-8)  # abs: what the oracle was asked for
     assert solution.stats.primal == pytest.approx(value, rel=1e-10)
-    certificate = certify(program, LOSSES[loss], solution.value, beta, R=solution.residual)
+    certificate = certify_program(program, LOSSES[loss], solution.value, beta, R=solution.residual)
     assert certificate.dual <= optimum * (1 + 1e-8)
     assert certificate.dual <= certificate.primal
     assert certificate.relative_gap <= 1e-5
@@ -68,7 +68,7 @@ def test_the_bound_holds_for_any_weights_and_any_residual(loss):
         # A residual of other weights is a legitimate dual point too.
         other = residual(program, LOSSES[loss], apply(program, 0.3 * W))
         for hint in (None, other):
-            certificate = certify(program, LOSSES[loss], W, beta, R=hint)
+            certificate = certify_program(program, LOSSES[loss], W, beta, R=hint)
             assert certificate.dual <= optimum * (1 + 1e-9)
             assert certificate.primal >= optimum * (1 - 1e-9)
             assert certificate.primal == pytest.approx(problem.objective(np.asarray(W), beta))

@@ -19,7 +19,7 @@ import numpy as np
 from shared import Row, parser, show
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import certify
+from convex_heads.certificate import certify_program
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.operators import build_program
@@ -52,7 +52,7 @@ def compare(
     loss = LOSSES[problem.loss]
     solution, _ = SOLVERS[solver](program, loss, beta, limits=limits)
     value = problem.objective(np.asarray(solution.value), beta)
-    proof = certify(program, loss, solution.value, beta, R=solution.residual)
+    proof = certify_program(program, loss, solution.value, beta, R=solution.residual)
     return {
         "difference": abs(value - optimum) / optimum,
         "above primal": proof.dual > proof.primal,

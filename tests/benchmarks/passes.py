@@ -21,7 +21,7 @@ import numpy as np
 from shared import Row, parser, show
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import beta_max, certify
+from convex_heads.certificate import beta_max, certify_program
 from convex_heads.limits import Limits
 from convex_heads.losses import SOFTMAX
 from convex_heads.operators import Program, build_program
@@ -161,7 +161,7 @@ def measure(
                 if name in failed:
                     continue
                 found = minimise(beta, Limits(tolerance=gap, max_passes=max_passes))
-                proof = certify(program, SOFTMAX, found.value, beta, R=found.residual)
+                proof = certify_program(program, SOFTMAX, found.value, beta, R=found.residual)
                 if found.status is not Status.CONVERGED:
                     failed.add(name)
                 elif name == "subspace":

@@ -1,0 +1,167 @@
+r"""The certificate of a deployed network: how far its weights are from the best there can be.
+
+A gated network f(x) = z0 + sum_i 1[g_i'x >= 0] W_i'x is a point of the convex program
+
+.. math:: \min_W\; \sum_j \omega_j\, l\big(z_0 + \sum_i D_i X W_i,\, Y\big)_j
+          + \beta \sum_i \|W_i\|_F
+
+of its own gates, wherever its weights came from, so :mod:`convex_heads.certificate` bounds what
+they lose against the optimum. The offset z0 is not a variable: the bound is right for any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from convex_heads.certificate import TRIAL_GATES, Certificate, certify_program
+from convex_heads.decode import Network
+from convex_heads.gates import distinct_patterns, sample_gates
+from convex_heads.losses import LOSSES
+from convex_heads.operators import build_program
+from convex_heads.penalties import PENALTIES
+
+
+def certify(
+    network: Network,
+    X: ArrayLike,
+    Y: ArrayLike,
+    beta: float,
+    *,
+    sample_weight: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
+    penalty: str = "group",
+    key: Array | int = 0,
+) -> Certificate:
+    r"""Certifies a gated network on training rows; knows nothing of the solver that trained it.
+
+    The bound comes from the residual of the network on these rows alone, so a solver, which has
+    seen other residuals, may have proven a smaller gap (at a tolerance of 2e-2 up to half of it).
+    Weights that were stopped early may look worse than they are, never better.
+
+    What is certified is the program of the network's own gates. A fitted head has dropped the
+    gates that it does not use (:meth:`convex_heads.decode.Network.decode`), and they are not
+    offered again unless ``gates`` names them; the pattern violation says what gates beyond those
+    of the program could gain.
+
+    Args:
+        network: the gated network; its scaling says how X is standardised.
+        X: raw features (n, d), finite.
+        Y: targets (n, C): one-hot for softmax, 0 or 1 with C = 1 for logistic, real for squared.
+        beta: penalty, absolute (not a fraction of beta_max), >= 0; the loss is averaged over rows.
+        sample_weight: row weights (n,), non-negative, not all zero; None weighs rows equally.
+        gates: more gates (P', d + 1) that the program offers, in standardised coordinates; those
+            that have the pattern of another gate are left out. Without any gate at all the
+            program is that of a linear head.
+        penalty: ``group`` (default) or ``ridge``, sum_i ||W_i||_F^2 / 2, which has no pattern
+            violation and needs beta > 0.
+        key: JAX random key, or seed, of the gates drawn for the pattern violation. Default 0.
+
+    Returns:
+        The :class:`convex_heads.certificate.Certificate`. Computed in float32, or in float64 where
+        JAX has been told to.
+
+    Raises:
+        TypeError: the network is not a gated one.
+        ValueError: rows, targets, weights or beta that do not fit the network, in one sentence.
+
+    Source: arXiv 2411.01088 for the program; the dual is derived in
+    :mod:`convex_heads.certificate`.
+
+    Example:
+        >>> import numpy as np
+        >>> from convex_heads import ConvexHeadClassifier
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(300, 4)).astype("float32")
+        >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
+        >>> head = ConvexHeadClassifier(beta=0.1, tolerance=1e-3).fit(X, y)
+        >>> proof = certify(head.network_, X, y[:, None], head.certificate_.beta)
+        >>> proof.dual <= proof.primal, proof.relative_gap < 1e-2
+        (True, True)
+    """
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"certify takes a gated network (convex_heads.Network); got a {type(network).__name__}"
+        )
+    dtype = jax.dtypes.canonicalize_dtype(np.float64).type
+    X, Y, omega = _rows(network, _numbers("X", X), _numbers("Y", Y), sample_weight)
+    if not (np.isfinite(beta) and beta >= 0):
+        raise ValueError(f"beta is an absolute penalty, finite and at least 0; got {beta}")
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {penalty!r}")
+    if penalty == "ridge" and beta == 0:
+        raise ValueError("beta is 0, at which the ridge penalty gives no bound: it must be above 0")
+    network = _with_gates(network, gates).astype(dtype)
+    X = network.scaling.transform(X.astype(dtype))
+    D = X @ network.gates.T >= 0
+    # Patterns that weights own stay, equal or not: the penalty counts them one by one.
+    keep = np.union1d(distinct_patterns(D), np.flatnonzero(network.weights.any(axis=(1, 2))))
+    omega = omega / omega.sum()
+    second_moment = jnp.asarray((X.T * omega) @ X, dtype)
+    if not isinstance(key, Array):
+        key = jax.random.key(key)
+    return certify_program(
+        build_program(X, D[:, keep], Y.astype(dtype), omega.astype(dtype), network.offset),
+        LOSSES[network.loss],
+        jnp.asarray(network.weights[keep]),
+        beta,
+        trial_gates=sample_gates(key, second_moment, TRIAL_GATES + 1)[1:],
+        penalty=PENALTIES[penalty],
+    )
+
+
+def _with_gates(network: Network, gates: ArrayLike | None) -> Network:
+    """The network with more gates (P', d + 1), their weights zero; at least one gate in all."""
+    k, C = network.dim + 1, len(network.offset)
+    more = np.zeros((0, k)) if gates is None else _numbers("gates", gates)
+    if more.ndim != 2 or more.shape[1] != k or not np.isfinite(more).all():
+        raise ValueError(
+            f"gates must be finite, of shape (P, {k}): one column for each feature and one for the "
+            f"constant; got shape {more.shape}"
+        )
+    if len(network.gates) + len(more) == 0:
+        more = np.eye(k)[-1:]
+    return replace(
+        network,
+        gates=np.concatenate([network.gates, more]),
+        weights=np.concatenate([network.weights, np.zeros((len(more), k, C))]),
+    )
+
+
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be an array of real numbers; got {array.dtype} values")
+    return array
+
+
+def _rows(
+    network: Network, X: np.ndarray, Y: np.ndarray, sample_weight: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, targets and weights (n,), checked against the network."""
+    C = len(network.offset)
+    if X.ndim != 2 or X.shape[1] != network.dim or not len(X) or not np.isfinite(X).all():
+        raise ValueError(
+            f"X must hold finite raw features, shape (n, {network.dim}) with n >= 1; got shape "
+            f"{X.shape}" + ("" if np.isfinite(X).all() else " with values that are not finite")
+        )
+    if Y.shape != (len(X), C) or not np.isfinite(Y).all():
+        raise ValueError(f"Y must hold finite targets, shape ({len(X)}, {C}); got shape {Y.shape}")
+    if network.loss != "squared" and not np.isin(Y, (0, 1)).all():
+        raise ValueError(f"targets of the {network.loss} loss are 0 or 1; Y holds other values")
+    if network.loss == "softmax" and (Y.sum(axis=1) != 1).any():
+        raise ValueError("targets of the softmax loss are one-hot: every row of Y sums to 1")
+    weight = np.ones(len(X)) if sample_weight is None else _numbers("sample_weight", sample_weight)
+    if weight.shape != (len(X),) or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(
+            f"sample_weight must be finite and non-negative, shape ({len(X)},); got shape "
+            f"{weight.shape}"
+        )
+    if not weight.any():
+        raise ValueError("sample_weight is zero everywhere: at least one row must count")
+    return X, Y, weight
