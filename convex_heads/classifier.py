@@ -13,6 +13,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.decode import probabilities
 from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.solution import Record
 from convex_heads.training import TrainingSet
 
 
@@ -31,9 +32,10 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
             fractions to choose from, or "auto": a path from 0.1 to 0.001 of which the lowest
-            validation loss chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows
-            are held out by a hash of their content to choose, then all rows are fitted; with
-            fewer than 100 distinct rows beta is 0.1.
+            validation loss chooses; the larger beta wins ties. The path ends early once two
+            points in turn have not lowered it. Without ``X_val``, 15% of the rows are held out by
+            a hash of their content to choose, then all rows are fitted; with fewer than 100
+            distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
         class_weight: None, "balanced" or a dict from class to weight.
         penalty: "group" (the formula above, the default), which switches gates off, or "ridge",
@@ -43,6 +45,10 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         solver: "auto" (the fastest known, "subspace"), "subspace" or "fista" (the baseline).
         max_passes: data passes to spend on one solve. Default 1000.
         max_seconds: seconds to spend on one solve. Default None, no limit.
+        selection: how a path chooses: "best" (default, the lowest validation loss) or "one_se",
+            the one-standard-error rule: the largest beta, so the simplest head, whose loss exceeds
+            the lowest by at most one standard error of that excess, row by row on the same rows;
+            see :mod:`convex_heads.selection`.
         random_state: seed of the gates. Default 0; results repeat to the bit.
 
     Attributes:
@@ -51,11 +57,16 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         status_: how the final solve ended.
         solver_: the solver that was used.
         beta_: the chosen fraction of beta_max.
-        path_: one :class:`convex_heads.path.PathPoint` for each beta tried.
-        coef_path_: weights (P, d + 1, C) of every point of the path, standardised coordinates.
+        path_: one :class:`convex_heads.path.PathPoint` for each beta tried, beta decreasing:
+            validation loss, its standard errors and score, norms of every gate's weights, gap,
+            passes and history.
+        coef_path_: weights W (P, d + 1, C) of every point of ``path_``, in the same order: gates
+            along the first axis (the always-on gate first), standardised features and then the
+            constant column along the second. Fitted without the rows that choose beta, to a gap
+            of 5e-2 or ``tolerance``, whichever is larger.
         gates_: all gates offered (P, d + 1), standardised coordinates; ``network_`` holds those
             in use.
-        history_: records of the final solve.
+        history_: records (:class:`convex_heads.solution.Record`) of the final solve.
         network_: :class:`convex_heads.decode.Network`, what predicts.
         passes_: data passes spent in all.
 
@@ -84,6 +95,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
+        selection: str = "best",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         super().__init__(
@@ -94,6 +106,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             solver=solver,
             max_passes=max_passes,
             max_seconds=max_seconds,
+            selection=selection,
             random_state=random_state,
         )
         self.loss = loss
@@ -108,6 +121,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         X_val: Any = None,
         y_val: Any = None,
         on_progress: Callable[[float], None] | None = None,
+        on_record: Callable[[Record], None] | None = None,
     ) -> Self:
         """Fits and certifies the head.
 
@@ -118,6 +132,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             X_val: validation features (m, d) to choose beta by; they are never trained on.
             y_val: their labels, all of them occurring in y.
             on_progress: called every few steps with the share of the fit that is done, in [0, 1].
+            on_record: called every few steps with the record (objective, bound, gap, passes,
+                seconds) of the solve that is running, a point of the path or the final one; its
+                passes and seconds count from the beginning of the path.
 
         Raises:
             ValueError: unusable input or options, said in one sentence.
@@ -150,7 +167,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         data = TrainingSet.build(
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )
-        self._fit(data, loss, _accuracy, on_progress)
+        self._fit(data, loss, _accuracy, on_progress, on_record)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -193,6 +193,14 @@ def minimise(
     )
 
 
+def resume(prepared: Prepared, W: Array, *, solver: str = DEFAULT_SOLVER) -> Any:
+    """A state at rotated weights W (P, d, C) that :func:`minimise` takes as ``warm``."""
+    program, loss = prepared.program, prepared.loss
+    if solver == "fista":
+        return fista.init(program, loss, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype))
+    return subspace.state_at(program, W)
+
+
 def held_out_program(prepared: Prepared, X: np.ndarray, Y: np.ndarray) -> Program:
     """Validation rows (m, d), (m, C) under the gates, axes and offset of a prepared program."""
     D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(prepared.gates)))
@@ -235,7 +243,14 @@ def certify_prepared(
     )
 
 
-def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: Array) -> Solution:
+def solve(
+    X: Array | np.ndarray,
+    Y: Array | np.ndarray,
+    options: Options,
+    key: Array,
+    *,
+    on_record: Callable[[Record], None] | None = None,
+) -> Solution:
     """Solves the gated program of features X and targets Y.
 
     Args:
@@ -243,6 +258,8 @@ def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: A
         Y: targets (n, C): one-hot for softmax, 0/1 with C = 1 for logistic, real for squared.
         options: the program and the limits.
         key: JAX random key of the gates.
+        on_record: called every few steps with the record (objective, bound, gap, passes,
+            seconds) that the history gets.
 
     Returns:
         A :class:`Solution`: ``value`` W (P, d, C) and ``gates`` (P, d) in the coordinates of X,
@@ -269,7 +286,11 @@ def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: A
         PENALTIES[options.penalty],
     )
     solution, _ = minimise(
-        prepared, options.beta * prepared.beta_max, solver=options.solver, limits=options.limits
+        prepared,
+        options.beta * prepared.beta_max,
+        solver=options.solver,
+        limits=options.limits,
+        on_record=on_record,
     )
     return solution._replace(
         value=jnp.asarray(unrotate(prepared, solution.value)), gates=jnp.asarray(prepared.gates)

@@ -31,11 +31,11 @@ from convex_heads.gated import (
 )
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
-from convex_heads.path import DEFAULT_BETAS, record_progress, solve_path
+from convex_heads.path import DEFAULT_BETAS, counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
 from convex_heads.scaling import Scaling
-from convex_heads.selection import validation_score
-from convex_heads.solution import Status
+from convex_heads.selection import check_selection, validation_score
+from convex_heads.solution import Record, Status
 from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet
 
 # Gates offered by "auto": more of them than an eighth of the rows would let single rows have
@@ -61,6 +61,7 @@ class ConvexHead(BaseEstimator):
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
+        selection: str = "best",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_gates = n_gates
@@ -70,6 +71,7 @@ class ConvexHead(BaseEstimator):
         self.solver = solver
         self.max_passes = max_passes
         self.max_seconds = max_seconds
+        self.selection = selection
         self.random_state = random_state
 
     def _fit(
@@ -78,7 +80,9 @@ class ConvexHead(BaseEstimator):
         loss_name: str,
         score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
         on_progress: Callable[[float], None] | None,
+        on_record: Callable[[Record], None] | None,
     ) -> None:
+        check_selection(self.selection)
         limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
         n_gates = self.n_gates
         if n_gates == "auto":
@@ -115,20 +119,26 @@ class ConvexHead(BaseEstimator):
             replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP)),
             solver=solver,
             score=validation_score(data, prepared, scaling, score),
+            selection=self.selection,
             # The path is taken for half of the work, the final solve for the other half.
             on_progress=None if on_progress is None else lambda done: on_progress(done / 2),
+            on_record=on_record,
         )
         fraction = path.points[path.best].fraction
         if data.held_out.any():
             prepared = reweight(prepared, data.weight)
         beta = fraction * prepared.beta_max
+        passes = sum(point.passes for point in path.points)
+        seconds = sum(point.seconds for point in path.points)
         solution, _ = minimise(
             prepared,
             beta,
             solver=solver,
             warm=path.state,
             limits=limits,
-            on_record=record_progress(limits, on_progress, 1, 2),
+            on_record=record_progress(
+                limits, on_progress, 1, 2, counted_after(on_record, passes, seconds)
+            ),
         )
         self.certificate_ = certify_prepared(
             prepared, solution.value, beta, R=solution.residual, key=certificate_key
@@ -155,7 +165,7 @@ class ConvexHead(BaseEstimator):
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
         self.history_ = solution.history
-        self.passes_ = sum(point.passes for point in path.points) + solution.stats.passes
+        self.passes_ = passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
     def _fractions(self, data: TrainingSet) -> Sequence[float]:

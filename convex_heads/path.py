@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
 
-from convex_heads.gated import Prepared, minimise
+from convex_heads.gated import Prepared, minimise, resume
 from convex_heads.limits import Limits
+from convex_heads.penalties import group_norms
+from convex_heads.selection import Judgement, choose, difference_errors
 from convex_heads.solution import Record, Solution
 
 # Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
@@ -31,10 +33,16 @@ class PathPoint:
         relative_gap: proven relative gap at this point.
         passes: data passes spent here.
         seconds: wall-clock time spent here.
-        loss: mean loss of the validation rows; NaN without any. The lowest chooses beta: it sees
+        loss: mean loss of the validation rows; NaN without any. It chooses beta: it sees
             overconfidence, which accuracy does not.
+        standard_error: of ``loss``, over validation rows; NaN without any.
+        difference_error: standard error of ``loss`` minus the lowest loss of the path, row by row
+            on the same rows; 0 at the lowest point. Much smaller than ``standard_error``, since
+            rows that are hard are hard for both. The one-standard-error rule compares with it.
         score: validation score (accuracy or R^2); NaN without validation rows.
         active_gates: gates with non-zero weights.
+        gate_norms: ||W_i||_F of every gate, the always-on gate first: (P,).
+        history: records of this solve, in order of time.
     """
 
     beta: float
@@ -44,8 +52,12 @@ class PathPoint:
     passes: float
     seconds: float
     loss: float
+    standard_error: float
+    difference_error: float
     score: float
     active_gates: int
+    gate_norms: tuple[float, ...]
+    history: tuple[Record, ...]
 
 
 class PathResult(NamedTuple):
@@ -55,7 +67,7 @@ class PathResult(NamedTuple):
         points: in the order solved, beta decreasing.
         weights: W (P, d, C) of every point, rotated coordinates.
         best: index of the chosen point.
-        state: final solver state of the chosen point, for a warm start.
+        state: solver state at the chosen point, for a warm start.
     """
 
     points: tuple[PathPoint, ...]
@@ -70,8 +82,10 @@ def solve_path(
     limits: Limits,
     *,
     solver: str,
-    score: Callable[[Array, Array], tuple[float, float]],
+    score: Callable[[Array, Array], Judgement | None],
+    selection: str = "best",
     on_progress: Callable[[float], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
 ) -> PathResult:
     """Solves for each fraction of beta_max in turn, from large to small, warm-started.
 
@@ -81,14 +95,18 @@ def solve_path(
         limits: for each point; too loose a gap would let validation judge weights stopped early
             in place of the optimum.
         solver: one of :data:`convex_heads.gated.SOLVERS`.
-        score: (weights (P, d, C), their F W (B, b, C)) -> (validation loss, validation score).
-            The loss chooses, the score is for people. The path ends after ``PATIENCE`` points
-            without a lower loss; ties go to the larger beta, the simpler head.
+        score: (weights (P, d, C), their F W (B, b, C)) -> how validation rows judge them, None
+            without such rows. The path ends after ``PATIENCE`` points without a lower loss.
+        selection: how beta is chosen: one of :data:`convex_heads.selection.SELECTIONS`.
         on_progress: called every few steps with the share of the path that is done, in [0, 1].
+        on_record: called every few steps with the record of the solve that is running; its passes
+            and seconds count from the beginning of the path.
     """
     points: list[PathPoint] = []
     weights: list[Array] = []
+    judged: list[Judgement] = []
     best, state, best_state = 0, None, None
+    passes = seconds = 0.0
     for k, fraction in enumerate(sorted(fractions, reverse=True)):
         beta = fraction * prepared.beta_max
         solution, state = minimise(
@@ -97,39 +115,71 @@ def solve_path(
             solver=solver,
             warm=state,
             limits=limits,
-            on_record=record_progress(limits, on_progress, k, len(fractions)),
+            on_record=record_progress(
+                limits, on_progress, k, len(fractions), counted_after(on_record, passes, seconds)
+            ),
         )
+        passes, seconds = passes + solution.stats.passes, seconds + solution.stats.seconds
         W = solution.value
-        points.append(_point(solution, beta, fraction, *score(W, solution.scores)))
+        judgement = score(W, solution.scores)
+        points.append(_point(solution, beta, fraction, judgement))
         weights.append(W)
+        if judgement is not None:
+            judged.append(judgement)
         if k == 0 or points[-1].loss < points[best].loss:
             best, best_state = k, state
         if k - best >= PATIENCE:
             break
+    if judged:
+        errors = difference_errors(judged)
+        points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
+        chosen = choose(judged, selection)
+        if chosen != best:
+            # Only the state of the lowest point is kept: a state holds a dozen times the weights.
+            best, best_state = chosen, resume(prepared, weights[chosen], solver=solver)
     return PathResult(tuple(points), tuple(weights), best, best_state)
 
 
+def counted_after(
+    on_record: Callable[[Record], None] | None, passes: float, seconds: float
+) -> Callable[[Record], None] | None:
+    """``on_record`` for a solve that begins after so many passes and seconds."""
+    if on_record is None:
+        return None
+    return lambda record: on_record(record.after(passes, seconds))
+
+
 def record_progress(
-    limits: Limits, on_progress: Callable[[float], None] | None, k: int, n: int
+    limits: Limits,
+    on_progress: Callable[[float], None] | None,
+    k: int,
+    n: int,
+    on_record: Callable[[Record], None] | None = None,
 ) -> Callable[[Record], None] | None:
     """Turns the records of solve k of n into the share of the whole that is done.
 
     The gap falls roughly geometrically, so log(gap) / log(tolerance) grows like the work done.
+    ``on_record`` gets the records themselves.
     """
     if on_progress is None:
-        return None
+        return on_record
 
-    def on_record(record: Record) -> None:
-        gap = min(1.0, max(record.relative_gap, limits.tolerance))
+    def share(record: Record) -> None:
+        if on_record is not None:
+            on_record(record)
+        # A gap without a bound yet, infinite or NaN, is no work done: max first.
+        gap = record.relative_gap if record.relative_gap < 1 else 1.0
+        gap = max(gap, limits.tolerance)
         on_progress((k + math.log(gap) / math.log(limits.tolerance)) / n)
 
-    return on_record
+    return share
 
 
 def _point(
-    solution: Solution, beta: float, fraction: float, loss: float, score: float
+    solution: Solution, beta: float, fraction: float, judgement: Judgement | None
 ) -> PathPoint:
-    active = np.asarray(solution.value).any(axis=(1, 2)).sum()
+    norms = np.asarray(group_norms(solution.value)).tolist()
+    nan = float("nan")
     return PathPoint(
         beta=beta,
         fraction=fraction,
@@ -137,7 +187,11 @@ def _point(
         relative_gap=solution.stats.relative_gap,
         passes=solution.stats.passes,
         seconds=solution.stats.seconds,
-        loss=loss,
-        score=score,
-        active_gates=int(active),
+        loss=nan if judgement is None else judgement.loss,
+        standard_error=nan if judgement is None else judgement.standard_error,
+        difference_error=nan,
+        score=nan if judgement is None else judgement.score,
+        active_gates=sum(norm > 0 for norm in norms),
+        gate_norms=tuple(norms),
+        history=solution.history,
     )

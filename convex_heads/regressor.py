@@ -11,6 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.solution import Record
 from convex_heads.training import TrainingSet
 
 
@@ -39,6 +40,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         X_val: Any = None,
         y_val: Any = None,
         on_progress: Callable[[float], None] | None = None,
+        on_record: Callable[[Record], None] | None = None,
     ) -> Self:
         """Fits and certifies the head.
 
@@ -49,6 +51,8 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
             X_val: validation features (m, d) to choose beta by; they are never trained on.
             y_val: their targets.
             on_progress: called every few steps with the share of the fit that is done, in [0, 1].
+            on_record: called every few steps with the record of the solve that is running, as for
+                the classifier.
 
         Raises:
             ValueError: unusable input or options, said in one sentence.
@@ -72,7 +76,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         data = TrainingSet.build(
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=False
         )
-        self._fit(data, "squared", _r2, on_progress)
+        self._fit(data, "squared", _r2, on_progress, on_record)
         self.network_ = self.network_.astype(np.float64)
         return self
 

@@ -44,13 +44,25 @@ class Stats(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One line of a solve's history, taken every few iterations."""
+    """One line of a solve's history, taken every few steps (eight at most).
+
+    Attributes:
+        passes: data passes used so far.
+        primal: lowest objective so far.
+        dual: highest lower bound so far; -inf before the first.
+        relative_gap: (primal - dual) / primal.
+        seconds: wall-clock time so far, compilation included.
+    """
 
     passes: float
     primal: float
     dual: float
     relative_gap: float
     seconds: float
+
+    def after(self, passes: float, seconds: float) -> Record:
+        """The same record, counted from so many passes and seconds earlier."""
+        return self._replace(passes=self.passes + passes, seconds=round(self.seconds + seconds, 4))
 
 
 class Solution(NamedTuple):

@@ -125,6 +125,11 @@ def zero_state(program: Program, memory: int) -> State:
     )
 
 
+def state_at(program: Program, W: Array, memory: int = _MEMORY) -> State:
+    """State at weights W (P, d, C) without a span, for a warm start. Half a data pass."""
+    return zero_state(program, memory)._replace(W=W, z=apply(program, W))
+
+
 @partial(jax.jit, static_argnames=("loss", "penalty"))
 def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State) -> State:
     """The same weights and span under another penalty or other row weights, bounds forgotten."""
@@ -341,9 +346,7 @@ def _polish(
 
     def later(record: Record) -> None:
         """The record counted from the beginning of the whole solve."""
-        history.append(
-            record._replace(passes=record.passes + passes, seconds=round(record.seconds + spent, 4))
-        )
+        history.append(record.after(passes, spent))
         if on_record is not None:
             on_record(history[-1])
 

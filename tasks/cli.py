@@ -157,6 +157,7 @@ def fit(
     loss: o.Loss = None,
     n_gates: o.Gates = None,
     beta: o.Beta = None,
+    selection: o.Selection = None,
     solver: o.Solver = None,
     tolerance: o.Tolerance = None,
     max_seconds: o.MaxSeconds = None,

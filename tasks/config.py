@@ -23,6 +23,7 @@ Activation = Literal["gated_relu"]
 Solver = Literal["auto", "subspace", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
+Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 OutputFormat = Literal["table", "jsonl", "csv"]
 
@@ -139,8 +140,9 @@ class FitConfig(ExtractConfig):
     """Options of `fit`: those of `extract`, and the head.
 
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
-    beta_max, or "auto" (chosen on validation). tolerance: relative duality gap to stop at;
-    max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    beta_max, or "auto" (chosen on validation). selection: how "auto" chooses: the lowest validation
+    loss, or the largest beta within one standard error of it. tolerance: relative duality gap to
+    stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -154,6 +156,7 @@ class FitConfig(ExtractConfig):
     loss: Loss = "auto"
     n_gates: Literal["auto"] | int = "auto"
     beta: Literal["auto"] | float = "auto"
+    selection: Selection = "best"
     solver: Solver = "auto"
     tolerance: float | None = None
     max_seconds: float | None = None

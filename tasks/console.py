@@ -22,6 +22,10 @@ class Stage(Protocol):
         """Say that `n` more units (rows, settings, passes) are done."""
         ...
 
+    def detail(self, text: str) -> None:
+        """Show a few words on how it stands, in place of those before."""
+        ...
+
 
 class Reporter(Protocol):
     """Where a job says how far it is."""
@@ -48,6 +52,9 @@ class QuietReporter:
         yield self
 
     def advance(self, n: int = 1) -> None:
+        """Do nothing."""
+
+    def detail(self, text: str) -> None:
         """Do nothing."""
 
     def note(self, text: str) -> None:
@@ -77,6 +84,7 @@ class _Lines:
         self._stream, self._name, self._total = stream, name, total
         self._before, self._done = done, done
         self._began = self._last = time.monotonic()
+        self._detail = ""
         before = f", {done} of {total} already done" if done else ""
         self._say(f"begins{before}")
 
@@ -89,10 +97,13 @@ class _Lines:
             if self._total is not None and self._done > self._before:
                 seconds = (now - self._began) / (self._done - self._before)
                 left = f", {duration(seconds * (self._total - self._done))} left"
-            self._say(f"{self._done}/{self._total or '?'}{left}")
+            self._say(f"{self._done}/{self._total or '?'}{left}{self._detail}")
+
+    def detail(self, text: str) -> None:
+        self._detail = f", {text}"
 
     def finish(self) -> None:
-        self._say(f"done in {duration(time.monotonic() - self._began)}")
+        self._say(f"done in {duration(time.monotonic() - self._began)}{self._detail}")
 
     def _say(self, text: str) -> None:
         print(f"{self._name}: {text}", file=self._stream, flush=True)
@@ -126,9 +137,10 @@ class RichReporter:
             TextColumn("left"),
             # The rate of a minute: rows are encoded shortest first within a shard.
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
         )
         progress = Progress(*columns, console=self._console, speed_estimate_period=60)
-        task = progress.add_task(name, total=total, completed=done)
+        task = progress.add_task(name, total=total, completed=done, detail="")
         with progress:
             yield _Bar(progress, task)
 
@@ -143,6 +155,9 @@ class _Bar:
 
     def advance(self, n: int = 1) -> None:
         self._progress.advance(self._task, n)
+
+    def detail(self, text: str) -> None:
+        self._progress.update(self._task, detail=text)
 
 
 def make_reporter(quiet: bool = False) -> Reporter:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HEAD, PROBE = "#0b6e75", "#b4540a"  # told apart also by the colour-blind, and in grey
 FEWEST_ROWS = 10  # in a bin of the reliability diagram; the accuracy of fewer is noise
+_MOST_GATES = 64  # lines in the figure of the path; a few kilobytes for every ten
 _INK, _GRID = "#24292f", "#d8dee4"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text, not outlines: smaller, selectable, found by a search
@@ -81,49 +82,125 @@ def accuracy_figure(
     return _svg(figure, "accuracy", "Test accuracy of both heads with 95 % intervals")
 
 
-def path_figure(path: Sequence[Mapping[str, float]], beta: float, beta_max: float) -> str:
-    """Validation accuracy and relative gap along the regularisation path; the choice is marked.
+def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float) -> str:
+    """Validation loss, accuracy and the norms of the gates' weights against beta; the choice.
+
+    The band is the standard error of the loss's difference from the lowest: where it reaches down
+    to the dotted line, the validation rows cannot tell a head from the best one.
 
     Args:
-        path: points with beta, validation_accuracy and relative_gap.
+        path: points with beta, validation_loss, difference_error, validation_accuracy and
+            gate_norms, the always-on gate first.
         beta: the chosen one, in the units of the path.
         beta_max: the smallest beta whose head is zero.
 
     Example:
-        >>> point = {"beta": 0.1, "validation_accuracy": 0.9, "relative_gap": 1e-3}
+        >>> point = {"beta": 0.1, "validation_loss": 0.3, "difference_error": 0.01}
+        >>> point |= {"validation_accuracy": 0.9, "gate_norms": [1.0, 0.2]}
         >>> "beta" in path_figure([point, point | {"beta": 0.2}], 0.1, 1.0)
         True
     """
     points = sorted(path, key=lambda point: -point["beta"])
     x = [point["beta"] / beta_max for point in points]
-    figure, (top, bottom) = _new(height=3.3, rows=2)
-    top.plot(x, [100 * point["validation_accuracy"] for point in points], "o-", color=HEAD, ms=4)
-    top.set_ylabel("validation acc., %")
-    # A gap of zero has no place on a logarithmic axis; float32 does not tell it from this.
-    gaps = [max(point["relative_gap"], 1e-9) for point in points]
-    bottom.plot(x, gaps, "o-", color=HEAD, ms=4)
+    loss = np.array([point["validation_loss"] for point in points])
+    error = np.array([point["difference_error"] for point in points])
+    error[~np.isfinite(error)] = np.nan  # of a single row
+    norms = np.array([point["gate_norms"] for point in points])
+    # Logarithmic, so that the many small gates are seen beside the linear one; a gate that is off
+    # has no line. Below a thousandth of the largest norm there is nothing worth seeing.
+    norms = np.where(norms > 1e-3 * norms.max(), norms, np.nan)
+    figure, (top, middle, bottom) = _new(height=5.0, rows=3, ratios=(4, 3, 4))
+    top.fill_between(x, loss - error, loss + error, color=HEAD, alpha=0.2, lw=0)
+    top.plot(x, loss, "o-", color=HEAD, ms=4)
+    top.axhline(loss.min(), color=_INK, lw=0.8, ls=":")
+    top.set_ylabel("validation loss, nats")
+    middle.plot(x, [100 * point["validation_accuracy"] for point in points], "o-", color=HEAD, ms=4)
+    middle.set_ylabel("validation acc., %")
+    largest = np.argsort(-np.nan_to_num(norms[:, 1:]).max(axis=0), kind="stable")[:_MOST_GATES]
+    for gate in largest:
+        bottom.plot(x, norms[:, 1 + gate], "-", color=HEAD, lw=0.7, alpha=0.5)
+    bottom.plot(x, norms[:, 0], "o-", color=_INK, ms=3, lw=1.5)
     bottom.set_yscale("log")
-    # Whole decades, so that there are at least two plain labels.
-    bottom.set_ylim(
-        10 ** math.floor(math.log10(min(gaps)) - 0.01),
-        10 ** math.ceil(math.log10(max(gaps)) + 0.01),
-    )
-    bottom.set_ylabel("relative gap")
+    bottom.set_ylabel("norm of a gate's weights")
     bottom.set_xlabel("beta / beta_max: less regularised to the right")
-    for axes in (top, bottom):
+    on = np.flatnonzero(np.isfinite(norms[:, 0]))
+    if len(on):
+        bottom.annotate(
+            "always-on gate",
+            (x[on[-1]], norms[on[-1], 0]),
+            xytext=(0, -16),
+            textcoords="offset points",
+            ha="right",
+            color=_INK,
+        )
+    bottom.margins(y=0.15)
+    for axes in (top, middle, bottom):
         axes.set_xscale("log")
         axes.axvline(beta / beta_max, color=PROBE, lw=1, ls="--")
     if len(x) > 1:
         bottom.invert_xaxis()
     top.annotate(
         "chosen",
-        (beta / beta_max, 0.02),
+        (beta / beta_max, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
+        xytext=(-4, -2),
         textcoords="offset points",
+        ha="right",
+        va="top",
         color=PROBE,
     )
-    return _svg(figure, "path", "Validation accuracy and relative gap against beta")
+    return _svg(figure, "path", "Validation loss, accuracy and gate norms against beta")
+
+
+def convergence_figure(
+    solves: Sequence[tuple[str, Sequence[Mapping[str, float]]]], tolerance: float
+) -> str:
+    """The proven relative gap while the head was fitted, against data passes and seconds.
+
+    Args:
+        solves: name and history of every solve in order of time, the last one the final solve;
+            records with passes, seconds (from the beginning of their solve) and relative_gap.
+        tolerance: gap that the final solve was asked for.
+
+    Example:
+        >>> record = {"passes": 8.0, "seconds": 0.5, "relative_gap": 0.3}
+        >>> history = [record, record | {"passes": 16.0, "relative_gap": 0.01}]
+        >>> "data passes" in convergence_figure([("final", history)], 0.02)
+        True
+    """
+    figure, panels = _new(height=3.9, rows=2, sharex=False)
+    lowest = max(1e-9, min(r["relative_gap"] for _, history in solves for r in history))
+    for axes, quantity in zip(panels, ("passes", "seconds"), strict=True):
+        done = 0.0
+        for k, (name, history) in enumerate(solves):
+            final = k == len(solves) - 1
+            x = [done + record[quantity] for record in history]
+            # A gap above one proves nothing; zero has no place on a logarithmic axis.
+            gap = [min(1.0, max(record["relative_gap"], 1e-9)) for record in history]
+            colour = PROBE if final else HEAD
+            axes.plot(x, gap, "o-", color=colour, ms=3, lw=1)
+            if quantity == "passes":
+                axes.annotate(
+                    name,
+                    (x[0], gap[0]),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    rotation=90,  # solves that start warm are short, and close to each other
+                    size="small",
+                    color=colour,
+                )
+            done = x[-1]
+        axes.set_yscale("log")
+        axes.axhline(tolerance, color=_INK, lw=0.8, ls=":")
+        # Whole decades, so that there are at least two plain labels.
+        axes.set_ylim(10 ** math.floor(math.log10(min(lowest, tolerance)) - 0.01), 1.5)
+        axes.set_xlim(left=0)
+        axes.set_ylabel("relative gap")
+    panels[0].set_xlabel("data passes")
+    panels[1].set_xlabel("seconds, compilation included")
+    return _svg(figure, "convergence", "Relative gap against data passes and seconds")
 
 
 def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str:
@@ -160,7 +237,7 @@ def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str
 
 
 def _new(
-    height: float, rows: int = 1, ratios: Sequence[float] | None = None
+    height: float, rows: int = 1, ratios: Sequence[float] | None = None, *, sharex: bool = True
 ) -> tuple[Figure, list]:
     """A figure of its own (no pyplot, whose figures and settings are global)."""
     import matplotlib
@@ -168,7 +245,7 @@ def _new(
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.9, height), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=ratios)
+        axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False, height_ratios=ratios)
     return figure, list(np.ravel(axes))
 
 

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ from tasks.records import ExtractRecord, FitRecord
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
+    from convex_heads.solution import Record
 
 _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
@@ -186,9 +188,15 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         path=[
             {
                 "beta": point.beta,
+                "validation_loss": point.loss,
+                "standard_error": point.standard_error,
+                "difference_error": point.difference_error,
                 "validation_accuracy": point.score,
                 "relative_gap": point.relative_gap,
                 "passes": point.passes,
+                # Four digits: a drawing needs no more, and there are hundreds of gates.
+                "gate_norms": [float(f"{norm:.4g}") for norm in point.gate_norms],
+                "history": _history(point.history),
             }
             for point in classifier.path_
         ],
@@ -196,6 +204,9 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         notes=notes,
         command=as_command("fit", config),
         skipped_rows=found.skipped_rows,
+        selection=config.selection,
+        tolerance=classifier.tolerance,
+        history=_history(classifier.history_),
     )
 
     def write_more(folder: Path) -> None:
@@ -315,7 +326,9 @@ def _fit_head(
         beta=config.beta,
         loss=config.loss,
         class_weight="balanced" if config.class_weight == "balanced" else None,
+        solver=config.solver,
         max_seconds=config.max_seconds,
+        selection=config.selection.replace("-", "_"),
         random_state=config.seed,
         **options,
     )
@@ -328,6 +341,11 @@ def _fit_head(
             stage.advance(max(0, percent - shown))
             shown = max(shown, percent)
 
+        def on_record(record: Record) -> None:
+            # Before the first bound there is no gap.
+            gap = f"gap {record.relative_gap:.1e}" if record.relative_gap < 1 else "no gap yet"
+            stage.detail(f"{gap}, {record.passes:.0f} passes")
+
         # The gap is in the record, and a gap above the tolerance becomes a note there.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return classifier.fit(
@@ -336,7 +354,19 @@ def _fit_head(
             X_val=validation.features,
             y_val=validation.labels,
             on_progress=on_progress,
+            on_record=on_record,
         )
+
+
+def _history(records: Sequence[Record]) -> list[dict[str, float]]:
+    return [
+        {
+            "passes": record.passes,
+            "seconds": record.seconds,
+            "relative_gap": float(f"{record.relative_gap:.4g}"),
+        }
+        for record in records
+    ]
 
 
 def _check_labels(labels: np.ndarray, dataset: Dataset, split: str) -> None:

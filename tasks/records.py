@@ -45,7 +45,10 @@ class FitRecord:
     two are None where the activation has no such constraint); passes counts products with the
     data. Accuracies are fractions of 1, intervals 95% (low, high). seconds has the keys extract,
     fit, fit_compile (the part of fit that was compilation) and baseline. path lists the values of
-    beta tried, each as {beta, validation_accuracy, relative_gap, passes}.
+    beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
+    difference_error (standard error of its difference from the lowest), validation_accuracy,
+    relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
+    solve's, each entry {passes, seconds, relative_gap}.
     """
 
     task: str
@@ -85,11 +88,14 @@ class FitRecord:
     linear_probe_test_accuracy_interval: tuple[float, float]
     linear_probe_C: float
     calibration_temperature: float | None
-    path: Sequence[Mapping[str, float]]
+    path: Sequence[Mapping[str, Any]]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     command: str = ""
     skipped_rows: int = 0
+    selection: str = "best"
+    tolerance: float = float("nan")
+    history: Sequence[Mapping[str, float]] = ()
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -262,7 +262,13 @@ def _figures(
 ) -> dict[str, Any]:
     from markupsafe import Markup
 
-    from tasks.figures import FEWEST_ROWS, accuracy_figure, path_figure, reliability_figure
+    from tasks.figures import (
+        FEWEST_ROWS,
+        accuracy_figure,
+        convergence_figure,
+        path_figure,
+        reliability_figure,
+    )
 
     names = ("convex head", "linear probe")
     accuracy = accuracy_figure(
@@ -272,12 +278,20 @@ def _figures(
     )
     bins = reliability_figure(names, (reliability(p_head, y), reliability(p_probe, y)))
     path = path_figure(record.path, record.beta, record.beta_max) if len(record.path) > 1 else ""
+    convergence = convergence_figure(_solves(record), record.tolerance) if record.history else ""
     return {
         "accuracy": Markup(accuracy),
         "path": Markup(path),
+        "convergence": Markup(convergence),
         "reliability": Markup(bins),
         "fewest": FEWEST_ROWS,
     }
+
+
+def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]]:
+    """Name and history of every solve: the points of the path, then the final one."""
+    path = [(f"{p['beta'] / record.beta_max:.1g}", p["history"]) for p in record.path]
+    return [*path, ("final", record.history)]
 
 
 def _backbone(record: FitRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,10 @@ def test_fit_reports_every_field_and_writes_the_artefact(fitted):
     assert record["n_train"] + record["n_validation"] + record["n_test"] == 200
     assert 0 <= record["relative_gap"] <= 0.05
     assert record["dual"] <= record["primal"]
+    (only,) = record["path"]
+    assert only["validation_loss"] > 0
+    assert len(only["gate_norms"]) == record["n_gates"]
+    assert record["history"][-1]["relative_gap"] <= record["tolerance"] == 0.01
     low, high = record["test_accuracy_interval"]
     assert low <= record["test_accuracy"] <= high
     assert {"extract", "fit", "fit_compile", "baseline"} <= set(record["seconds"])
@@ -75,6 +80,7 @@ def test_fit_reports_every_field_and_writes_the_artefact(fitted):
 def test_progress_goes_to_stderr_without_a_stack_of_warnings(fitted):
     stderr = fitted[2]
     assert "done in" in stderr
+    assert re.search(r"^fit: done in .* s, gap [\d.]+e-\d\d, \d+ passes$", stderr, re.M)
     assert "arning" not in stderr
     assert "Traceback" not in stderr
 

@@ -32,6 +32,20 @@ def test_lines_say_how_far_and_how_long(monkeypatch):
     ]
 
 
+def test_a_stage_says_how_it_stands():
+    # A line at the end for log files, behind the bar on a terminal, nothing when quiet.
+    for reporter in (LineReporter, RichReporter):
+        stream = io.StringIO()
+        with reporter(stream).stage("fit", total=100) as stage:
+            stage.detail("gap 2.0e-01, 8 passes")
+            stage.advance(100)
+            stage.detail("gap 1.8e-02, 16 passes")
+        assert "gap 1.8e-02, 16 passes" in stream.getvalue().splitlines()[-1]
+        assert "2.0e-01" not in stream.getvalue().splitlines()[-1]
+    with QuietReporter().stage("fit", total=1) as stage:
+        stage.detail("gap 0.5")
+
+
 def test_a_stage_that_fails_is_not_called_done():
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), LineReporter(stream).stage("fit", total=None):

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tasks.card import card_metadata
-from tasks.figures import accuracy_figure, path_figure, reliability_figure
+from tasks.figures import accuracy_figure, convergence_figure, path_figure, reliability_figure
 from tasks.metrics import evaluate, reliability
 from tasks.records import FitRecord
 from tasks.report import write_model_card, write_report
@@ -30,6 +30,30 @@ def predictions(errors: int, *, seed: int = 0, n_classes: int = 3) -> tuple[np.n
     p = np.repeat(((1 - top) / (n_classes - 1))[:, None], n_classes, axis=1)
     p[np.arange(N), said] = top
     return y, p
+
+
+PATH = ((0.3, 0.91, 3e-2), (0.1, 0.93, 4e-2), (0.01, 0.948, 0.0))
+
+
+def history(*gaps: float) -> list[dict[str, float]]:
+    return [
+        {"passes": 8.0 * (k + 1), "seconds": 0.5 * (k + 1), "relative_gap": gap}
+        for k, gap in enumerate(gaps)
+    ]
+
+
+def point(beta: float, loss: float, gap: float, norms=(1.2, 0.0, 0.3)) -> dict:
+    return {
+        "beta": beta,
+        "validation_loss": loss,
+        "standard_error": 0.02,
+        "difference_error": 0.01,
+        "validation_accuracy": 1 - loss,
+        "relative_gap": gap,
+        "passes": 10,
+        "gate_norms": list(norms),
+        "history": history(0.3, gap),
+    }
 
 
 def record_of(y: np.ndarray, head: np.ndarray, probe: np.ndarray, **changes) -> FitRecord:
@@ -72,10 +96,9 @@ def record_of(y: np.ndarray, head: np.ndarray, probe: np.ndarray, **changes) -> 
         linear_probe_test_accuracy_interval=b.accuracy_interval,
         linear_probe_C=0.0119,
         calibration_temperature=1.08,
-        path=[
-            {"beta": f * 2.77, "validation_accuracy": acc, "relative_gap": gap, "passes": 10}
-            for f, acc, gap in ((0.3, 0.91, 3e-2), (0.1, 0.93, 4e-2), (0.01, 0.948, 0.0))
-        ],
+        path=[point(f * 2.77, 1 - acc, gap) for f, acc, gap in PATH],
+        history=history(5e-2, 0.0099),
+        tolerance=0.01,
         classes=CLASSES[: head.shape[1]],
         notes=("val is used as test",),
         command="convex-heads fit wordnet6 --backbone minilm --out out/wordnet6",
@@ -138,7 +161,7 @@ def test_page_is_one_self_contained_well_formed_file(tmp_path: Path) -> None:
     text = report(tmp_path, 10, 40)
     page = Page(text)
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert all(link.startswith("#") for link in page.links), page.links
     assert len(page.ids) == len(set(page.ids)), "ids meet"
     assert {link[1:] for link in page.links} <= set(page.ids)
@@ -220,6 +243,7 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
         cone_violation=1e-4,
         activation="relu",
         path=[],
+        history=(),
         notes=(),
         command="",
         skipped_rows=3,
@@ -312,10 +336,10 @@ def test_base_model_is_what_the_hub_calls_it(backbone: str, base: str | None) ->
 def test_figures_can_stand_on_one_page() -> None:
     y, p = predictions(10)
     bins = [reliability(p, y), reliability(p, y)]
-    point = {"beta": 0.1, "validation_accuracy": 0.9, "relative_gap": 1e-3}
     figures = [
         accuracy_figure(["a", "b"], [0.9, 1.0], [(0.85, 0.95), (0.99, 1.0)]),
-        path_figure([point, point | {"beta": 0.2}], 0.1, 1.0),
+        path_figure([point(0.1, 0.3, 1e-3), point(0.2, 0.4, 1e-2)], 0.1, 1.0),
+        convergence_figure([("0.1", history(2.0, 0.0)), ("final", history(1e-3))], 0.02),
         reliability_figure(["a", "b"], bins),
     ]
     ids = [name for figure in figures for name in Page(figure).ids]
@@ -323,3 +347,50 @@ def test_figures_can_stand_on_one_page() -> None:
     for figure in figures:
         assert "<text" in figure  # text stays text
         assert "<metadata" not in figure
+
+
+def curves(svg: str, colour: str) -> list[np.ndarray]:
+    """Points (k, 2) of every stroked line of a colour, in the order drawn; y grows downwards."""
+    found = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none;[^"]*stroke: {colour}', svg)
+    return [
+        np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", each), float)
+        for each in found
+        if "Q" not in each and "C" not in each
+    ]
+
+
+def test_path_figure_draws_what_the_path_says() -> None:
+    losses, betas = [0.5, 0.3, 0.2, 0.25], [0.1, 0.03, 0.01, 0.003]
+    norms = [(0.0, 0.0, 0.0), (1.0, 0.0, 0.1), (2.0, 0.01, 0.2), (2.0, 0.1, 0.4)]
+    path = [point(b, loss, 1e-2, n) for b, loss, n in zip(betas, losses, norms, strict=True)]
+    svg = path_figure(path, 0.03, 1.0)
+    teal, ink, orange = "#0b6e75", "#24292f", "#b4540a"
+    loss, accuracy, *gates = curves(svg, teal)
+    for curve, values in ((loss, losses), (accuracy, [loss - 1 for loss in losses])):
+        # Straight in the values, whatever the axis: larger values are higher up.
+        slope = np.polyfit(values, curve[:, 1], 1)
+        np.testing.assert_allclose(np.polyval(slope, values), curve[:, 1], atol=0.01)
+    assert np.polyfit(losses, loss[:, 1], 1)[0] < 0
+    assert (np.diff(loss[:, 0]) > 0).all()  # less regularised to the right
+    chosen = {float(line[0, 0]) for line in curves(svg, orange)}
+    assert chosen == {loss[1, 0]}
+    # A gate has a line where it is on and none where it is off.
+    assert sorted(len(line) for line in gates) == [2, 3]
+    always_on = next(c for c in curves(svg, ink) if len(c) == 3)
+    np.testing.assert_allclose(always_on[:, 0], loss[1:, 0])
+    for odd in ([point(0.1, 0.3, 1e-2, (0.0,))] * 2, [point(0.1, 0.3, 1e-2, (0.0, 0.0, 0.0))]):
+        assert "always-on" not in path_figure(odd, 0.1, 1.0)
+
+
+def test_convergence_figure_counts_on_from_solve_to_solve() -> None:
+    svg = convergence_figure([("a", history(0.5, 0.1)), ("b", history(0.1, 0.01))], 0.02)
+    first, second = curves(svg, "#0b6e75")[0], curves(svg, "#b4540a")[0]
+    x = np.r_[first[:, 0], second[:, 0]]
+    np.testing.assert_allclose(np.diff(x), np.diff(x)[0], rtol=1e-3)  # 8, 16, then 24, 32 passes
+    assert first[1, 1] == pytest.approx(second[0, 1], abs=0.01)  # the same gap
+    assert first[0, 1] < first[1, 1] < second[1, 1]
+
+
+def test_the_rule_that_chose_is_told(tmp_path: Path) -> None:
+    assert "lowest validation loss, which" in report(tmp_path, 10, 40)
+    assert "one-standard-error rule" in report(tmp_path, 10, 40, selection="one-se")
