@@ -157,6 +157,7 @@ def fit(
     loss: o.Loss = None,
     n_gates: o.Gates = None,
     beta: o.Beta = None,
+    penalty: o.Penalty = None,
     solver: o.Solver = None,
     tolerance: o.Tolerance = None,
     max_seconds: o.MaxSeconds = None,

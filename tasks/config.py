@@ -20,6 +20,7 @@ from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
 Activation = Literal["gated_relu"]
+Penalty = Literal["group", "ridge"]
 Solver = Literal["auto", "subspace", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
@@ -139,7 +140,8 @@ class FitConfig(ExtractConfig):
     """Options of `fit`: those of `extract`, and the head.
 
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
-    beta_max, or "auto" (chosen on validation). tolerance: relative duality gap to stop at;
+    beta_max, or "auto" (chosen on validation). penalty: "group" switches gates off, "ridge" uses
+    them all; beta_max is the group penalty's for both. tolerance: relative duality gap to stop at;
     max_seconds: time limit of the solver; None leaves both to the solver's defaults.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
@@ -154,6 +156,7 @@ class FitConfig(ExtractConfig):
     loss: Loss = "auto"
     n_gates: Literal["auto"] | int = "auto"
     beta: Literal["auto"] | float = "auto"
+    penalty: Penalty = "group"
     solver: Solver = "auto"
     tolerance: float | None = None
     max_seconds: float | None = None

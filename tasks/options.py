@@ -41,6 +41,7 @@ Gates = Annotated[str | None, Option(help="Gates to choose from [auto].", metava
 Beta = Annotated[
     str | None, Option(help="Penalty, as a fraction of beta_max [auto].", metavar="auto|FRACTION")
 ]
+Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
 Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
