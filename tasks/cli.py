@@ -158,6 +158,7 @@ def fit(
     n_gates: o.Gates = None,
     beta: o.Beta = None,
     selection: o.Selection = None,
+    penalty: o.Penalty = None,
     solver: o.Solver = None,
     tolerance: o.Tolerance = None,
     max_seconds: o.MaxSeconds = None,

@@ -20,6 +20,7 @@ from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
 Activation = Literal["gated_relu"]
+Penalty = Literal["group", "ridge"]
 Solver = Literal["auto", "subspace", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
@@ -141,8 +142,9 @@ class FitConfig(ExtractConfig):
 
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
     beta_max, or "auto" (chosen on validation). selection: how "auto" chooses: the lowest validation
-    loss, or the largest beta within one standard error of it. tolerance: relative duality gap to
-    stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    loss, or the largest beta within one standard error of it. penalty: "group" switches gates off,
+    "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
+    to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -157,6 +159,7 @@ class FitConfig(ExtractConfig):
     n_gates: Literal["auto"] | int = "auto"
     beta: Literal["auto"] | float = "auto"
     selection: Selection = "best"
+    penalty: Penalty = "group"
     solver: Solver = "auto"
     tolerance: float | None = None
     max_seconds: float | None = None

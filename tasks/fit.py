@@ -160,7 +160,10 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         dual=certificate.dual,
         relative_gap=certificate.relative_gap,
         cone_violation=certificate.cone_violation,
-        pattern_violation=certificate.pattern_violation,
+        pattern_violation=None
+        if np.isnan(certificate.pattern_violation)
+        else certificate.pattern_violation,
+        penalty=config.penalty,
         passes=int(np.ceil(classifier.passes_)),
         validation_accuracy=classifier.score(validation.features, validation.labels),
         test_accuracy=measured.accuracy,
@@ -324,9 +327,10 @@ def _fit_head(
     classifier = ConvexHeadClassifier(
         n_gates=config.n_gates,
         beta=config.beta,
+        penalty=config.penalty,
+        solver=config.solver,
         loss=config.loss,
         class_weight="balanced" if config.class_weight == "balanced" else None,
-        solver=config.solver,
         max_seconds=config.max_seconds,
         selection=config.selection.replace("-", "_"),
         random_state=config.seed,

@@ -49,6 +49,7 @@ Selection = Annotated[
         metavar="best|one-se",
     ),
 ]
+Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
 Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]

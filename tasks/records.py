@@ -40,9 +40,10 @@ class ExtractRecord:
 class FitRecord:
     """A fitted head: what it is, what is proven about it, what was measured, and where it lies.
 
-    beta is in the loss's own units and beta_max the smallest value at which the head is zero.
+    beta is in the loss's own units and beta_max the smallest value at which the head is zero
+    under the group penalty.
     primal, dual, relative_gap, cone_violation and pattern_violation are the certificate (the last
-    two are None where the activation has no such constraint); passes counts products with the
+    two are None where the activation or the penalty has none); passes counts products with the
     data. Accuracies are fractions of 1, intervals 95% (low, high). seconds has the keys extract,
     fit, fit_compile (the part of fit that was compilation) and baseline. path lists the values of
     beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
@@ -96,6 +97,7 @@ class FitRecord:
     selection: str = "best"
     tolerance: float = float("nan")
     history: Sequence[Mapping[str, float]] = ()
+    penalty: str = "group"
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

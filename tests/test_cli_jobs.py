@@ -59,6 +59,22 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_penalty_and_solver_are_those_that_were_asked_for(reviews, tmp_path):
+    done = run(
+        *("fit", str(reviews), "--backbone", "toy:text-32", "--out", str(tmp_path / "head")),
+        *(*QUICK, "--penalty", "ridge", "--solver", "fista", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["penalty"], record["solver"]) == ("ridge", "fista")
+    assert record["pattern_violation"] is None  # under ridge every gate gains something
+    assert "under a ridge penalty" in (tmp_path / "head" / "README.md").read_text()
+    assert "ridge penalty" in (tmp_path / "head" / "report.html").read_text()
+    refused = run("fit", str(reviews), "--penalty", "lasso")
+    assert refused.returncode == 2
+    assert "group" in refused.stderr and "ridge" in refused.stderr
+
+
 def test_fit_reports_every_field_and_writes_the_artefact(fitted):
     record, out, _ = fitted
     assert list(record) == list(FitRecord.__dataclass_fields__)
