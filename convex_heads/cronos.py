@@ -448,6 +448,21 @@ class Run(NamedTuple):
         return self.state.k
 
 
+def run_at(program: Program, loss: Loss, V: Array, recipe: Recipe | None = None) -> Run:
+    """A run whose weights are V (P, d, 2 C) and whose multipliers are zero, for a warm start."""
+    state = zero_state(program, loss, recipe or Recipe())
+    columns, P, K = columns_of(V), V.shape[0], V.shape[2]
+    q = jax.lax.map(
+        lambda rows: jnp.maximum(
+            (rows[0] @ columns).reshape(-1, K, P) * signs(rows[1], V.dtype), 0
+        ),
+        (program.X, program.D),
+    )
+    state = state._replace(u=V, t=V, q=q, z=apply(program, _difference(V)))
+    zero = jnp.zeros((), V.dtype)
+    return Run(state, zero, zero, zero, jnp.zeros_like(state.z), jnp.int32(0), zero)
+
+
 def minimise(
     program: Program,
     loss: Loss,

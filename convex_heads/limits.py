@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,8 @@ class Limits:
             raise ValueError(f"max_passes must be at least 1; got {self.max_passes}")
         if self.max_seconds is not None and self.max_seconds <= 0:
             raise ValueError(f"max_seconds must be positive or None; got {self.max_seconds}")
+
+    def after(self, passes: float, seconds: float) -> Limits:
+        """What is left of them after so many passes and seconds; never nothing."""
+        left = None if self.max_seconds is None else max(1e-3, self.max_seconds - seconds)
+        return replace(self, max_passes=max(1, self.max_passes - int(passes)), max_seconds=left)

@@ -14,6 +14,10 @@ class Status(enum.Enum):
     CONVERGED = "the relative gap is within the tolerance"
     MAX_PASSES = "stopped at max_passes before the tolerance: raise max_passes or the tolerance"
     MAX_SECONDS = "stopped at max_seconds before the tolerance: raise max_seconds or the tolerance"
+    STATIONARY = (
+        "the network's objective falls no further: the gap to the program of its own patterns is "
+        "what is left, lower tolerance to descend longer"
+    )
     STALLED = (
         "no further progress in this floating-point precision: enable float64 (JAX_ENABLE_X64=1) "
         "or accept the reported gap"

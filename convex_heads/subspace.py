@@ -335,12 +335,6 @@ def _polish(
 ) -> tuple[State, Status, tuple[Record, ...]]:
     """Goes on by FISTA, which need not compare objectives, where round-off ends the search."""
     spent, passes = time.perf_counter() - start, float(s.passes)
-    max_seconds = limits.max_seconds
-    left = Limits(
-        tolerance=limits.tolerance,
-        max_passes=max(1, limits.max_passes - int(passes)),
-        max_seconds=None if max_seconds is None else max(1e-3, max_seconds - spent),
-    )
     h = metric(program, loss, residual(program, loss, s.z))
     history: list[Record] = []
 
@@ -351,7 +345,7 @@ def _polish(
             on_record(history[-1])
 
     solution, end = fista.minimise(
-        program, loss, beta, penalty=penalty, h=h, W=s.W, limits=left, on_record=later
+        program, loss, beta, penalty=penalty, h=h, W=s.W, limits=limits.after(passes, spent), on_record=later
     )
     higher = end.dual > s.dual
     state = s._replace(

@@ -1,0 +1,264 @@
+r"""ReLU heads: programs, solvers and certificates that match :mod:`convex_heads.gated`'s.
+
+.. math:: \min_{v, w}\; \frac1n \sum_j l\Big(\big(z_0 + \sum_i D_i X (v_i - w_i)\big)_j, y_j\Big)
+          + \beta \sum_{ic} (\|v_{ic}\| + \|w_{ic}\|)
+          \quad\text{s.t.}\quad (2 D_i - I) X v_{ic} \ge 0,\; (2 D_i - I) X w_{ic} \ge 0,
+
+.. math:: f_c(x) = z_{0c} + \sum_i (x'v_{ic})_+ - (x'w_{ic})_+
+
+(Pilanci & Ergen 2020, eq. 8; Feng, Frangella, Pilanci 2024, eq. 4). Where rows are many, the cones of
+gates drawn at random are little more than rays, and the program offers little: ``admm`` solves it
+as it stands (:mod:`convex_heads.cronos`). ``descent``, the default, starts on those rays and finds
+the patterns on the way (:mod:`convex_heads.descent`); what is certified is the program of the
+patterns that it ends with, of which the network is a feasible point whatever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from convex_heads import cronos, descent, gated
+from convex_heads.certificate import TRIAL_GATES, Certificate, relative_gap, residual, scaled_dual
+from convex_heads.cones import projection_norms
+from convex_heads.decode import ReluNetwork
+from convex_heads.gated import Prepared
+from convex_heads.gates import sample_gates
+from convex_heads.limits import Limits
+from convex_heads.losses import Loss
+from convex_heads.operators import Program, adjoint
+from convex_heads.penalties import Penalty, dual_scale
+from convex_heads.scaling import Scaling
+from convex_heads.solution import Record, Solution
+
+SOLVERS = ("descent", "admm")
+# Multipliers of the cones, for a certificate and for beta_max: more steps, tighter bounds.
+_MULTIPLIER_STEPS = 60
+_CLIMBS = 3
+
+
+def prepare(
+    X: np.ndarray,
+    Y: np.ndarray,
+    omega: np.ndarray,
+    loss: Loss,
+    n_gates: int,
+    key: Array,
+    penalty: Penalty,
+) -> Prepared:
+    """As :func:`convex_heads.gated.prepare`; beta_max is that of the ReLU program.
+
+    Raises:
+        ValueError: shapes that do not belong together, or another penalty than ``group``.
+    """
+    if penalty.name != "group":
+        raise ValueError(
+            f"the ReLU program has the group penalty, a norm for every neuron; got {penalty.name!r}"
+        )
+    return _with_beta_max(gated.prepare(X, Y, omega, loss, n_gates, key))
+
+
+def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
+    """As :func:`convex_heads.gated.reweight`."""
+    return _with_beta_max(gated.reweight(prepared, omega))
+
+
+def _with_beta_max(prepared: Prepared) -> Prepared:
+    """beta_max = max_ic ||Proj_{K_i}(+-X' D_i R0_c)||, within a percent from above."""
+    program, loss = prepared.program, prepared.loss
+    G = adjoint(program, residual(program, loss, jnp.zeros_like(program.Y)))
+    norms, _ = projection_norms(
+        program, _moments(prepared), jnp.concatenate([G, -G], axis=2), steps=_MULTIPLIER_STEPS
+    )
+    return prepared._replace(beta_max=float(jnp.max(norms)))
+
+
+def _moments(prepared: Prepared) -> Array:
+    return prepared.h / prepared.loss.curvature
+
+
+def start(prepared: Prepared, key: Array) -> Array:
+    """Neurons (P, d, 2 C) to descend from: of directions drawn like gates, all of them different.
+
+    Their values have spread 1 / sqrt(P) on the training rows.
+    """
+    P, d, C = prepared.program.shape
+    drawn = np.asarray(sample_gates(key, prepared.second_moment, 2 * C * P + 1))[1:]
+    spread = np.sqrt(np.einsum("md,de,me->m", drawn, prepared.second_moment, drawn))
+    drawn = drawn / np.where(spread > 0, spread, 1)[:, None] / np.sqrt(P)
+    rotated = (drawn @ prepared.Q).reshape(P, 2 * C, d).transpose(0, 2, 1)
+    return jnp.asarray(rotated, prepared.program.X.dtype)
+
+
+def minimise(
+    prepared: Prepared,
+    beta: float,
+    *,
+    solver: str = "descent",
+    warm: Any = None,
+    limits: Limits | None = None,
+    on_record: Callable[[Record], None] | None = None,
+) -> tuple[Solution, Any]:
+    """As :func:`convex_heads.gated.minimise`; ``value`` is (P, d, 2 C), v and then w.
+
+    ``scores`` are those of the deployed network.
+    """
+    program, loss = prepared.program, prepared.loss
+    if solver == "admm":
+        solution, run = cronos.minimise(
+            program,
+            loss,
+            beta,
+            h=_moments(prepared),
+            warm=warm,
+            limits=limits,
+            on_record=on_record,
+        )
+        return solution._replace(scores=descent.network_scores(program, solution.value)), run
+    V = start(prepared, jax.random.key(0)) if warm is None else warm.V
+    L = 1.0 if warm is None else warm.L
+    return descent.minimise(
+        program, loss, beta, h=prepared.h, V=V, L=L, limits=limits, on_record=on_record
+    )
+
+
+def resume(prepared: Prepared, W: Array, *, solver: str = "descent") -> Any:
+    """As :func:`convex_heads.gated.resume`."""
+    program, loss = prepared.program, prepared.loss
+    if solver == "admm":
+        return cronos.run_at(program, loss, W)
+    return descent.init(program, loss, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype))
+
+
+def decode(
+    scaling: Scaling, gates: np.ndarray, V: np.ndarray, offset: np.ndarray, loss: str
+) -> ReluNetwork:
+    """The deployed network of neurons V (P, d + 1, 2 C) in standardised coordinates.
+
+    Neurons that are zero are dropped; the others have output weights of 1 or -1.
+    """
+    del gates
+    P, k, K = V.shape
+    hidden = V.transpose(0, 2, 1).reshape(P * K, k)
+    one = np.eye(K // 2, dtype=V.dtype)
+    output = np.tile(np.concatenate([one, -one]), (P, 1))
+    alive = hidden.any(axis=1)
+    return ReluNetwork(scaling, hidden[alive], output[alive], np.asarray(offset), loss)
+
+
+def certify_prepared(
+    prepared: Prepared, V: Array, beta: float, *, R: Array | None = None, key: Array
+) -> Certificate:
+    """The certificate of rotated neurons V (P, d, 2 C) for the program of their own patterns."""
+    del R  # a dual point of other patterns' program says nothing about this one
+    trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
+    return certify_neurons(
+        prepared.program,
+        prepared.loss,
+        V,
+        beta,
+        h=_moments(prepared),
+        beta_max=prepared.beta_max,
+        trial=trial @ prepared.Q.astype(trial.dtype),
+    )
+
+
+def certify_neurons(
+    program: Program,
+    loss: Loss,
+    V: Array,
+    beta: float,
+    *,
+    h: Array,
+    beta_max: float,
+    trial: np.ndarray,
+) -> Certificate:
+    r"""Certifies a ReLU network as a point of the convex program of its own neurons' patterns.
+
+    A neuron is in the cone of its own pattern, so the network is feasible and its objective is the
+    program's. The multipliers of the cones are computed anew: with g the gradient of the loss for
+    a neuron, its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a
+    projection on the cone (:func:`convex_heads.cones.projection_norms`).
+
+    Args:
+        program: the blocked data, features in principal axes; patterns are not used.
+        loss: the row loss.
+        V: neurons (P, d, 2 C).
+        beta: penalty, absolute.
+        h: second moments (d,): X' diag(omega) X = diag(h).
+        beta_max: to be reported.
+        trial: directions (m, d) of neurons that might be added, for the pattern violation:
+            max_v |R_c' (X v)_+| / (||v|| beta) over them and a few steps of ascent. At or below
+            1, no neuron that was tried can lower the network's objective.
+    """
+    P, _, K = V.shape
+    at = descent.slope(program, loss, V)
+    norms = np.asarray(descent.norms(V))
+    alive = norms > 0
+    beta_ = jnp.asarray(beta, V.dtype)
+    primal = float(at.loss) + beta * float(norms.sum())
+    norm = jnp.zeros((), V.dtype)
+    if alive.any():
+        own = jnp.asarray(np.asarray(V).transpose(0, 2, 1)[alive])
+        slopes = -np.asarray(at.G).transpose(0, 2, 1)[alive]
+        # A norm that is within beta already needs no multipliers.
+        hard = np.linalg.norm(slopes, axis=1) > beta
+        norm = jnp.asarray(np.linalg.norm(slopes[~hard], axis=1).max(initial=0), V.dtype)
+        if hard.any():
+            owned = program._replace(D=jnp.einsum("nbd,md->nbm", program.X, own[hard]) > 0)
+            bounds, _ = projection_norms(
+                owned, h, jnp.asarray(slopes[hard])[:, :, None], steps=_MULTIPLIER_STEPS
+            )
+            norm = jnp.maximum(norm, jnp.max(bounds))
+    dual = float(scaled_dual(program, loss, at.R, dual_scale(norm, beta_)))
+    return Certificate(
+        primal=primal,
+        dual=dual,
+        relative_gap=max(0.0, float(relative_gap(jnp.asarray(primal), jnp.asarray(dual)))),
+        beta=float(beta),
+        beta_max=beta_max,
+        active_gates=int(alive.sum()),
+        n_gates=P * K,
+        cone_violation=0.0,
+        pattern_violation=_pattern_violation(program, at.R, beta, jnp.asarray(trial, V.dtype)),
+    )
+
+
+def _pattern_violation(program: Program, R: Array, beta: float, trial: Array) -> float:
+    """max |R_c'(X v)_+| / (||v|| beta) over trial directions (m, d) and a few ascent steps."""
+    if beta <= 0:
+        return float("inf")
+    C = R.shape[-1]
+    v = jnp.repeat(trial[:, :, None], C, axis=2)
+    best = 0.0
+    for _ in range(_CLIMBS + 1):
+        value, v = _climb(program, R, v)
+        best = max(best, float(value))
+    return best / beta
+
+
+@partial(jax.jit)
+def _climb(program: Program, R: Array, v: Array) -> tuple[Array, Array]:
+    """max |R_c'(X v)_+| / ||v|| of directions (m, d, C), and directions that are no worse.
+
+    R_c'(X v)_+ is v'u with u = X' D_v R_c, homogeneous in v, so u itself is the steepest ascent.
+    """
+    m, d, C = v.shape
+    columns = v.transpose(1, 2, 0).reshape(d, C * m)
+
+    def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+        X, r = rows
+        on = (X @ columns).reshape(-1, C, m) > 0
+        return total + X.T @ jnp.where(on, r[:, :, None], 0).reshape(-1, C * m), None
+
+    total, _ = jax.lax.scan(block, jnp.zeros((d, C * m), v.dtype), (program.X, R))
+    u = total.reshape(d, C, m).transpose(2, 0, 1)
+    size = descent.norms(v)
+    value = jnp.abs(jnp.sum(u * v, axis=1)) / jnp.where(size > 0, size, 1)
+    return jnp.max(value), u
