@@ -12,9 +12,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.decode import probabilities
-from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.head import ConvexHead, check_validation, raw_dtypes
 from convex_heads.solution import Record
-from convex_heads.training import TrainingSet
+from convex_heads.training import TrainingSet, feature_dtype
 
 
 class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
@@ -132,7 +132,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        X, y = validate_data(self, X, y, dtype=[feature_dtype()], ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=raw_dtypes(X), ensure_min_samples=2)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self.classes_, label = np.unique(y, return_inverse=True)
@@ -148,7 +148,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             )
             weight = weight * balance[label]
         loss = self._loss_name(C)
-        target = _targets(label, loss, C, X.dtype)
+        target = _targets(label, loss, C, feature_dtype())
         validation = None
         if X_val is not None:
             X_val, y_val = check_validation(X, X_val, y_val)
@@ -156,7 +156,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             if len(unknown):
                 raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
             label_val = np.searchsorted(self.classes_, y_val)
-            validation = X_val, _targets(label_val, loss, C, X.dtype)
+            validation = X_val, _targets(label_val, loss, C, feature_dtype())
         data = TrainingSet.build(
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )

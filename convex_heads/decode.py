@@ -68,7 +68,7 @@ class Network:
         step = max(1, _BLOCK_ENTRIES // max(1, P * C))
         for start in range(0, len(X), step):
             rows = slice(start, start + step)
-            block = self.scaling.transform(np.asarray(X[rows], self.scaling.mean.dtype))
+            block = self.scaling.transform(X[rows], self.gates.dtype)
             on = block @ self.gates.T >= 0
             out[rows] += np.einsum("npc,np->nc", (block @ columns).reshape(-1, P, C), on)
         return out

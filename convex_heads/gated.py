@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import Certificate, beta_max, certify
+from convex_heads.certificate import Certificate, beta_max, certify, residual
 from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, Loss
@@ -29,6 +29,9 @@ from convex_heads.penalties import floored_metric
 from convex_heads.solution import Record, Solution
 
 _TRIAL_GATES = 256
+# beta_max is known to so many units in the last place of the sum that it is the norm of; the
+# thousandth part of it must still be above round-off.
+_ROUNDOFF = 1e3
 SOLVERS = ("subspace", "fista")
 DEFAULT_SOLVER = "subspace"
 
@@ -133,8 +136,20 @@ def prepare(
         Q=Q,
         h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
         second_moment=second_moment,
-        beta_max=float(beta_max(program, loss)),
+        beta_max=_beta_max(program, loss),
     )
+
+
+def _beta_max(program: Program, loss: Loss) -> float:
+    """beta_max, or what it could be told from.
+
+    Where features say nothing (all constant), beta_max is the round-off of a sum that should be
+    zero, and no bound can be proven for a fraction of it.
+    """
+    R = residual(program, loss, jnp.zeros_like(program.Y))
+    size = jnp.sum(jnp.linalg.norm(R, axis=-1) * jnp.linalg.norm(program.X, axis=-1))
+    floor = _ROUNDOFF * float(jnp.finfo(size.dtype).eps) * float(size)
+    return max(float(beta_max(program, loss)), floor)
 
 
 def minimise(
@@ -191,7 +206,7 @@ def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     blocks = jnp.asarray(padded.reshape(program.omega.shape), program.X.dtype)
     z0 = loss.offset(jnp.einsum("nb,nbc->c", blocks, program.Y))
     program = program._replace(omega=blocks, z0=z0)
-    return prepared._replace(program=program, beta_max=float(beta_max(program, loss)))
+    return prepared._replace(program=program, beta_max=_beta_max(program, loss))
 
 
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:
@@ -207,7 +222,8 @@ def certify_prepared(
     # The constant column is an axis of the given features only: draw there, then rotate.
     trial = np.asarray(sample_gates(key, prepared.second_moment, _TRIAL_GATES + 1))[1:]
     trial = trial @ prepared.Q.astype(trial.dtype)
-    return certify(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
+    proof = certify(prepared.program, prepared.loss, W, beta, R=R, trial_gates=trial)
+    return proof._replace(beta_max=prepared.beta_max)
 
 
 def solve(

@@ -35,7 +35,7 @@ from convex_heads.path import DEFAULT_BETAS, counted_after, record_progress, sol
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
-from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet
+from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet, feature_dtype
 
 # Gates offered by "auto": more of them than an eighth of the rows would let single rows have
 # gates of their own.
@@ -96,7 +96,12 @@ class ConvexHead(BaseEstimator):
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
         prepared = prepare(
-            scaling.transform(data.X), data.target, data.omega, loss, int(n_gates), key
+            scaling.transform(data.X, feature_dtype()),
+            data.target,
+            data.omega,
+            loss,
+            int(n_gates),
+            key,
         )
         path = solve_path(
             prepared,
@@ -178,13 +183,20 @@ class ConvexHead(BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[feature_dtype()], reset=False)
+        X = validate_data(self, X, dtype=raw_dtypes(X), reset=False)
         return self.network_.scores(np.asarray(X))
 
 
-def feature_dtype() -> type:
-    """float32, or float64 where JAX has been told to compute in it."""
-    return np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
+def raw_dtypes(X: Any) -> list[type]:
+    """The dtypes that raw features may have for scikit-learn's checks, the one to convert to first.
+
+    Double precision is kept until the features are standardised: a column of time stamps or other
+    numbers with a large mean has lost its digits in single precision.
+    """
+    short = getattr(X, "dtype", None) in (np.float16, np.int8, np.uint8, np.int16, np.uint16)
+    if short and feature_dtype() is np.float32:
+        return [np.float32, np.float64]
+    return [np.float64, np.float32] if feature_dtype() is np.float32 else [np.float64]
 
 
 def check_validation(X: np.ndarray, X_val: Any, y_val: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from jax import Array
 from convex_heads.gated import Prepared, held_out_program
 from convex_heads.operators import apply, rows
 from convex_heads.scaling import Scaling
-from convex_heads.training import TrainingSet
+from convex_heads.training import TrainingSet, feature_dtype
 
 SELECTIONS = ("best", "one_se")
 
@@ -143,7 +143,7 @@ def validation_score(
 
     if data.validation is not None:
         X_val, target_val = data.validation
-        program = held_out_program(prepared, scaling.transform(X_val), target_val)
+        program = held_out_program(prepared, scaling.transform(X_val, feature_dtype()), target_val)
         weight = np.ones(len(X_val))
         return lambda W, _: judge(rows(apply(program, W), len(X_val)) + z0, target_val, weight)
     chosen = np.flatnonzero(data.held_out)
