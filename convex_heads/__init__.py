@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from convex_heads.certificate import Certificate
     from convex_heads.classifier import ConvexHeadClassifier
     from convex_heads.decode import Network, ReluNetwork
-    from convex_heads.gated import Options, solve
     from convex_heads.limits import Limits
+    from convex_heads.programs import Options, solve
     from convex_heads.regressor import ConvexHeadRegressor
     from convex_heads.robustness import robustness_radius
     from convex_heads.solution import Solution, Status
@@ -27,13 +27,13 @@ _HOME = {
     "ConvexHeadRegressor": "convex_heads.regressor",
     "Limits": "convex_heads.limits",
     "Network": "convex_heads.decode",
-    "Options": "convex_heads.gated",
+    "Options": "convex_heads.programs",
     "ReluNetwork": "convex_heads.decode",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
     "certify": "convex_heads.verify",
     "robustness_radius": "convex_heads.robustness",
-    "solve": "convex_heads.gated",
+    "solve": "convex_heads.programs",
 }
 
 __all__ = [

@@ -12,9 +12,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.decode import probabilities
-from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.head import ConvexHead, check_validation, raw_dtypes
 from convex_heads.solution import Record
-from convex_heads.training import TrainingSet
+from convex_heads.training import TrainingSet, feature_dtype
 
 
 class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
@@ -91,6 +91,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         loss: str = "auto",
         class_weight: str | dict | None = None,
         penalty: str = "group",
+        activation: str = "gated_relu",
         tolerance: float = 2e-2,
         solver: str = "auto",
         max_passes: int = 1000,
@@ -102,6 +103,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             n_gates=n_gates,
             beta=beta,
             penalty=penalty,
+            activation=activation,
             tolerance=tolerance,
             solver=solver,
             max_passes=max_passes,
@@ -139,7 +141,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        X, y = validate_data(self, X, y, dtype=[feature_dtype()], ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=raw_dtypes(X), ensure_min_samples=2)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self.classes_, label = np.unique(y, return_inverse=True)
@@ -155,7 +157,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             )
             weight = weight * balance[label]
         loss = self._loss_name(C)
-        target = _targets(label, loss, C, X.dtype)
+        target = _targets(label, loss, C, feature_dtype())
         validation = None
         if X_val is not None:
             X_val, y_val = check_validation(X, X_val, y_val)
@@ -163,7 +165,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             if len(unknown):
                 raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
             label_val = np.searchsorted(self.classes_, y_val)
-            validation = X_val, _targets(label_val, loss, C, X.dtype)
+            validation = X_val, _targets(label_val, loss, C, feature_dtype())
         data = TrainingSet.build(
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )

@@ -18,8 +18,6 @@ from jax import Array
 
 from convex_heads.operators import Program
 
-# In units of the standardised features: the largest norms settle within a hundred steps.
-_RHO = 10.0
 _RELAX = 1.6
 
 
@@ -61,7 +59,7 @@ def violation(program: Program, V: Array) -> Array:
 
 @partial(jax.jit, static_argnames="steps")
 def projection_norms(
-    program: Program, h: Array, A: Array, *, steps: int = 100
+    program: Program, h: Array, A: Array, *, steps: int = 100, rho: float = 10.0
 ) -> tuple[Array, Array]:
     r"""Norms of the projections of A_ik (P, d, K) on their cones, bounded from above; by ADMM.
 
@@ -76,6 +74,8 @@ def projection_norms(
         h: that diagonal (d,).
         A: the vectors (P, d, K).
         steps: steps to take; each costs two products of X with K P columns.
+        rho: ADMM's penalty, for features whose second moments are about 1. 10 settles soonest for
+            vectors that are far outside their cones, 1 for vectors that are nearly inside.
 
     Returns:
         The bounds (P, K), and the points v (P, d, K) whose norms they are near.
@@ -107,15 +107,15 @@ def projection_norms(
 
         return jax.lax.map(block, (program.X, program.D, q))
 
-    inverse = 1 / (1 + _RHO * h[None, :, None])
+    inverse = 1 / (1 + rho * h[None, :, None])
 
     def point(q: Array) -> Array:
-        return inverse * (a + _RHO * pull(q, jnp.abs))
+        return inverse * (a + rho * pull(q, jnp.abs))
 
     B, b = program.omega.shape
     q = jax.lax.fori_loop(
         0, steps, lambda _, q: slacks(point(q), q), jnp.zeros((B, b, K, P), A.dtype)
     )
-    bound = a - _RHO * pull(q, lambda q: jnp.minimum(q, 0))
+    bound = a - rho * pull(q, lambda q: jnp.minimum(q, 0))
     norm = jnp.sqrt(jnp.sum(bound * bound, axis=1))
     return jnp.minimum(norm, 1) * size[:, 0], point(q) * size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -38,6 +38,10 @@ class TwoLayer(ABC):
     def _inner(self, block: np.ndarray) -> np.ndarray:
         """Scores without the offset (b, C) of standardised rows (b, d + 1)."""
 
+    @abstractmethod
+    def in_units(self, unit: float, centre: np.ndarray) -> Self:
+        """The network x -> unit * f(x) + centre, centre (C,)."""
+
     def astype(self, dtype: type) -> Self:
         """The same network, computing in another precision."""
         mean, scale = self.scaling.mean.astype(dtype), self.scaling.scale.astype(dtype)
@@ -60,7 +64,7 @@ class TwoLayer(ABC):
         step = max(1, _BLOCK_ENTRIES // self._width())
         for start in range(0, len(X), step):
             rows = slice(start, start + step)
-            block = self.scaling.transform(np.asarray(X[rows], self.scaling.mean.dtype))
+            block = self.scaling.transform(X[rows], self.offset.dtype)
             out[rows] += self._inner(block)
         return out
 
@@ -97,6 +101,10 @@ class Network(TwoLayer):
             scaling, np.asarray(gates)[alive], np.asarray(W)[alive], np.asarray(offset), loss
         )
 
+    def in_units(self, unit: float, centre: np.ndarray) -> Network:
+        """The network x -> unit * f(x) + centre, centre (C,)."""
+        return replace(self, weights=self.weights * unit, offset=self.offset * unit + centre)
+
     def _width(self) -> int:
         return self.weights.shape[0] * self.weights.shape[2]
 
@@ -124,6 +132,10 @@ class ReluNetwork(TwoLayer):
     output: np.ndarray
     offset: np.ndarray
     loss: str
+
+    def in_units(self, unit: float, centre: np.ndarray) -> ReluNetwork:
+        """The network x -> unit * f(x) + centre, centre (C,)."""
+        return replace(self, output=self.output * unit, offset=self.offset * unit + centre)
 
     def _width(self) -> int:
         return len(self.hidden)

@@ -54,7 +54,7 @@ _MAX_IDLE = 10
 # tolerance.
 _WORTH = 0.1
 _MAX_ROUNDS = 4
-_RESCALE_STEPS = 100
+_RESCALE_STEPS = 300
 
 
 class State(NamedTuple):
@@ -153,6 +153,22 @@ def slope(program: Program, loss: Loss, V: Array) -> Slope:
     return Slope(value, z, R, total.reshape(d, K, P).transpose(2, 0, 1))
 
 
+@partial(jax.jit, static_argnames="loss")
+def own_bound(program: Program, loss: Loss, beta: Array, V: Array) -> tuple[Array, Array]:
+    """Residual (B, b, C) at V, and its dual value in the program of V's patterns, ().
+
+    Without multipliers of the cones: a weaker bound than the certificate's.
+    """
+    at = slope(program, loss, V)
+    return at.R, _dual(program, loss, beta, V, at)
+
+
+def _dual(program: Program, loss: Loss, beta: Array, V: Array, at: Slope) -> Array:
+    # Neurons that are off need no dual constraint: they are not part of the program.
+    norm = jnp.max(jnp.where(norms(V) > 0, norms(at.G), 0))
+    return scaled_dual(program, loss, at.R, dual_scale(norm, beta))
+
+
 def objective(program: Program, loss: Loss, beta: Array, V: Array, z: Array) -> Array:
     """The network's objective, from neurons and their scores."""
     rows = loss.value(program.z0 + z, program.Y)
@@ -178,9 +194,7 @@ def init(program: Program, loss: Loss, beta: Array, V: Array, L: Array) -> State
     )
 
 
-def step(
-    program: Program, loss: Loss, h: Array, beta: Array, tolerance: Array, s: State
-) -> State:
+def step(program: Program, loss: Loss, h: Array, beta: Array, tolerance: Array, s: State) -> State:
     """One step; see the module's docstring."""
     U = 2 * s.V - s.V_prev
     at = slope(program, loss, U)
@@ -205,10 +219,6 @@ def step(
     primal = objective(program, loss, beta, V, z)
     better = primal < s.primal
     against = jnp.sum(hk * (U - V) * (V - s.V)) > 0
-    # Neurons that are off need no dual constraint: they are not part of the program.
-    norm = jnp.max(jnp.where(norms(U) > 0, norms(at.G), 0))
-    dual = scaled_dual(program, loss, at.R, dual_scale(norm, beta))
-    # The bound is one for U's patterns; it is only a guide until the certificate is computed.
     new = jnp.where(better, V, s.V)
     return State(
         V=new,
@@ -217,7 +227,8 @@ def step(
         R=at.R,
         L=jnp.where(better, L * _L_SHRINK, L),
         primal=jnp.minimum(primal, s.primal),
-        dual=dual,
+        # Of U's patterns: a guide, until the descent has ended.
+        dual=_dual(program, loss, beta, U, at),
         passes=s.passes + 1 + 0.5 * tries.astype(s.passes.dtype),
         iterations=s.iterations + 1,
         idle=jnp.where(s.primal - primal > _PROGRESS * tolerance * s.primal, 0, s.idle + 1),
@@ -235,7 +246,9 @@ def advance(
         return (k < steps) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
 
     return jax.lax.while_loop(
-        go_on, lambda c: (c[0] + 1, step(program, loss, h, beta, tolerance, c[1])), (jnp.int32(0), s)
+        go_on,
+        lambda c: (c[0] + 1, step(program, loss, h, beta, tolerance, c[1])),
+        (jnp.int32(0), s),
     )[1]
 
 
@@ -323,7 +336,7 @@ def minimise(
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     state = init(program, loss, beta_, V, jnp.asarray(L, dtype))
-    passes = spent = 0.0
+    passes, spent, status = 0.0, 0.0, Status.STATIONARY
     history: list[Record] = []
 
     def later(record: Record) -> None:
@@ -342,11 +355,12 @@ def minimise(
         )
         passes, spent = passes + float(before.passes), time.perf_counter() - start
         state = init(program, loss, beta_, rescale(program, loss, beta_, before.V), before.L)
-        state = state._replace(R=before.R, iterations=before.iterations)
+        state = state._replace(iterations=before.iterations)
         gain = float((before.primal - state.primal) / before.primal)
         if status is not Status.STALLED or gain < _WORTH * limits.tolerance:
             break
-    state = state._replace(passes=state.passes + passes)
+    R, dual = own_bound(program, loss, beta_, state.V)
+    state = state._replace(R=R, dual=dual, passes=state.passes + passes + 1)
     if status is Status.STALLED:
         status = Status.STATIONARY
     figures = stats(state, time.perf_counter() - start, program.X.shape[1])

@@ -13,7 +13,6 @@ does not change under rotation, and there the metric that all gates share is dia
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,60 +20,24 @@ import numpy as np
 from jax import Array
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
+from convex_heads.certificate import (
+    TRIAL_GATES,
+    Certificate,
+    beta_max,
+    certify_program,
+    residual,
+)
 from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
 from convex_heads.limits import Limits
-from convex_heads.losses import LOSSES, Loss
+from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program
-from convex_heads.penalties import GROUP, PENALTIES, Penalty, floored_metric
+from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution
 
+# beta_max is known to so many units in the last place of the sum that it is the norm of; the
+# thousandth part of it must still be above round-off.
+_ROUNDOFF = 1e3
 SOLVERS = ("subspace", "fista")
-DEFAULT_SOLVER = "subspace"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What :func:`solve` solves and when it stops.
-
-    Attributes:
-        beta: penalty as a fraction of beta_max, in (0, 1]; at 1 the head is zero. Default 0.03.
-            Ridge weights are never zero and have no beta_max of their own: fractions are of the
-            beta_max of the group penalty there too, only to have the scale of the data in them.
-        n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
-            are dropped.
-        loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
-        penalty: ``group`` (default) or ``ridge``.
-        solver: ``subspace`` (default, :mod:`convex_heads.subspace`) or ``fista``
-            (:mod:`convex_heads.fista`, the independent baseline).
-        limits: tolerance, max_passes, max_seconds.
-
-    Raises:
-        ValueError: a field is out of its range.
-    """
-
-    beta: float = 0.03
-    n_gates: int = 64
-    loss: str = "softmax"
-    penalty: str = "group"
-    solver: str = DEFAULT_SOLVER
-    limits: Limits = field(default_factory=Limits)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta <= 1:
-            raise ValueError(
-                f"beta is a fraction of beta_max, above 0 and at most 1; got {self.beta}"
-            )
-        if self.n_gates < 1:
-            raise ValueError(
-                f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"
-            )
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
-        if self.penalty not in PENALTIES:
-            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {self.penalty!r}")
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
 
 
 class Prepared(NamedTuple):
@@ -89,6 +52,7 @@ class Prepared(NamedTuple):
         second_moment: (d, d), weighted, of the given features.
         beta_max: smallest group penalty at which all weights are zero.
         penalty: of the weights.
+        key: JAX random key that the gates were drawn with.
     """
 
     program: Program
@@ -98,7 +62,8 @@ class Prepared(NamedTuple):
     h: Array
     second_moment: Array
     beta_max: float
-    penalty: Penalty = GROUP
+    penalty: Penalty
+    key: Array
 
 
 def prepare(
@@ -148,16 +113,29 @@ def prepare(
         Q=Q,
         h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
         second_moment=second_moment,
-        beta_max=float(beta_max(program, loss)),
+        beta_max=_beta_max(program, loss),
         penalty=penalty,
+        key=key,
     )
+
+
+def _beta_max(program: Program, loss: Loss) -> float:
+    """beta_max, or what it could be told from.
+
+    Where features say nothing (all constant), beta_max is the round-off of a sum that should be
+    zero, and no bound can be proven for a fraction of it.
+    """
+    R = residual(program, loss, jnp.zeros_like(program.Y))
+    size = jnp.sum(jnp.linalg.norm(R, axis=-1) * jnp.linalg.norm(program.X, axis=-1))
+    floor = _ROUNDOFF * float(jnp.finfo(size.dtype).eps) * float(size)
+    return max(float(beta_max(program, loss)), floor)
 
 
 def minimise(
     prepared: Prepared,
     beta: float,
     *,
-    solver: str = DEFAULT_SOLVER,
+    solver: str = SOLVERS[0],
     warm: Any = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -193,7 +171,7 @@ def minimise(
     )
 
 
-def resume(prepared: Prepared, W: Array, *, solver: str = DEFAULT_SOLVER) -> Any:
+def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
     """A state at rotated weights W (P, d, C) that :func:`minimise` takes as ``warm``."""
     program, loss = prepared.program, prepared.loss
     if solver == "fista":
@@ -216,7 +194,7 @@ def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     blocks = jnp.asarray(padded.reshape(program.omega.shape), program.X.dtype)
     z0 = loss.offset(jnp.einsum("nb,nbc->c", blocks, program.Y))
     program = program._replace(omega=blocks, z0=z0)
-    return prepared._replace(program=program, beta_max=float(beta_max(program, loss)))
+    return prepared._replace(program=program, beta_max=_beta_max(program, loss))
 
 
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:
@@ -232,7 +210,7 @@ def certify_prepared(
     # The constant column is an axis of the given features only: draw there, then rotate.
     trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
     trial = trial @ prepared.Q.astype(trial.dtype)
-    return certify_program(
+    proof = certify_program(
         prepared.program,
         prepared.loss,
         W,
@@ -241,57 +219,4 @@ def certify_prepared(
         trial_gates=trial,
         penalty=prepared.penalty,
     )
-
-
-def solve(
-    X: Array | np.ndarray,
-    Y: Array | np.ndarray,
-    options: Options,
-    key: Array,
-    *,
-    on_record: Callable[[Record], None] | None = None,
-) -> Solution:
-    """Solves the gated program of features X and targets Y.
-
-    Args:
-        X: features (n, d), standardised, the last column constant one.
-        Y: targets (n, C): one-hot for softmax, 0/1 with C = 1 for logistic, real for squared.
-        options: the program and the limits.
-        key: JAX random key of the gates.
-        on_record: called every few steps with the record (objective, bound, gap, passes,
-            seconds) that the history gets.
-
-    Returns:
-        A :class:`Solution`: ``value`` W (P, d, C) and ``gates`` (P, d) in the coordinates of X,
-        the status and the figures.
-
-    Example:
-        >>> import jax, numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> X = np.c_[rng.normal(size=(200, 4)), np.ones(200)].astype("float32")
-        >>> Y = np.eye(2, dtype="float32")[(X[:, 0] * X[:, 1] > 0).astype(int)]
-        >>> solution = solve(X, Y, Options(beta=0.1, n_gates=16), jax.random.key(0))
-        >>> solution.status.name, solution.stats.relative_gap <= 2e-2
-        ('CONVERGED', True)
-    """
-    X, Y = np.asarray(X), np.asarray(Y)
-    loss = LOSSES[options.loss]
-    prepared = prepare(
-        X,
-        Y,
-        np.ones(len(X), X.dtype),
-        loss,
-        options.n_gates,
-        key,
-        PENALTIES[options.penalty],
-    )
-    solution, _ = minimise(
-        prepared,
-        options.beta * prepared.beta_max,
-        solver=options.solver,
-        limits=options.limits,
-        on_record=on_record,
-    )
-    return solution._replace(
-        value=jnp.asarray(unrotate(prepared, solution.value)), gates=jnp.asarray(prepared.gates)
-    )
+    return proof._replace(beta_max=prepared.beta_max)

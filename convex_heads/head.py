@@ -19,28 +19,19 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from convex_heads.decode import Network
-from convex_heads.gated import (
-    DEFAULT_SOLVER,
-    Options,
-    certify_prepared,
-    minimise,
-    prepare,
-    reweight,
-    unrotate,
-)
+from convex_heads.gated import unrotate
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
-from convex_heads.path import DEFAULT_BETAS, counted_after, record_progress, solve_path
+from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
+from convex_heads.programs import ACTIVATIONS, Options
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
-from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet
+from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet, feature_dtype
 
-# Gates offered by "auto": more of them than an eighth of the rows would let single rows have
-# gates of their own.
-MAX_AUTO_GATES = 64
+# Rows for each gate offered by "auto": with fewer of them single rows would have gates of their
+# own.
 _ROWS_PER_GATE = 8
 _FIXED_BETA = 0.1
 # No looser: weights far from their optimum are weights stopped early, and their validation score
@@ -57,6 +48,7 @@ class ConvexHead(BaseEstimator):
         n_gates: int | str = "auto",
         beta: float | str | Sequence[float] = "auto",
         penalty: str = "group",
+        activation: str = "gated_relu",
         tolerance: float = 2e-2,
         solver: str = "auto",
         max_passes: int = 1000,
@@ -67,6 +59,7 @@ class ConvexHead(BaseEstimator):
         self.n_gates = n_gates
         self.beta = beta
         self.penalty = penalty
+        self.activation = activation
         self.tolerance = tolerance
         self.solver = solver
         self.max_passes = max_passes
@@ -86,26 +79,29 @@ class ConvexHead(BaseEstimator):
         limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
         n_gates = self.n_gates
         if n_gates == "auto":
-            n_gates = min(MAX_AUTO_GATES, max(1, len(data.X) // _ROWS_PER_GATE))
+            most = kind.gates if (kind := ACTIVATIONS.get(self.activation)) else 1
+            n_gates = min(most, max(1, len(data.X) // _ROWS_PER_GATE))
         if not isinstance(n_gates, int | np.integer):
             raise ValueError(f"n_gates must be 'auto' or a whole number; got {self.n_gates!r}")
-        solver = DEFAULT_SOLVER if self.solver == "auto" else self.solver
-        fractions = self._fractions(data)
+        options = Options(
+            n_gates=int(n_gates),
+            loss=loss_name,
+            penalty=self.penalty,
+            activation=self.activation,
+            solver=self.solver,
+            limits=limits,
+        )
+        activation, solver = ACTIVATIONS[self.activation], options.solver_used
+        fractions = self._fractions(data, activation.betas)
         for fraction in fractions:
-            Options(
-                beta=fraction,
-                n_gates=int(n_gates),
-                loss=loss_name,
-                penalty=self.penalty,
-                solver=solver,
-            )
+            replace(options, beta=fraction)
         loss = LOSSES[loss_name]
         scaling = Scaling.fit(data.X, data.weight)
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
-        prepared = prepare(
-            scaling.transform(data.X),
+        prepared = activation.prepare(
+            scaling.transform(data.X, feature_dtype()),
             data.target,
             data.omega,
             loss,
@@ -118,7 +114,8 @@ class ConvexHead(BaseEstimator):
             fractions,
             replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP)),
             solver=solver,
-            score=validation_score(data, prepared, scaling, score),
+            activation=activation,
+            score=validation_score(data, prepared, scaling, activation.scores, score),
             selection=self.selection,
             # The path is taken for half of the work, the final solve for the other half.
             on_progress=None if on_progress is None else lambda done: on_progress(done / 2),
@@ -126,11 +123,11 @@ class ConvexHead(BaseEstimator):
         )
         fraction = path.points[path.best].fraction
         if data.held_out.any():
-            prepared = reweight(prepared, data.weight)
+            prepared = activation.reweight(prepared, data.weight)
         beta = fraction * prepared.beta_max
         passes = sum(point.passes for point in path.points)
         seconds = sum(point.seconds for point in path.points)
-        solution, _ = minimise(
+        solution, _ = activation.minimise(
             prepared,
             beta,
             solver=solver,
@@ -140,17 +137,20 @@ class ConvexHead(BaseEstimator):
                 limits, on_progress, 1, 2, counted_after(on_record, passes, seconds)
             ),
         )
-        self.certificate_ = certify_prepared(
+        self.certificate_ = activation.certify(
             prepared, solution.value, beta, R=solution.residual, key=certificate_key
         )
-        if solution.status is not Status.CONVERGED:
+        # The certificate is what counts, whatever the solver knew of it.
+        proven = self.certificate_.relative_gap <= self.tolerance
+        status = Status.CONVERGED if proven else solution.status
+        if not proven:
             warnings.warn(
                 f"relative gap {self.certificate_.relative_gap:.2g} is above the tolerance "
-                f"{self.tolerance:.2g}: {solution.status.value}",
+                f"{self.tolerance:.2g}: {status.value}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.network_ = Network.decode(
+        self.network_ = activation.decode(
             scaling,
             prepared.gates,
             unrotate(prepared, solution.value),
@@ -160,7 +160,7 @@ class ConvexHead(BaseEstimator):
         self.gates_ = prepared.gates
         self.loss_ = loss_name
         self.solver_ = solver
-        self.status_ = solution.status
+        self.status_ = status
         self.beta_ = fraction
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
@@ -168,7 +168,7 @@ class ConvexHead(BaseEstimator):
         self.passes_ = passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
-    def _fractions(self, data: TrainingSet) -> Sequence[float]:
+    def _fractions(self, data: TrainingSet, betas: Sequence[float]) -> Sequence[float]:
         choice = data.validation is not None or data.held_out.any()
         if isinstance(self.beta, str):
             if self.beta != "auto":
@@ -176,7 +176,7 @@ class ConvexHead(BaseEstimator):
                     f"beta must be 'auto', a fraction of beta_max or a list of them; got "
                     f"{self.beta!r}"
                 )
-            return DEFAULT_BETAS if choice else (_FIXED_BETA,)
+            return betas if choice else (_FIXED_BETA,)
         fractions: list[float] = np.atleast_1d(self.beta).tolist()
         if not fractions:
             raise ValueError("beta is an empty list: give at least one fraction of beta_max")
@@ -194,13 +194,20 @@ class ConvexHead(BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[feature_dtype()], reset=False)
+        X = validate_data(self, X, dtype=raw_dtypes(X), reset=False)
         return self.network_.scores(np.asarray(X))
 
 
-def feature_dtype() -> type:
-    """float32, or float64 where JAX has been told to compute in it."""
-    return np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
+def raw_dtypes(X: Any) -> list[type]:
+    """The dtypes that raw features may have for scikit-learn's checks, the one to convert to first.
+
+    Double precision is kept until the features are standardised: a column of time stamps or other
+    numbers with a large mean has lost its digits in single precision.
+    """
+    short = getattr(X, "dtype", None) in (np.float16, np.int8, np.uint8, np.int16, np.uint16)
+    if short and feature_dtype() is np.float32:
+        return [np.float32, np.float64]
+    return [np.float64, np.float32] if feature_dtype() is np.float32 else [np.float64]
 
 
 def check_validation(X: np.ndarray, X_val: Any, y_val: Any) -> tuple[np.ndarray, np.ndarray]:

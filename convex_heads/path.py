@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import Array
 
-from convex_heads.gated import Prepared, minimise, resume
+from convex_heads.gated import Prepared
 from convex_heads.limits import Limits
 from convex_heads.penalties import group_norms
+from convex_heads.programs import ACTIVATIONS, Activation
 from convex_heads.selection import Judgement, choose, difference_errors
 from convex_heads.solution import Record, Solution
 
-# Fractions of beta_max, from almost linear to almost unpenalised; the chosen one is rarely an end.
-DEFAULT_BETAS = (0.1, 0.03, 0.01, 0.003, 0.001)
 # Points without a lower validation loss after which the path ends.
 PATIENCE = 2
 
@@ -82,19 +81,21 @@ def solve_path(
     limits: Limits,
     *,
     solver: str,
+    activation: Activation = ACTIVATIONS["gated_relu"],
     score: Callable[[Array, Array], Judgement | None],
     selection: str = "best",
     on_progress: Callable[[float], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> PathResult:
-    """Solves for each fraction of beta_max in turn, from large to small, warm-started.
+    """Solves for each fraction of beta_max in turn, warm-started.
 
     Args:
         prepared: the program.
         fractions: of beta_max, any order.
         limits: for each point; too loose a gap would let validation judge weights stopped early
             in place of the optimum.
-        solver: one of :data:`convex_heads.gated.SOLVERS`.
+        solver: one of the activation's.
+        activation: which program; gated ones go from large to small, ReLU ones the other way.
         score: (weights (P, d, C), their F W (B, b, C)) -> how validation rows judge them, None
             without such rows. The path ends after ``PATIENCE`` points without a lower loss.
         selection: how beta is chosen: one of :data:`convex_heads.selection.SELECTIONS`.
@@ -107,9 +108,9 @@ def solve_path(
     judged: list[Judgement] = []
     best, state, best_state = 0, None, None
     passes = seconds = 0.0
-    for k, fraction in enumerate(sorted(fractions, reverse=True)):
+    for k, fraction in enumerate(sorted(fractions, reverse=activation.decreasing)):
         beta = fraction * prepared.beta_max
-        solution, state = minimise(
+        solution, state = activation.minimise(
             prepared,
             beta,
             solver=solver,
@@ -130,13 +131,16 @@ def solve_path(
             best, best_state = k, state
         if k - best >= PATIENCE:
             break
+    if not activation.decreasing:
+        points, weights, judged = points[::-1], weights[::-1], judged[::-1]
+        best = len(points) - 1 - best
     if judged:
         errors = difference_errors(judged)
         points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
         chosen = choose(judged, selection)
         if chosen != best:
             # Only the state of the lowest point is kept: a state holds a dozen times the weights.
-            best, best_state = chosen, resume(prepared, weights[chosen], solver=solver)
+            best, best_state = chosen, activation.resume(prepared, weights[chosen], solver=solver)
     return PathResult(tuple(points), tuple(weights), best, best_state)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from convex_heads.head import ConvexHead, check_validation, feature_dtype
+from convex_heads.head import ConvexHead, check_validation, raw_dtypes
 from convex_heads.solution import Record
-from convex_heads.training import TrainingSet
+from convex_heads.training import TrainingSet, feature_dtype
 
 
 class ConvexHeadRegressor(RegressorMixin, ConvexHead):
@@ -61,24 +63,56 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
             self,
             X,
             y,
-            dtype=[feature_dtype()],
+            dtype=raw_dtypes(X),
             multi_output=True,
             y_numeric=True,
             ensure_min_samples=2,
         )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._one_output = y.ndim == 1
-        target = np.asarray(y, X.dtype).reshape(len(X), -1)
+        y = np.asarray(y, np.float64).reshape(len(X), -1)
+        units = _Units.of(y[weight > 0], weight[weight > 0])
         validation = None
         if X_val is not None:
             X_val, y_val = check_validation(X, X_val, y_val)
-            validation = X_val, np.asarray(y_val, X.dtype).reshape(len(X_val), -1)
+            y_val = np.asarray(y_val, np.float64).reshape(len(X_val), -1)
+            validation = X_val, units.into(y_val)
         data = TrainingSet.build(
-            X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=False
+            X,
+            units.into(y),
+            weight,
+            validation=validation,
+            hold_out=self._chooses_beta,
+            classes=False,
         )
-        self._fit(data, "squared", _r2, on_progress, on_record)
-        self.network_ = self.network_.astype(np.float64)
+        tell = None if on_record is None else lambda r: on_record(units.records((r,))[0])
+        self._fit(data, "squared", _r2, on_progress, tell)
+        self._back(units)
         return self
+
+    def _back(self, units: _Units) -> None:
+        """Everything that was learnt, from the units of the program into those of y."""
+        u = units.unit
+        self.network_ = self.network_.astype(np.float64).in_units(u, units.centre)
+        c = self.certificate_
+        self.certificate_ = c._replace(
+            primal=c.primal * u**2, dual=c.dual * u**2, beta=c.beta * u, beta_max=c.beta_max * u
+        )
+        self.coef_path_ = [W.astype(np.float64) * u for W in self.coef_path_]
+        self.history_ = units.records(self.history_)
+        self.path_ = tuple(
+            replace(
+                point,
+                beta=point.beta * u,
+                primal=point.primal * u**2,
+                loss=point.loss * u**2,
+                standard_error=point.standard_error * u**2,
+                difference_error=point.difference_error * u**2,
+                gate_norms=tuple(norm * u for norm in point.gate_norms),
+                history=units.records(point.history),
+            )
+            for point in self.path_
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -89,6 +123,56 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         """Predicted targets, shaped like y, in double precision as scikit-learn's are."""
         z = self._scores(X)
         return z[:, 0] if self._one_output else z
+
+
+# Squares of larger (or smaller) targets leave the range of double precision.
+_LARGEST = 1e100
+
+
+class _Units(NamedTuple):
+    """Targets as the program sees them: (y - centre) / unit, of size one.
+
+    The squared loss in single precision would lose the digits of targets with a large mean, and
+    overflow where targets are above 1e19. The unit is a power of two and the centre a multiple of
+    1/64 of it, so that neither depends on the last bits of a mean: weights and repeats of rows give
+    the same targets.
+
+    Attributes:
+        centre: (C,).
+        unit: the same for all outputs.
+    """
+
+    centre: np.ndarray
+    unit: float
+
+    @classmethod
+    def of(cls, y: np.ndarray, weight: np.ndarray) -> _Units:
+        """Of the targets (n, C) that are fitted, and their weights (n,), positive.
+
+        Raises:
+            ValueError: targets whose squares are no numbers.
+        """
+        low, high = y.min(axis=0), y.max(axis=0)
+        largest, spread = max(abs(low).max(), abs(high).max()), (high / 2 - low / 2).max()
+        if largest > _LARGEST or 0 < spread < 1 / _LARGEST:
+            raise ValueError(
+                f"y reaches {largest:.1e} and varies by {2 * spread:.1e}: both must be between "
+                f"{1 / _LARGEST:g} and {_LARGEST:g}, so give y in another unit"
+            )
+        if spread <= 0:
+            return cls(low, 1.0)
+        mean = np.average(y, axis=0, weights=weight / weight.max())
+        unit = 2.0 ** math.frexp(spread)[1]
+        return cls(np.round(mean / unit * 64) / 64 * unit, unit)
+
+    def into(self, y: np.ndarray) -> np.ndarray:
+        """Targets (m, C) in the units of the program."""
+        return ((y - self.centre) / self.unit).astype(feature_dtype())
+
+    def records(self, history: Sequence[Record]) -> tuple[Record, ...]:
+        """Records of the program in the units of y."""
+        u2 = self.unit**2
+        return tuple(r._replace(primal=r.primal * u2, dual=r.dual * u2) for r in history)
 
 
 def _r2(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

@@ -6,11 +6,11 @@ r"""ReLU heads: programs, solvers and certificates that match :mod:`convex_heads
 
 .. math:: f_c(x) = z_{0c} + \sum_i (x'v_{ic})_+ - (x'w_{ic})_+
 
-(Pilanci & Ergen 2020, eq. 8; Feng, Frangella, Pilanci 2024, eq. 4). Where rows are many, the cones of
-gates drawn at random are little more than rays, and the program offers little: ``admm`` solves it
-as it stands (:mod:`convex_heads.cronos`). ``descent``, the default, starts on those rays and finds
-the patterns on the way (:mod:`convex_heads.descent`); what is certified is the program of the
-patterns that it ends with, of which the network is a feasible point whatever they are.
+(Pilanci & Ergen 2020, eq. 8; Feng, Frangella, Pilanci 2024, eq. 4). Where rows are many, the cones
+of gates drawn at random are little more than rays, and the program offers little: ``admm`` solves
+it as it stands (:mod:`convex_heads.cronos`). ``descent``, the default, finds the patterns on the
+way (:mod:`convex_heads.descent`). What is certified is in both cases the program of the patterns
+that the neurons end with, of which the network is a feasible point whatever they are.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ def _moments(prepared: Prepared) -> Array:
     return prepared.h / prepared.loss.curvature
 
 
-def start(prepared: Prepared, key: Array) -> Array:
+def start(prepared: Prepared) -> Array:
     """Neurons (P, d, 2 C) to descend from: of directions drawn like gates, all of them different.
 
     Their values have spread 1 / sqrt(P) on the training rows.
     """
     P, d, C = prepared.program.shape
+    key = jax.random.fold_in(prepared.key, 1)
     drawn = np.asarray(sample_gates(key, prepared.second_moment, 2 * C * P + 1))[1:]
     spread = np.sqrt(np.einsum("md,de,me->m", drawn, prepared.second_moment, drawn))
     drawn = drawn / np.where(spread > 0, spread, 1)[:, None] / np.sqrt(P)
@@ -121,7 +122,7 @@ def minimise(
             on_record=on_record,
         )
         return solution._replace(scores=descent.network_scores(program, solution.value)), run
-    V = start(prepared, jax.random.key(0)) if warm is None else warm.V
+    V = start(prepared) if warm is None else warm.V
     L = 1.0 if warm is None else warm.L
     return descent.minimise(
         program, loss, beta, h=prepared.h, V=V, L=L, limits=limits, on_record=on_record
@@ -213,7 +214,7 @@ def certify_neurons(
         if hard.any():
             owned = program._replace(D=jnp.einsum("nbd,md->nbm", program.X, own[hard]) > 0)
             bounds, _ = projection_norms(
-                owned, h, jnp.asarray(slopes[hard])[:, :, None], steps=_MULTIPLIER_STEPS
+                owned, h, jnp.asarray(slopes[hard])[:, :, None], steps=_MULTIPLIER_STEPS, rho=1
             )
             norm = jnp.maximum(norm, jnp.max(bounds))
     dual = float(scaled_dual(program, loss, at.R, dual_scale(norm, beta_)))

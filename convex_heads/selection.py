@@ -22,9 +22,9 @@ import numpy as np
 from jax import Array
 
 from convex_heads.gated import Prepared, held_out_program
-from convex_heads.operators import apply, rows
+from convex_heads.operators import Program, rows
 from convex_heads.scaling import Scaling
-from convex_heads.training import TrainingSet
+from convex_heads.training import TrainingSet, feature_dtype
 
 SELECTIONS = ("best", "one_se")
 
@@ -125,6 +125,7 @@ def validation_score(
     data: TrainingSet,
     prepared: Prepared,
     scaling: Scaling,
+    scores: Callable[[Program, Array], Array],
     score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
 ) -> Callable[[Array, Array], Judgement | None]:
     """How beta is judged: (rotated weights, their F W) -> what the choosing rows say.
@@ -133,6 +134,7 @@ def validation_score(
         data: which rows choose: separate ones, held-out ones, or none (then it is always None).
         prepared: the program of the training rows.
         scaling: from given to standardised features.
+        scores: (program, weights) -> scores of the network without offset (B, b, C).
         score: (scores (m, C), targets (m, C), weights (m,)) -> the score that people read.
     """
     z0 = np.asarray(prepared.program.z0)
@@ -143,9 +145,9 @@ def validation_score(
 
     if data.validation is not None:
         X_val, target_val = data.validation
-        program = held_out_program(prepared, scaling.transform(X_val), target_val)
+        program = held_out_program(prepared, scaling.transform(X_val, feature_dtype()), target_val)
         weight = np.ones(len(X_val))
-        return lambda W, _: judge(rows(apply(program, W), len(X_val)) + z0, target_val, weight)
+        return lambda W, _: judge(rows(scores(program, W), len(X_val)) + z0, target_val, weight)
     chosen = np.flatnonzero(data.held_out)
     if len(chosen):
         target, weight = data.target[chosen], data.held_out[chosen]

@@ -345,7 +345,14 @@ def _polish(
             on_record(history[-1])
 
     solution, end = fista.minimise(
-        program, loss, beta, penalty=penalty, h=h, W=s.W, limits=limits.after(passes, spent), on_record=later
+        program,
+        loss,
+        beta,
+        penalty=penalty,
+        h=h,
+        W=s.W,
+        limits=limits.after(passes, spent),
+        on_record=later,
     )
     higher = end.dual > s.dual
     state = s._replace(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Self
 
+import jax
 import numpy as np
 
 from convex_heads.scaling import canonical
@@ -11,6 +13,11 @@ from convex_heads.scaling import canonical
 # Below this many distinct rows a held-out share is too small to choose by.
 MIN_ROWS_TO_SELECT = 100
 HELD_OUT = 0.15
+
+
+def feature_dtype() -> type:
+    """What programs are solved in: float32, or float64 where JAX has been told to compute in it."""
+    return np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
 
 
 class TrainingSet(NamedTuple):
@@ -58,7 +65,9 @@ class TrainingSet(NamedTuple):
                 are held out all the same.
             classes: whether targets are classes, none of which may be held out altogether.
         """
-        rows = canonical(X, target, weight)
+        # Only ratios of weights count; a power of two changes no digit, and no sum overflows.
+        largest = float(np.max(weight, initial=0))
+        rows = canonical(X, target, np.ldexp(weight, -math.frexp(largest)[1]))
         held_out = np.zeros(len(rows.X), bool)
         if hold_out and validation is None and len(rows.X) >= MIN_ROWS_TO_SELECT:
             held_out = rows.uniform < HELD_OUT

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convex_heads.decode import Network
+from convex_heads.decode import Network, ReluNetwork, TwoLayer
 from convex_heads.scaling import Scaling
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors, write_atomically
@@ -38,7 +38,7 @@ class Head:
         temperature: scores are divided by it before they become probabilities.
     """
 
-    network: Network
+    network: TwoLayer
     classes: tuple[str, ...]
     temperature: float = 1.0
 
@@ -100,6 +100,7 @@ def write_artefact(
             "backbone": backbone,
             "backbone_fingerprint": backbone_fingerprint,
             "classes": list(head.classes),
+            "activation": _activation(head.network),
             "loss": head.network.loss,
             "temperature": head.temperature,
             "weights_sha256": hashlib.sha256(content).hexdigest(),
@@ -139,7 +140,7 @@ def read_artefact(folder: Path) -> Artefact:
         raise InputError(f"cannot read {folder / WEIGHTS_NAME}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
         raise InputError(f"{folder / WEIGHTS_NAME} was altered (its checksum differs)")
-    network = _network(content, config["loss"], folder / WEIGHTS_NAME)
+    network = _network(content, config["activation"], config["loss"], folder / WEIGHTS_NAME)
     columns = network.offset.shape[0]
     expected = 1 if config["loss"] == "logistic" else len(config["classes"])
     if columns != expected:
@@ -180,6 +181,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(config.get(name), kind):
             raise InputError(f"{path}: '{name}' is missing or of the wrong kind")
+    # Artefacts of the first releases do not name the only activation that there was.
+    activation = config.setdefault("activation", "gated_relu")
+    if activation not in _ARRAYS:
+        raise InputError(
+            f"{path}: 'activation' must be one of {', '.join(_ARRAYS)}; got {activation!r}"
+        )
     if not all(isinstance(each, str) for each in config["classes"]):
         raise InputError(f"{path}: 'classes' must be a list of names")
     if not 0 < config["temperature"] < float("inf"):
@@ -187,21 +194,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors(network: Network) -> bytes:
+# The arrays of each activation beside scaling and offset; a shape of (m, k) is a neuron or gate in
+# every row and a standardised feature, then the constant one, in every column.
+_ARRAYS: dict[str, tuple[type[Network] | type[ReluNetwork], tuple[str, str]]] = {
+    "gated_relu": (Network, ("gates", "weights")),
+    "relu": (ReluNetwork, ("hidden", "output")),
+}
+
+
+def _activation(network: TwoLayer) -> str:
+    return next(name for name, (kind, _) in _ARRAYS.items() if isinstance(network, kind))
+
+
+def _tensors(network: TwoLayer) -> bytes:
     from safetensors.numpy import save
 
     arrays = {
         "mean": network.scaling.mean,
         "scale": network.scaling.scale,
         "keep": network.scaling.keep.astype(np.uint8),
-        "gates": network.gates,
-        "weights": network.weights,
         "offset": network.offset,
     }
+    for name in _ARRAYS[_activation(network)][1]:
+        arrays[name] = getattr(network, name)
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def _network(content: bytes, loss: str, path: Path) -> Network:
+def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -209,7 +228,8 @@ def _network(content: bytes, loss: str, path: Path) -> Network:
         arrays = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no safetensors file: {error}") from error
-    names = {"mean", "scale", "keep", "gates", "weights", "offset"}
+    kind, own = _ARRAYS[activation]
+    names = {"mean", "scale", "keep", "offset", *own}
     if missing := names - arrays.keys():
         raise InputError(f"{path}: the array '{min(missing)}' is missing")
     for name in names - {"keep"}:
@@ -218,14 +238,15 @@ def _network(content: bytes, loss: str, path: Path) -> Network:
             or not np.isfinite(arrays[name]).all()
         ):
             raise InputError(f"{path}: the array '{name}' must hold finite floating-point numbers")
-    P, k, C = (*arrays["weights"].shape, 0, 0, 0)[:3]
-    d = k - 1
+    first, second = (arrays[name] for name in own)
+    m, k = (*first.shape, 0, 0)[:2]
+    C = (*second.shape, 0)[second.ndim - 1]
     shapes = {
-        "mean": (d,),
-        "scale": (d,),
-        "keep": (d,),
-        "gates": (P, k),
-        "weights": (P, k, C),
+        "mean": (k - 1,),
+        "scale": (k - 1,),
+        "keep": (k - 1,),
+        own[0]: (m, k),
+        own[1]: (m, k, C) if activation == "gated_relu" else (m, C),
         "offset": (C,),
     }
     for name, shape in shapes.items():
@@ -234,7 +255,12 @@ def _network(content: bytes, loss: str, path: Path) -> Network:
                 f"{path}: the array '{name}' has shape {arrays[name].shape} instead of {shape}"
             )
     scaling = Scaling(arrays["mean"], arrays["scale"], arrays["keep"].astype(bool))
-    return Network(scaling, arrays["gates"], arrays["weights"], arrays["offset"], loss)
+    return kind(
+        scaling=scaling,
+        offset=arrays["offset"],
+        loss=loss,
+        **{name: arrays[name] for name in own},
+    )
 
 
 def _replace(new: Path, place: Path) -> None:

@@ -19,9 +19,13 @@ from typing import Any, Literal, TypeVar
 from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
-Activation = Literal["gated_relu"]
+Activation = Literal["gated_relu", "relu"]
 Penalty = Literal["group", "ridge"]
-Solver = Literal["auto", "subspace", "fista"]
+Solver = Literal["auto", "subspace", "fista", "descent", "admm"]
+SOLVERS = {
+    "gated_relu": ("auto", "subspace", "fista"),
+    "relu": ("auto", "descent", "admm"),
+}
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Selection = Literal["best", "one-se"]
@@ -168,6 +172,13 @@ class FitConfig(ExtractConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        known = SOLVERS[self.activation]
+        if self.solver not in known:
+            raise InputError(
+                f"--solver {self.solver}: {self.activation} heads have {', '.join(known)}"
+            )
+        if self.activation == "relu" and self.penalty != "group":
+            raise InputError(f"--penalty {self.penalty}: ReLU heads have the group penalty")
         if self.n_gates != "auto":
             _at_least("--n-gates", self.n_gates, 1, " (gates the head may choose from), or auto")
         if self.beta != "auto":

@@ -328,6 +328,7 @@ def _fit_head(
         n_gates=config.n_gates,
         beta=config.beta,
         penalty=config.penalty,
+        activation=config.activation,
         solver=config.solver,
         loss=config.loss,
         class_weight="balanced" if config.class_weight == "balanced" else None,

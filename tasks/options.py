@@ -35,7 +35,7 @@ Device = Annotated[
 ]
 Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
 
-Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu")]
+Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
 Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
 Gates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|N")]
 Beta = Annotated[
@@ -50,7 +50,7 @@ Selection = Annotated[
     ),
 ]
 Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
-Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista")]
+Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
 ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]

@@ -20,15 +20,26 @@ def test_columns_get_mean_zero_and_spread_one_under_the_weights():
     assert (Z[:, -1] == 1).all()
 
 
-def test_constant_and_nearly_constant_columns_become_zero():
+def test_constant_columns_become_zero_and_round_off_counts_as_constant():
     rng = np.random.default_rng(1)
-    X = rng.normal(size=(100, 3)).astype(np.float32) * 0.05
+    X = rng.normal(size=(100, 4)).astype(np.float32) * 0.05
     X[:, 1] = 4.4e-34
-    X[:, 2] = -1.8e-8 + 3.7e-9 * rng.choice([-1, 1], 100)
-    Z = Scaling.fit(X, np.ones(100)).transform(X)
-    assert np.isfinite(Z).all()
-    assert not Z[:, 1:3].any()
+    X[:, 2] = np.float32(0.3) + np.spacing(np.float32(0.3)) * rng.integers(-2, 3, 100)
+    X[:, 3] = 0
+    scaling = Scaling.fit(X, np.ones(100))
+    assert scaling.keep.tolist() == [True, False, False, False]
+    Z = scaling.transform(X)
+    assert not Z[:, 1:4].any()
     assert Z[:, 0].std() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-33, 1e-8, 1e-6, 1e6, 1e30])
+def test_a_column_is_judged_by_itself_and_not_by_the_others(scale):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(100, 3)).astype(np.float32)
+    X[:, 1] = scale * (X[:, 1] - 5)
+    Z = Scaling.fit(X, np.ones(100)).transform(X)
+    np.testing.assert_allclose(Z[:, :3].std(axis=0), 1, rtol=1e-3)
 
 
 def test_a_large_mean_does_not_swallow_the_spread():

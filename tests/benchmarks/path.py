@@ -19,7 +19,8 @@ from shared import Row, parser, show
 from convex_heads.gated import SOLVERS, Prepared, minimise, prepare
 from convex_heads.limits import Limits
 from convex_heads.losses import SOFTMAX
-from convex_heads.path import DEFAULT_BETAS, solve_path
+from convex_heads.path import solve_path
+from convex_heads.programs import ACTIVATIONS
 from convex_heads.scaling import Scaling
 from convex_heads.selection import validation_score
 from convex_heads.training import TrainingSet
@@ -32,7 +33,7 @@ def measure(
     """One line per beta that the path visits, and one for all of them."""
     path = solve_path(
         prepared,
-        DEFAULT_BETAS,
+        ACTIVATIONS["gated_relu"].betas,
         limits,
         solver=solver,
         score=validation_score(

@@ -1,0 +1,207 @@
+"""The two programs a head can be the optimum of, and :func:`solve` for either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from convex_heads import gated, relu
+from convex_heads.decode import Network, TwoLayer
+from convex_heads.descent import network_scores
+from convex_heads.limits import Limits
+from convex_heads.losses import LOSSES
+from convex_heads.operators import Program, apply
+from convex_heads.penalties import PENALTIES
+from convex_heads.solution import Record, Solution
+
+
+class Activation(NamedTuple):
+    """What a head does differently under one activation; see the functions' own docstrings.
+
+    Attributes:
+        name: ``gated_relu`` or ``relu``.
+        solvers: the first one is the default.
+        prepare: data -> program.
+        reweight: the same program under other row weights.
+        minimise: solves it for one beta.
+        resume: a warm start at weights.
+        scores: (program, weights) -> scores without offset of the deployed network (B, b, C).
+        certify: weights -> certificate.
+        decode: weights -> deployed network.
+        decreasing: whether a path goes from the largest beta to the smallest. Descent goes the
+            other way: neurons that the penalty has merged would not part again.
+        betas: fractions of beta_max on the path of "auto".
+        gates: most gates that "auto" offers; hidden units are P C and 2 P C, equally many.
+    """
+
+    name: str
+    solvers: tuple[str, ...]
+    prepare: Callable[..., gated.Prepared]
+    reweight: Callable[[gated.Prepared, np.ndarray], gated.Prepared]
+    minimise: Callable[..., tuple[Solution, Any]]
+    resume: Callable[..., Any]
+    scores: Callable[[Program, Array], Array]
+    certify: Callable[..., Any]
+    decode: Callable[..., TwoLayer]
+    decreasing: bool
+    betas: tuple[float, ...]
+    gates: int
+
+
+ACTIVATIONS = {
+    "gated_relu": Activation(
+        name="gated_relu",
+        solvers=gated.SOLVERS,
+        prepare=gated.prepare,
+        reweight=gated.reweight,
+        minimise=gated.minimise,
+        resume=gated.resume,
+        scores=apply,
+        certify=gated.certify_prepared,
+        decode=Network.decode,
+        decreasing=True,
+        betas=(0.1, 0.03, 0.01, 0.003, 0.001),
+        gates=64,
+    ),
+    "relu": Activation(
+        name="relu",
+        solvers=relu.SOLVERS,
+        prepare=relu.prepare,
+        reweight=relu.reweight,
+        minimise=relu.minimise,
+        resume=relu.resume,
+        scores=network_scores,
+        certify=relu.certify_prepared,
+        decode=relu.decode,
+        decreasing=False,
+        betas=(0.003, 0.01, 0.03, 0.1),
+        gates=32,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`solve` solves and when it stops.
+
+    Attributes:
+        beta: penalty as a fraction of beta_max, in (0, 1]; at 1 the head is zero. Default 0.03.
+            Ridge weights are never zero and have no beta_max of their own: fractions are of the
+            beta_max of the group penalty there too, only to have the scale of the data in them.
+        n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
+            are dropped.
+        loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
+        penalty: ``group`` (default), sum_i ||W_i||_F, or ``ridge``, sum_i ||W_i||_F^2 / 2 (gated
+            programs only).
+        activation: ``gated_relu`` (default, :mod:`convex_heads.gated`) or ``relu``
+            (:mod:`convex_heads.relu`).
+        solver: ``auto`` (default) is the first of: for gated programs ``subspace``
+            (:mod:`convex_heads.subspace`) and ``fista`` (:mod:`convex_heads.fista`, the independent
+            baseline); for ReLU programs ``descent`` (:mod:`convex_heads.descent`) and ``admm``
+            (:mod:`convex_heads.cronos`).
+        limits: tolerance, max_passes, max_seconds.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    beta: float = 0.03
+    n_gates: int = 64
+    loss: str = "softmax"
+    penalty: str = "group"
+    activation: str = "gated_relu"
+    solver: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("loss", self.loss, LOSSES),
+            ("penalty", self.penalty, PENALTIES),
+            ("activation", self.activation, ACTIVATIONS),
+            ("solver", self.solver, ("auto", *self._solvers)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        if self.activation == "relu" and self.penalty != "group":
+            raise ValueError(
+                "the ReLU program has the group penalty, a norm for every neuron: use "
+                "penalty='group', or activation='gated_relu'"
+            )
+        if not 0 < self.beta <= 1:
+            raise ValueError(
+                f"beta is a fraction of beta_max, above 0 and at most 1; got {self.beta}"
+            )
+        if self.n_gates < 1:
+            raise ValueError(
+                f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"
+            )
+
+    @property
+    def _solvers(self) -> tuple[str, ...]:
+        known = ACTIVATIONS.get(self.activation)
+        return () if known is None else known.solvers
+
+    @property
+    def solver_used(self) -> str:
+        """The solver's name, never ``auto``."""
+        return self._solvers[0] if self.solver == "auto" else self.solver
+
+
+def solve(
+    X: Array | np.ndarray,
+    Y: Array | np.ndarray,
+    options: Options,
+    key: Array,
+    *,
+    on_record: Callable[[Record], None] | None = None,
+) -> Solution:
+    """Solves the gated or the ReLU program of features X and targets Y.
+
+    Args:
+        X: features (n, d), standardised, the last column constant one.
+        Y: targets (n, C): one-hot for softmax, 0/1 with C = 1 for logistic, real for squared.
+        options: the program and the limits.
+        key: JAX random key of the gates.
+        on_record: called every few steps with the record (objective, bound, gap, passes,
+            seconds) that the history gets.
+
+    Returns:
+        A :class:`Solution`: ``value`` W (P, d, C), or v and w (P, d, 2 C) of the ReLU program, and
+        ``gates`` (P, d) in the coordinates of X, the status and the figures.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.c_[rng.normal(size=(200, 4)), np.ones(200)].astype("float32")
+        >>> Y = np.eye(2, dtype="float32")[(X[:, 0] * X[:, 1] > 0).astype(int)]
+        >>> solution = solve(X, Y, Options(beta=0.1, n_gates=16), jax.random.key(0))
+        >>> solution.status.name, solution.stats.relative_gap <= 2e-2
+        ('CONVERGED', True)
+    """
+    X, Y = np.asarray(X), np.asarray(Y)
+    activation = ACTIVATIONS[options.activation]
+    prepared = activation.prepare(
+        X,
+        Y,
+        np.ones(len(X), X.dtype),
+        LOSSES[options.loss],
+        options.n_gates,
+        key,
+        PENALTIES[options.penalty],
+    )
+    solution, _ = activation.minimise(
+        prepared,
+        options.beta * prepared.beta_max,
+        solver=options.solver_used,
+        limits=options.limits,
+        on_record=on_record,
+    )
+    return solution._replace(
+        value=jnp.asarray(gated.unrotate(prepared, solution.value)),
+        gates=jnp.asarray(prepared.gates),
+    )
