@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.decode import probabilities
+from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.head import ConvexHead, check_validation, feature_dtype
 from convex_heads.training import TrainingSet
 
@@ -29,6 +30,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
 
     Parameters:
         n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
+        gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
+            :mod:`convex_heads.gates`.
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
             fractions to choose from, or "auto": a path from 0.1 to 0.001 of which the lowest
             validation loss chooses; the larger beta wins ties. Without ``X_val``, 15% of the rows
@@ -71,6 +74,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         self,
         *,
         n_gates: int | str = "auto",
+        gates: str = DEFAULT_SAMPLER,
         beta: float | str | Sequence[float] = "auto",
         loss: str = "auto",
         class_weight: str | dict | None = None,
@@ -82,6 +86,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     ) -> None:
         super().__init__(
             n_gates=n_gates,
+            gates=gates,
             beta=beta,
             tolerance=tolerance,
             solver=solver,

@@ -21,7 +21,14 @@ from jax import Array
 
 from convex_heads import fista, subspace
 from convex_heads.certificate import Certificate, beta_max, certify
-from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
+from convex_heads.gates import (
+    DEFAULT_SAMPLER,
+    WeightedRows,
+    activation_patterns,
+    check_sampler,
+    distinct_patterns,
+    sample_gates,
+)
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, Loss
 from convex_heads.operators import Program, build_program
@@ -41,6 +48,7 @@ class Options:
         beta: penalty as a fraction of beta_max, in (0, 1]; at 1 the head is zero. Default 0.03.
         n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
             are dropped.
+        gates: how they are drawn, one of :data:`convex_heads.gates.SAMPLERS`. Default ``aligned``.
         loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
         solver: ``subspace`` (default, :mod:`convex_heads.subspace`) or ``fista``
             (:mod:`convex_heads.fista`, the independent baseline).
@@ -52,6 +60,7 @@ class Options:
 
     beta: float = 0.03
     n_gates: int = 64
+    gates: str = DEFAULT_SAMPLER
     loss: str = "softmax"
     solver: str = DEFAULT_SOLVER
     limits: Limits = field(default_factory=Limits)
@@ -65,6 +74,7 @@ class Options:
             raise ValueError(
                 f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"
             )
+        check_sampler(self.gates)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
         if self.solver not in SOLVERS:
@@ -94,7 +104,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    X: np.ndarray, Y: np.ndarray, omega: np.ndarray, loss: Loss, n_gates: int, key: Array
+    X: np.ndarray,
+    Y: np.ndarray,
+    omega: np.ndarray,
+    loss: Loss,
+    n_gates: int,
+    key: Array,
+    sampler: str = DEFAULT_SAMPLER,
 ) -> Prepared:
     """Draws gates, takes patterns and rotates.
 
@@ -106,6 +122,7 @@ def prepare(
         loss: the row loss.
         n_gates: gates to draw; fewer remain where patterns coincide.
         key: JAX random key of the draw.
+        sampler: one of :data:`convex_heads.gates.SAMPLERS`.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -118,7 +135,9 @@ def prepare(
     omega = np.asarray(omega, np.float64) / omega.sum()
     moment = (X.T * omega) @ X
     second_moment = jnp.asarray(moment, dtype)
-    gates = np.asarray(sample_gates(key, second_moment, n_gates))
+    gates = np.asarray(
+        sample_gates(key, second_moment, n_gates, sampler=sampler, rows=WeightedRows(X, omega))
+    )
     D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates)))
     # Without this, a pattern drawn twice would be one group counted as two.
     keep = distinct_patterns(D)
@@ -226,7 +245,7 @@ def solve(X: Array | np.ndarray, Y: Array | np.ndarray, options: Options, key: A
     """
     X, Y = np.asarray(X), np.asarray(Y)
     loss = LOSSES[options.loss]
-    prepared = prepare(X, Y, np.ones(len(X), X.dtype), loss, options.n_gates, key)
+    prepared = prepare(X, Y, np.ones(len(X), X.dtype), loss, options.n_gates, key, options.gates)
     solution, _ = minimise(
         prepared, options.beta * prepared.beta_max, solver=options.solver, limits=options.limits
     )

@@ -29,6 +29,7 @@ from convex_heads.gated import (
     reweight,
     unrotate,
 )
+from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import DEFAULT_BETAS, record_progress, solve_path
@@ -54,6 +55,7 @@ class ConvexHead(BaseEstimator):
         self,
         *,
         n_gates: int | str = "auto",
+        gates: str = DEFAULT_SAMPLER,
         beta: float | str | Sequence[float] = "auto",
         tolerance: float = 2e-2,
         solver: str = "auto",
@@ -62,6 +64,7 @@ class ConvexHead(BaseEstimator):
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_gates = n_gates
+        self.gates = gates
         self.beta = beta
         self.tolerance = tolerance
         self.solver = solver
@@ -85,14 +88,26 @@ class ConvexHead(BaseEstimator):
         solver = DEFAULT_SOLVER if self.solver == "auto" else self.solver
         fractions = self._fractions(data)
         for fraction in fractions:
-            Options(beta=fraction, n_gates=int(n_gates), loss=loss_name, solver=solver)
+            Options(
+                beta=fraction,
+                n_gates=int(n_gates),
+                gates=self.gates,
+                loss=loss_name,
+                solver=solver,
+            )
         loss = LOSSES[loss_name]
         scaling = Scaling.fit(data.X, data.weight)
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
         prepared = prepare(
-            scaling.transform(data.X), data.target, data.omega, loss, int(n_gates), key
+            scaling.transform(data.X),
+            data.target,
+            data.omega,
+            loss,
+            int(n_gates),
+            key,
+            self.gates,
         )
         path = solve_path(
             prepared,

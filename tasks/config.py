@@ -24,6 +24,7 @@ Solver = Literal["auto", "subspace", "fista"]
 Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "temperature"]
+Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 OutputFormat = Literal["table", "jsonl", "csv"]
 
 # What to say when a field without a default is not given.
@@ -153,6 +154,7 @@ class FitConfig(ExtractConfig):
     activation: Activation = "gated_relu"
     loss: Loss = "auto"
     n_gates: Literal["auto"] | int = "auto"
+    gates: Gates = "aligned"
     beta: Literal["auto"] | float = "auto"
     solver: Solver = "auto"
     tolerance: float | None = None

@@ -312,6 +312,7 @@ def _fit_head(
         options["tolerance"] = config.tolerance
     classifier = ConvexHeadClassifier(
         n_gates=config.n_gates,
+        gates=config.gates,
         beta=config.beta,
         loss=config.loss,
         class_weight="balanced" if config.class_weight == "balanced" else None,

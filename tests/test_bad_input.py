@@ -223,6 +223,7 @@ def test_new_rows_must_fit_the_head(tmp_path):
 OPTIONS = {
     "no gates": ({"n_gates": "0"}, "--n-gates 0: must be at least 1"),
     "gates in words": ({"n_gates": "many"}, "--n-gates many: must be 'auto' or"),
+    "no such sampler": ({"gates": "random"}, "--gates random: must be"),
     "negative beta": ({"beta": "-1"}, "--beta -1.0: must be above 0"),
     "nan beta": ({"beta": "nan"}, "--beta nan: must be above 0"),
     "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),
