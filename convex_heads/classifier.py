@@ -29,7 +29,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     random are the gates. "Globally optimal" is meant for the drawn gates.
 
     Parameters:
-        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64), or
+            "grow": as many as that, added where they lower the objective most (slower; see
+            :mod:`convex_heads.growth`).
         gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
             :mod:`convex_heads.gates`.
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of

@@ -30,6 +30,7 @@ from convex_heads.gated import (
     unrotate,
 )
 from convex_heads.gates import DEFAULT_SAMPLER
+from convex_heads.growth import Growth, Round, grow
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import DEFAULT_BETAS, record_progress, solve_path
@@ -43,6 +44,8 @@ from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet
 MAX_AUTO_GATES = 64
 _ROWS_PER_GATE = 8
 _FIXED_BETA = 0.1
+# Few large rounds: each compiles the solver for its number of gates.
+_GROWN_AT_ONCE = 32
 # No looser: weights far from their optimum are weights stopped early, and their validation score
 # says little about the weights that the final solve would reach.
 _SELECTION_GAP = 5e-2
@@ -81,10 +84,12 @@ class ConvexHead(BaseEstimator):
     ) -> None:
         limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
         n_gates = self.n_gates
-        if n_gates == "auto":
+        if n_gates in ("auto", "grow"):
             n_gates = min(MAX_AUTO_GATES, max(1, len(data.X) // _ROWS_PER_GATE))
         if not isinstance(n_gates, int | np.integer):
-            raise ValueError(f"n_gates must be 'auto' or a whole number; got {self.n_gates!r}")
+            raise ValueError(
+                f"n_gates must be 'auto', 'grow' or a whole number; got {self.n_gates!r}"
+            )
         solver = DEFAULT_SOLVER if self.solver == "auto" else self.solver
         fractions = self._fractions(data)
         for fraction in fractions:
@@ -100,15 +105,16 @@ class ConvexHead(BaseEstimator):
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
-        prepared = prepare(
-            scaling.transform(data.X),
-            data.target,
-            data.omega,
-            loss,
-            int(n_gates),
-            key,
-            self.gates,
-        )
+        X = scaling.transform(data.X)
+        offered = 1 if self.n_gates == "grow" else int(n_gates)
+        prepared = prepare(X, data.target, data.omega, loss, offered, key, self.gates)
+        rounds: tuple[Round, ...] = ()
+        if self.n_gates == "grow":
+            growth = Growth(batch=_GROWN_AT_ONCE, max_gates=int(n_gates), sampler=self.gates)
+            # For the middle of the path: gates that help there help on both sides of it.
+            beta = sorted(fractions)[len(fractions) // 2] * prepared.beta_max
+            loose = replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP))
+            prepared, *_, rounds = grow(prepared, X, beta, key, growth, solver=solver, limits=loose)
         path = solve_path(
             prepared,
             fractions,
@@ -154,7 +160,8 @@ class ConvexHead(BaseEstimator):
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
         self.history_ = solution.history
-        self.passes_ = sum(point.passes for point in path.points) + solution.stats.passes
+        spent = (*rounds, *path.points, solution.stats)
+        self.passes_ = sum(part.passes for part in spent)
         self.block_rows_ = solution.stats.block_rows
 
     def _fractions(self, data: TrainingSet) -> Sequence[float]:

@@ -153,7 +153,7 @@ class FitConfig(ExtractConfig):
     out: Path | None = None
     activation: Activation = "gated_relu"
     loss: Loss = "auto"
-    n_gates: Literal["auto"] | int = "auto"
+    n_gates: Literal["auto", "grow"] | int = "auto"
     gates: Gates = "aligned"
     beta: Literal["auto"] | float = "auto"
     solver: Solver = "auto"
@@ -164,8 +164,12 @@ class FitConfig(ExtractConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_gates != "auto":
+        if not isinstance(self.n_gates, str):
             _at_least("--n-gates", self.n_gates, 1, " (gates the head may choose from), or auto")
+        if self.n_gates == "grow" and self.gates == "pairs":
+            raise InputError(
+                "--n-gates grow: grown gates are not drawn as pairs; choose other --gates"
+            )
         if self.beta != "auto":
             _above_zero("--beta", self.beta, _BETA)
             if self.beta > 1:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from convex_heads import ConvexHeadClassifier
 from convex_heads.certificate import climb, residual
 from convex_heads.gated import certify_prepared, minimise, prepare
 from convex_heads.growth import Growth, grow
@@ -131,3 +132,15 @@ def test_growing_at_beta_zero_is_refused():
     X, _, start = _problem()
     with pytest.raises(ValueError, match="above 0"):
         grow(start, X, 0.0, jax.random.key(0))
+
+
+def test_an_estimator_grows_its_gates_whatever_the_order_of_rows():
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(300, 4)).astype(np.float32)
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    head = ConvexHeadClassifier(n_gates="grow", beta=0.02).fit(X[:250], y[:250])
+    assert 2 <= head.certificate_.n_gates <= 250 // 8
+    assert head.score(X[250:], y[250:]) > 0.8
+    order = rng.permutation(250)
+    again = ConvexHeadClassifier(n_gates="grow", beta=0.02).fit(X[order], y[order])
+    np.testing.assert_array_equal(head.decision_function(X), again.decision_function(X))
