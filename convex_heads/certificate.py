@@ -153,13 +153,31 @@ def pattern_violation(
     """
     if beta <= 0:
         return float("inf")
-    norms = _norms(program, R, gates)
-    best = float(jnp.max(norms))
-    gates = gates[jnp.argsort(-norms)[:_CLIMBERS]]
+    _, norms = climb(program, R, gates, ascent_steps=ascent_steps)
+    return float(jnp.max(norms)) / beta
+
+
+def climb(
+    program: Program, R: Array, gates: Array, *, ascent_steps: int = 3
+) -> tuple[Array, Array]:
+    """Trial gates and those found by local ascent from the best sixteen, with ||X'D_g R||_F.
+
+    Args:
+        program: the blocked data (its own patterns are not used).
+        R: residual (B, b, C).
+        gates: trial gates (P', d), in the coordinates of program.X.
+        ascent_steps: steps of local ascent.
+
+    Returns:
+        gates (P'', d), the given ones first, and their norms (P'',).
+    """
+    tried, found = [gates], [_norms(program, R, gates)]
+    gates = gates[jnp.argsort(-found[0])[:_CLIMBERS]]
     for _ in range(ascent_steps):
         gates = _uphill(program, R, gates)
-        best = max(best, float(jnp.max(_norms(program, R, gates))))
-    return best / beta
+        tried.append(gates)
+        found.append(_norms(program, R, gates))
+    return jnp.concatenate(tried), jnp.concatenate(found)
 
 
 def certify_program(

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from convex_heads.decode import probabilities
+from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.head import ConvexHead, check_validation, raw_dtypes
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
@@ -29,7 +30,11 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     random are the gates. "Globally optimal" is meant for the drawn gates.
 
     Parameters:
-        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64).
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64), or
+            "grow": as many as that, added where they lower the objective most (slower; see
+            :mod:`convex_heads.growth`).
+        gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
+            :mod:`convex_heads.gates`.
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
             fractions to choose from, or "auto": a path from 0.1 to 0.001 of which the lowest
             validation loss chooses; the larger beta wins ties. The path ends early once two
@@ -87,6 +92,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         self,
         *,
         n_gates: int | str = "auto",
+        gates: str = DEFAULT_SAMPLER,
         beta: float | str | Sequence[float] = "auto",
         loss: str = "auto",
         class_weight: str | dict | None = None,
@@ -101,6 +107,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     ) -> None:
         super().__init__(
             n_gates=n_gates,
+            gates=gates,
             beta=beta,
             penalty=penalty,
             activation=activation,

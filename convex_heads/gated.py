@@ -27,7 +27,13 @@ from convex_heads.certificate import (
     certify_program,
     residual,
 )
-from convex_heads.gates import activation_patterns, distinct_patterns, sample_gates
+from convex_heads.gates import (
+    DEFAULT_SAMPLER,
+    WeightedRows,
+    activation_patterns,
+    distinct_patterns,
+    sample_gates,
+)
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program
@@ -74,6 +80,7 @@ def prepare(
     n_gates: int,
     key: Array,
     penalty: Penalty = GROUP,
+    sampler: str = DEFAULT_SAMPLER,
 ) -> Prepared:
     """Draws gates, takes patterns and rotates.
 
@@ -86,6 +93,7 @@ def prepare(
         n_gates: gates to draw; fewer remain where patterns coincide.
         key: JAX random key of the draw.
         penalty: of the weights.
+        sampler: one of :data:`convex_heads.gates.SAMPLERS`.
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -98,7 +106,9 @@ def prepare(
     omega = np.asarray(omega, np.float64) / omega.sum()
     moment = (X.T * omega) @ X
     second_moment = jnp.asarray(moment, dtype)
-    gates = np.asarray(sample_gates(key, second_moment, n_gates))
+    gates = np.asarray(
+        sample_gates(key, second_moment, n_gates, sampler=sampler, rows=WeightedRows(X, omega))
+    )
     D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates)))
     # Without this, a pattern drawn twice would be one group counted as two.
     keep = distinct_patterns(D)

@@ -20,6 +20,8 @@ from sklearn.utils.validation import (
 )
 
 from convex_heads.gated import unrotate
+from convex_heads.gates import DEFAULT_SAMPLER
+from convex_heads.growth import Growth, Round, grow
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import counted_after, record_progress, solve_path
@@ -34,6 +36,8 @@ from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet, feature_dtype
 # own.
 _ROWS_PER_GATE = 8
 _FIXED_BETA = 0.1
+# Few large rounds: each compiles the solver for its number of gates.
+_GROWN_AT_ONCE = 32
 # No looser: weights far from their optimum are weights stopped early, and their validation score
 # says little about the weights that the final solve would reach.
 _SELECTION_GAP = 5e-2
@@ -46,6 +50,7 @@ class ConvexHead(BaseEstimator):
         self,
         *,
         n_gates: int | str = "auto",
+        gates: str = DEFAULT_SAMPLER,
         beta: float | str | Sequence[float] = "auto",
         penalty: str = "group",
         activation: str = "gated_relu",
@@ -57,6 +62,7 @@ class ConvexHead(BaseEstimator):
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_gates = n_gates
+        self.gates = gates
         self.beta = beta
         self.penalty = penalty
         self.activation = activation
@@ -78,13 +84,18 @@ class ConvexHead(BaseEstimator):
         check_selection(self.selection)
         limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
         n_gates = self.n_gates
-        if n_gates == "auto":
+        if n_gates in ("auto", "grow"):
             most = kind.gates if (kind := ACTIVATIONS.get(self.activation)) else 1
             n_gates = min(most, max(1, len(data.X) // _ROWS_PER_GATE))
         if not isinstance(n_gates, int | np.integer):
-            raise ValueError(f"n_gates must be 'auto' or a whole number; got {self.n_gates!r}")
+            raise ValueError(
+                f"n_gates must be 'auto', 'grow' or a whole number; got {self.n_gates!r}"
+            )
+        if self.n_gates == "grow" and self.activation != "gated_relu":
+            raise ValueError("n_gates='grow' is for gated heads: ReLU heads find their patterns")
         options = Options(
             n_gates=int(n_gates),
+            gates=self.gates,
             loss=loss_name,
             penalty=self.penalty,
             activation=self.activation,
@@ -100,15 +111,25 @@ class ConvexHead(BaseEstimator):
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
+        X = scaling.transform(data.X, feature_dtype())
+        offered = 1 if self.n_gates == "grow" else int(n_gates)
         prepared = activation.prepare(
-            scaling.transform(data.X, feature_dtype()),
+            X,
             data.target,
             data.omega,
             loss,
-            int(n_gates),
+            offered,
             key,
             PENALTIES[self.penalty],
+            self.gates,
         )
+        rounds: tuple[Round, ...] = ()
+        if self.n_gates == "grow":
+            growth = Growth(batch=_GROWN_AT_ONCE, max_gates=int(n_gates), sampler=self.gates)
+            # For the middle of the path: gates that help there help on both sides of it.
+            beta = sorted(fractions)[len(fractions) // 2] * prepared.beta_max
+            loose = replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP))
+            prepared, *_, rounds = grow(prepared, X, beta, key, growth, solver=solver, limits=loose)
         path = solve_path(
             prepared,
             fractions,
@@ -165,7 +186,7 @@ class ConvexHead(BaseEstimator):
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
         self.history_ = solution.history
-        self.passes_ = passes + solution.stats.passes
+        self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
     def _fractions(self, data: TrainingSet, betas: Sequence[float]) -> Sequence[float]:

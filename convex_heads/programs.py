@@ -13,6 +13,7 @@ from jax import Array
 from convex_heads import gated, relu
 from convex_heads.decode import Network, TwoLayer
 from convex_heads.descent import network_scores
+from convex_heads.gates import DEFAULT_SAMPLER, check_sampler
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.operators import Program, apply
@@ -95,6 +96,7 @@ class Options:
             beta_max of the group penalty there too, only to have the scale of the data in them.
         n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
             are dropped.
+        gates: how they are drawn, one of :data:`convex_heads.gates.SAMPLERS`. Default ``aligned``.
         loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
         penalty: ``group`` (default), sum_i ||W_i||_F, or ``ridge``, sum_i ||W_i||_F^2 / 2 (gated
             programs only).
@@ -112,6 +114,7 @@ class Options:
 
     beta: float = 0.03
     n_gates: int = 64
+    gates: str = DEFAULT_SAMPLER
     loss: str = "softmax"
     penalty: str = "group"
     activation: str = "gated_relu"
@@ -127,6 +130,7 @@ class Options:
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        check_sampler(self.gates)
         if self.activation == "relu" and self.penalty != "group":
             raise ValueError(
                 "the ReLU program has the group penalty, a norm for every neuron: use "
@@ -193,6 +197,7 @@ def solve(
         options.n_gates,
         key,
         PENALTIES[options.penalty],
+        options.gates,
     )
     solution, _ = activation.minimise(
         prepared,

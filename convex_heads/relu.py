@@ -29,11 +29,11 @@ from convex_heads.certificate import TRIAL_GATES, Certificate, relative_gap, res
 from convex_heads.cones import projection_norms
 from convex_heads.decode import ReluNetwork
 from convex_heads.gated import Prepared
-from convex_heads.gates import sample_gates
+from convex_heads.gates import DEFAULT_SAMPLER, sample_gates
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint
-from convex_heads.penalties import Penalty, dual_scale
+from convex_heads.penalties import GROUP, Penalty, dual_scale
 from convex_heads.scaling import Scaling
 from convex_heads.solution import Record, Solution
 
@@ -50,7 +50,8 @@ def prepare(
     loss: Loss,
     n_gates: int,
     key: Array,
-    penalty: Penalty,
+    penalty: Penalty = GROUP,
+    sampler: str = DEFAULT_SAMPLER,
 ) -> Prepared:
     """As :func:`convex_heads.gated.prepare`; beta_max is that of the ReLU program.
 
@@ -61,7 +62,7 @@ def prepare(
         raise ValueError(
             f"the ReLU program has the group penalty, a norm for every neuron; got {penalty.name!r}"
         )
-    return _with_beta_max(gated.prepare(X, Y, omega, loss, n_gates, key))
+    return _with_beta_max(gated.prepare(X, Y, omega, loss, n_gates, key, penalty, sampler))
 
 
 def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:

@@ -30,6 +30,7 @@ Loss = Literal["auto", "softmax", "logistic", "squared"]
 ClassWeight = Literal["none", "balanced"]
 Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
+Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 OutputFormat = Literal["table", "jsonl", "csv"]
 
 # What to say when a field without a default is not given.
@@ -160,7 +161,8 @@ class FitConfig(ExtractConfig):
     out: Path | None = None
     activation: Activation = "gated_relu"
     loss: Loss = "auto"
-    n_gates: Literal["auto"] | int = "auto"
+    n_gates: Literal["auto", "grow"] | int = "auto"
+    gates: Gates = "aligned"
     beta: Literal["auto"] | float = "auto"
     selection: Selection = "best"
     penalty: Penalty = "group"
@@ -179,8 +181,14 @@ class FitConfig(ExtractConfig):
             )
         if self.activation == "relu" and self.penalty != "group":
             raise InputError(f"--penalty {self.penalty}: ReLU heads have the group penalty")
-        if self.n_gates != "auto":
+        if self.activation == "relu" and self.n_gates == "grow":
+            raise InputError("--n-gates grow: ReLU heads find their patterns by themselves")
+        if not isinstance(self.n_gates, str):
             _at_least("--n-gates", self.n_gates, 1, " (gates the head may choose from), or auto")
+        if self.n_gates == "grow" and self.gates == "pairs":
+            raise InputError(
+                "--n-gates grow: grown gates are not drawn as pairs; choose other --gates"
+            )
         if self.beta != "auto":
             _above_zero("--beta", self.beta, _BETA)
             if self.beta > 1:

@@ -326,6 +326,7 @@ def _fit_head(
         options["tolerance"] = config.tolerance
     classifier = ConvexHeadClassifier(
         n_gates=config.n_gates,
+        gates=config.gates,
         beta=config.beta,
         penalty=config.penalty,
         activation=config.activation,

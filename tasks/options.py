@@ -37,7 +37,8 @@ Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache]
 
 Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
 Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
-Gates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|N")]
+NGates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|grow|N")]
+Gates = Annotated[str | None, Option(help="[aligned]", metavar="aligned|gaussian|geometric|pairs")]
 Beta = Annotated[
     str | None, Option(help="Penalty, as a fraction of beta_max [auto].", metavar="auto|FRACTION")
 ]

@@ -223,6 +223,11 @@ def test_new_rows_must_fit_the_head(tmp_path):
 OPTIONS = {
     "no gates": ({"n_gates": "0"}, "--n-gates 0: must be at least 1"),
     "gates in words": ({"n_gates": "many"}, "--n-gates many: must be 'auto' or"),
+    "grown pairs": (
+        {"n_gates": "grow", "gates": "pairs"},
+        "grow: grown gates are not drawn",
+    ),
+    "no such sampler": ({"gates": "random"}, "--gates random: must be"),
     "negative beta": ({"beta": "-1"}, "--beta -1.0: must be above 0"),
     "nan beta": ({"beta": "nan"}, "--beta nan: must be above 0"),
     "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),

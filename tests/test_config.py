@@ -28,6 +28,7 @@ positive = st.floats(1e-9, 0.999)
         seed=st.integers(0, 2**31),
         on_bad_row=st.sampled_from(["fail", "skip"]),
         n_gates=st.just("auto") | st.integers(1, 4096),
+        gates=st.sampled_from(["aligned", "gaussian", "geometric", "pairs"]),
         beta=st.just("auto") | positive,
         tolerance=st.none() | positive,
         loss=st.sampled_from(["auto", "softmax", "logistic", "squared"]),
