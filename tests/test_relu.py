@@ -1,0 +1,397 @@
+"""ReLU programs: ADMM against an independent solver, descent, certificates, estimators."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, cronos, relu, solve
+from convex_heads.cones import projection_norms, violation
+from convex_heads.decode import ReluNetwork
+from convex_heads.descent import minimise as descend
+from convex_heads.descent import network_scores, norms, objective, rescale, slope
+from convex_heads.gated import unrotate
+from convex_heads.limits import Limits
+from convex_heads.losses import LOSSES
+from convex_heads.nystrom import adaptive_nystrom, approximation_error, nystrom, precondition
+from convex_heads.pcg import pcg
+from convex_heads.robustness import robustness_radius
+from convex_heads.scaling import Scaling
+
+
+def make(seed: int, name: str, n: int = 30, d: int = 4, P: int = 3, dtype: type = np.float64):
+    """Features with a constant column, targets and weights of a random program."""
+    rng = np.random.default_rng(seed)
+    C = {"squared": 1 + seed % 2, "logistic": 1, "softmax": 3}[name]
+    X = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)].astype(dtype)
+    label = rng.integers(0, max(C, 2), n)
+    if name == "squared":
+        Y = rng.normal(size=(n, C))
+    else:
+        Y = label[:, None] if C == 1 else np.eye(C)[label]
+    omega = rng.uniform(0.5, 1.5, n)
+    key = jax.random.key(seed)
+    return relu.prepare(X, Y.astype(dtype), omega, LOSSES[name], P, key)
+
+
+def oracle(prepared, beta: float) -> float:
+    """The optimal value of the ReLU program by an interior-point method."""
+    program, name = prepared.program, prepared.loss.name
+    d, C = program.X.shape[2], program.Y.shape[2]
+    X, Y = np.asarray(program.X).reshape(-1, d), np.asarray(program.Y).reshape(-1, C)
+    D, omega = np.asarray(program.D).reshape(len(X), -1), np.asarray(program.omega).ravel()
+    kept = omega > 0
+    X, Y, D, omega, z0 = X[kept], Y[kept], D[kept], omega[kept], np.asarray(program.z0)
+    P = D.shape[1]
+    V = [[cp.Variable(d) for _ in range(2 * C)] for _ in range(P)]
+    sign = np.where(D, 1, -1)
+    cones = [cp.multiply(sign[:, i], X @ v) >= 0 for i in range(P) for v in V[i]]
+    z = [
+        z0[c] + sum(cp.multiply(D[:, i], X @ (V[i][c] - V[i][C + c])) for i in range(P))
+        for c in range(C)
+    ]
+    if name == "squared":
+        fit = sum(omega @ cp.square(z[c] - Y[:, c]) for c in range(C)) / 2
+    elif name == "logistic":
+        fit = omega @ (cp.logistic(z[0]) - cp.multiply(Y[:, 0], z[0]))
+    else:
+        Z = cp.vstack(z).T
+        fit = omega @ (cp.log_sum_exp(Z, axis=1) - cp.sum(cp.multiply(Z, Y), axis=1))
+    problem = cp.Problem(cp.Minimize(fit + beta * sum(cp.norm(v) for i in V for v in i)), cones)
+    problem.solve(solver="CLARABEL")
+    return float(problem.value)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("name", ["squared", "logistic", "softmax"])
+@pytest.mark.parametrize("fraction", [0.3, 0.03])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))]
+)
+def test_admm_finds_the_value_of_an_interior_point_method(x64, name, fraction, seed):
+    prepared = make(seed, name)
+    beta = fraction * prepared.beta_max
+    limits = Limits(tolerance=1e-6, max_passes=60_000)
+    solution, run = cronos.minimise(
+        prepared.program, prepared.loss, beta, h=relu._moments(prepared), limits=limits
+    )
+    value = oracle(prepared, beta)
+    assert solution.stats.dual <= value * (1 + 1e-7)
+    assert solution.stats.primal == pytest.approx(value, rel=5e-5)
+    assert solution.stats.dual == pytest.approx(value, rel=5e-4)
+    assert float(run.violation) <= cronos.FEASIBLE
+
+
+def test_nystrom_preconditioned_admm_finds_the_same_value(x64):
+    prepared = make(1, "softmax", P=4)
+    beta = 0.1 * prepared.beta_max
+    recipe = cronos.Recipe(balance=False, rank=6)
+    solution, _ = cronos.minimise(
+        prepared.program,
+        prepared.loss,
+        beta,
+        h=relu._moments(prepared),
+        recipe=recipe,
+        limits=Limits(tolerance=1e-5, max_passes=60_000),
+    )
+    assert solution.stats.primal == pytest.approx(oracle(prepared, beta), rel=1e-4)
+
+
+def test_the_published_recipe_is_for_the_squared_loss_and_solves_it(x64):
+    prepared = make(0, "squared")
+    beta, n = 0.1 * prepared.beta_max, 30
+    solve_it = {"h": relu._moments(prepared), "recipe": cronos.paper(n)}
+    solution, _ = cronos.minimise(
+        prepared.program,
+        prepared.loss,
+        beta,
+        limits=Limits(tolerance=1e-4, max_passes=100_000),
+        **solve_it,
+    )
+    assert solution.stats.dual <= oracle(prepared, beta) * (1 + 1e-6)
+    other = make(0, "logistic")
+    with pytest.raises(ValueError, match="squared loss, not logistic"):
+        cronos.minimise(other.program, other.loss, beta, **solve_it)
+
+
+@pytest.mark.parametrize("name", ["squared", "logistic", "softmax"])
+def test_beta_max_of_the_relu_program_is_where_the_weights_vanish(x64, name):
+    prepared = make(3, name)
+    zero = float(objective_at_zero(prepared))
+    assert oracle(prepared, 1.001 * prepared.beta_max) == pytest.approx(zero, rel=1e-6)
+    assert oracle(prepared, 0.9 * prepared.beta_max) < zero * (1 - 1e-6)
+
+
+def objective_at_zero(prepared):
+    P, d, C = prepared.program.shape
+    V, z = jnp.zeros((P, d, 2 * C)), jnp.zeros_like(prepared.program.Y)
+    return objective(prepared.program, prepared.loss, jnp.asarray(0.0), V, z)
+
+
+def test_projection_norms_are_those_of_an_interior_point_method(x64):
+    prepared = make(4, "softmax", n=40)
+    program = prepared.program
+    A = jax.random.normal(jax.random.key(0), (*program.shape[:2], 2))
+    bounds, points = projection_norms(program, relu._moments(prepared), A, steps=3000, rho=3)
+    d = program.X.shape[2]
+    X = np.asarray(program.X).reshape(-1, d)
+    sign = np.where(np.asarray(program.D).reshape(len(X), -1), 1, -1)
+    alive = np.asarray(program.omega).ravel() > 0
+    for i in range(A.shape[0]):
+        for k in range(A.shape[2]):
+            v = cp.Variable(d)
+            inside = [cp.multiply(sign[alive, i], X[alive] @ v) >= 0]
+            a = np.asarray(A[i, :, k])
+            cp.Problem(cp.Minimize(cp.sum_squares(v - a)), inside).solve(solver="CLARABEL")
+            exact = np.linalg.norm(v.value)
+            assert exact - 1e-6 <= float(bounds[i, k]) <= exact + 2e-2 * np.linalg.norm(a)
+    assert float(violation(program, points)) < 0.05
+
+
+def test_descent_never_rises_and_its_certificate_holds_against_the_oracle(x64):
+    prepared = make(5, "softmax", n=300, P=2)
+    beta = 0.1 * prepared.beta_max
+    records = []
+    solution, _ = relu.minimise(
+        prepared, beta, limits=Limits(tolerance=1e-4), on_record=records.append
+    )
+    objectives = [record.primal for record in records]
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(objectives))
+    V = solution.value
+    proof = relu.certify_prepared(prepared, V, beta, key=jax.random.key(1))
+    assert proof.relative_gap < 5e-2
+    # The program of its own patterns, solved anew: between the bound and the network's objective.
+    alive = np.argwhere(np.asarray(norms(V)) > 0)
+    value = own_program_value(prepared, np.asarray(V), alive, beta)
+    assert proof.dual <= value * (1 + 1e-6)
+    assert value <= proof.primal * (1 + 1e-6)
+
+
+def own_program_value(prepared, V: np.ndarray, alive: np.ndarray, beta: float) -> float:
+    program = prepared.program
+    d, C = program.X.shape[2], program.Y.shape[2]
+    X, Y = np.asarray(program.X).reshape(-1, d), np.asarray(program.Y).reshape(-1, C)
+    omega, z0 = np.asarray(program.omega).ravel(), np.asarray(program.z0)
+    v = [cp.Variable(d) for _ in alive]
+    z: list = [z0[c] for c in range(C)]
+    cones = []
+    for each, (i, k) in zip(v, alive, strict=True):
+        on = X @ V[i, :, k] > 0
+        cones.append(cp.multiply(np.where(on, 1, -1), X @ each) >= 0)
+        z[k % C] = z[k % C] + (1 if k < C else -1) * cp.multiply(on, X @ each)
+    Z = cp.vstack(z).T
+    fit = omega @ (cp.log_sum_exp(Z, axis=1) - cp.sum(cp.multiply(Z, Y), axis=1))
+    problem = cp.Problem(cp.Minimize(fit + beta * sum(cp.norm(each) for each in v)), cones)
+    problem.solve(solver="CLARABEL")
+    return float(problem.value)
+
+
+def test_slope_is_the_gradient_of_the_network(x64):
+    prepared = make(6, "softmax", n=50)
+    program, loss = prepared.program, prepared.loss
+    V = relu.start(prepared)
+
+    def value(V):
+        return objective(program, loss, jnp.asarray(0.0), V, network_scores(program, V))
+
+    at = slope(program, loss, V)
+    np.testing.assert_allclose(at.loss, value(V), rtol=1e-12)
+    np.testing.assert_allclose(at.G, jax.grad(value)(V), atol=1e-12)
+
+
+def test_rescaling_lowers_the_objective_and_leaves_neurons_balanced(x64):
+    prepared = make(7, "logistic", n=80)
+    program, loss = prepared.program, prepared.loss
+    beta = jnp.asarray(0.02 * prepared.beta_max)
+    V = relu.start(prepared)
+    W = rescale(program, loss, beta, V)
+    before = objective(program, loss, beta, V, network_scores(program, V))
+    after = objective(program, loss, beta, W, network_scores(program, W))
+    assert float(after) < float(before)
+    length = np.asarray(norms(W))
+    # Directions stay, and the best lengths balance loss and penalty: -<G, v> = beta ||v||.
+    along = np.asarray(-jnp.sum(slope(program, loss, W).G * W, axis=1))
+    balanced = length > 1e-6
+    np.testing.assert_allclose(along[balanced], float(beta) * length[balanced], rtol=2e-2)
+
+
+def test_nystrom_is_exact_at_full_rank_and_its_error_is_known(x64):
+    rng = np.random.default_rng(0)
+    Q, _ = np.linalg.qr(rng.normal(size=(12, 12)))
+    values = 2.0 ** -np.arange(12)
+    matrix = jnp.asarray((Q * values) @ Q.T)
+
+    def product(V):
+        return (matrix @ V.reshape(12, -1)).reshape(V.shape)
+
+    key = jax.random.key(0)
+    full = nystrom(product, (3, 4), 12, key, jnp.float64)
+    np.testing.assert_allclose(full.eigenvalues, values, rtol=1e-5)
+    U = full.U.reshape(12, 12)
+    np.testing.assert_allclose((U * full.eigenvalues) @ U.T, matrix, atol=1e-7)
+    part = nystrom(product, (3, 4), 4, key, jnp.float64)
+    U = np.asarray(part.U.reshape(12, 4))
+    exact = np.linalg.norm(np.asarray(matrix) - (U * np.asarray(part.eigenvalues)) @ U.T, 2)
+    assert float(approximation_error(product, part, key, 50)) == pytest.approx(exact, rel=1e-3)
+    adapted = adaptive_nystrom(product, (3, 4), 1e-3, key, jnp.float64, rank=1, factor=10)
+    assert 4 <= adapted.U.shape[-1] < 12 or adapted.U.shape[-1] == 12
+    assert float(approximation_error(product, adapted, key, 50)) <= 1e-2
+    # Applied to what the sketch knows, the preconditioner is the inverse but for a factor.
+    mu = 0.1
+    r = jnp.asarray(rng.normal(size=(3, 4, 2)))
+    z = precondition(full, jnp.asarray(mu), r)
+    back = product(z) + mu * z
+    scale = float(full.eigenvalues[-1]) + mu
+    np.testing.assert_allclose(back, scale * r, atol=1e-6)
+
+
+def test_pcg_solves_for_all_columns_and_counts_its_products(x64):
+    rng = np.random.default_rng(1)
+    M = rng.normal(size=(9, 9))
+    matrix = jnp.asarray(M @ M.T + np.eye(9))
+    b = jnp.asarray(rng.normal(size=(9, 3)))
+    result = pcg(lambda x: matrix @ x, b, jnp.zeros_like(b), lambda r: r, jnp.asarray(1e-10), 200)
+    np.testing.assert_allclose(result.x, np.linalg.solve(matrix, b), atol=1e-7)
+    assert float(result.residual) <= 1e-10
+    exact = pcg(
+        lambda x: matrix @ x,
+        b,
+        jnp.zeros_like(b),
+        lambda r: jnp.linalg.solve(matrix, r),
+        jnp.asarray(1e-8),
+        200,
+    )
+    assert int(exact.products) == 2
+
+
+@pytest.mark.parametrize("name", ["squared", "logistic", "softmax"])
+def test_proximal_maps_of_losses_solve_their_equation(x64, name):
+    loss = LOSSES[name]
+    rng = np.random.default_rng(2)
+    C = 1 if name == "logistic" else 4
+    v = jnp.asarray(3 * rng.normal(size=(200, C)))
+    label = rng.integers(0, max(2, C), 200)
+    y = label[:, None].astype(float) if C == 1 else np.eye(C)[label]
+    for rho in (0.05, 1.0):
+        z = loss.prox(v, jnp.asarray(y), jnp.asarray(rho), v)
+        for _ in range(3):
+            z = loss.prox(v, jnp.asarray(y), jnp.asarray(rho), z)
+        np.testing.assert_allclose(loss.gradient(z, y) + rho * (z - v), 0, atol=1e-9)
+
+
+def moons(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes that no linear head separates."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 6)).astype(np.float32)
+    return X, (X[:, 0] * X[:, 1] > 0).astype(int) + (X[:, 2] > 1)
+
+
+def test_the_relu_classifier_learns_what_a_linear_head_cannot_and_says_what_is_proven():
+    X, y = moons(600, 0)
+    Xt, yt = moons(400, 1)
+    head = ConvexHeadClassifier(activation="relu", n_gates=8, beta=0.02, tolerance=0.1).fit(X, y)
+    assert isinstance(head.network_, ReluNetwork)
+    assert head.score(Xt, yt) > 0.85
+    proof = head.certificate_
+    assert 0 <= proof.relative_gap < 0.1
+    assert proof.cone_violation == 0
+    assert head.solver_ == "descent"
+    # The certificate's primal is the deployed network's own objective.
+    z = head.network_.scores(X)
+    Y = np.eye(3)[y]
+    top = z.max(axis=1, keepdims=True)
+    nll = np.log(np.exp(z - top).sum(axis=1)) + top[:, 0] - (z * Y).sum(axis=1)
+    length = np.linalg.norm(head.network_.hidden, axis=1).sum()
+    assert proof.primal == pytest.approx(nll.mean() + proof.beta * length, rel=1e-4)
+    assert (robustness_radius(head.network_, Xt[:20]) >= 0).all()
+    again = ConvexHeadClassifier(activation="relu", n_gates=8, beta=0.02, tolerance=0.1)
+    again.fit(X, y)
+    np.testing.assert_array_equal(head.network_.hidden, again.network_.hidden)
+
+
+def test_the_relu_regressor_reports_in_the_units_of_y():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(500, 3)).astype(np.float32)
+    y = 100 * np.abs(X[:, 0]) + 7
+    head = ConvexHeadRegressor(activation="relu", n_gates=6, beta=0.01).fit(X, y)
+    assert head.score(X, y) > 0.95
+    z = head.predict(X)
+    length = np.linalg.norm(head.network_.hidden, axis=1) * np.abs(head.network_.output[:, 0])
+    assert head.certificate_.primal == pytest.approx(
+        np.mean((z - y) ** 2) / 2 + head.certificate_.beta * length.sum(), rel=1e-3
+    )
+
+
+def test_a_relu_path_is_reported_from_large_to_small_beta():
+    X, y = moons(400, 2)
+    with pytest.warns(ConvergenceWarning):
+        head = ConvexHeadClassifier(
+            activation="relu", n_gates=4, beta=[0.1, 0.02], tolerance=1e-5, max_passes=60
+        ).fit(X, y)
+    assert [point.fraction for point in head.path_] == [0.1, 0.02]
+    assert head.beta_ == min(head.path_, key=lambda point: point.loss).fraction
+    assert len(head.coef_path_) == 2
+    assert head.coef_path_[0].shape == (4, 7, 6)
+
+
+def test_solve_returns_a_relu_solution_in_the_given_coordinates():
+    X, y = moons(300, 3)
+    X = np.c_[X, np.ones(300, np.float32)]
+    Y = np.eye(3, dtype=np.float32)[y]
+    for solver in ("auto", "admm"):
+        options = Options(activation="relu", solver=solver, n_gates=4, beta=0.1)
+        solution = solve(X, Y, options, jax.random.key(0))
+        assert solution.value.shape == (4, 7, 6)
+        Z = np.maximum(np.einsum("nd,pdk->npk", X, solution.value), 0).sum(axis=1)
+        scores = np.asarray(solution.scores).reshape(-1, 3)[:300]
+        np.testing.assert_allclose(Z[:, :3] - Z[:, 3:], scores, atol=1e-3)
+
+
+def test_zero_neurons_are_dropped_and_the_rest_keep_their_sign():
+    V = np.zeros((1, 3, 4), np.float32)
+    V[0, :, 1] = [1, 2, 3]
+    V[0, :, 3] = [4, 5, 6]
+    scaling = Scaling(np.zeros(2, np.float32), np.ones(2, np.float32), np.ones(2, bool))
+    network = relu.decode(scaling, np.zeros((1, 3)), V, np.zeros(2, np.float32), "softmax")
+    np.testing.assert_array_equal(network.hidden, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(network.output, [[0, 1], [0, -1]])
+    prepared = make(0, "softmax", dtype=np.float32)
+    assert unrotate(prepared, jnp.zeros((3, 4, 6))).shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "gelu"}, "activation must be one of gated_relu, relu; got 'gelu'"),
+        ({"activation": "relu", "solver": "subspace"}, "solver must be one of auto, descent, admm"),
+        ({"activation": "relu", "penalty": "ridge"}, "the ReLU program has the group penalty"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_the_descent_stops_at_its_limits():
+    prepared = make(0, "softmax", n=200, dtype=np.float32)
+    solution, _ = descend(
+        prepared.program,
+        prepared.loss,
+        1e-3 * prepared.beta_max,
+        h=prepared.h,
+        V=relu.start(prepared),
+        limits=Limits(tolerance=1e-6, max_passes=30),
+    )
+    assert solution.status.name == "MAX_PASSES"
+    assert solution.stats.passes <= 60
