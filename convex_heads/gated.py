@@ -185,7 +185,9 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
     """A state at rotated weights W (P, d, C) that :func:`minimise` takes as ``warm``."""
     program, loss = prepared.program, prepared.loss
     if solver == "fista":
-        return fista.init(program, loss, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype))
+        return fista.init(
+            program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
+        )
     return subspace.state_at(program, W)
 
 

@@ -238,9 +238,10 @@ def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer
             or not np.isfinite(arrays[name]).all()
         ):
             raise InputError(f"{path}: the array '{name}' must hold finite floating-point numbers")
-    first, second = (arrays[name] for name in own)
-    m, k = (*first.shape, 0, 0)[:2]
-    C = (*second.shape, 0)[second.ndim - 1]
+    if activation == "gated_relu":
+        m, k, C = (*arrays["weights"].shape, 0, 0, 0)[:3]
+    else:
+        (m, k), C = (*arrays["hidden"].shape, 0, 0)[:2], arrays["offset"].size
     shapes = {
         "mean": (k - 1,),
         "scale": (k - 1,),

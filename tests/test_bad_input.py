@@ -233,7 +233,10 @@ OPTIONS = {
     "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),
     "beta above one": ({"beta": "1.5"}, "--beta 1.5: must be at most 1"),
     "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1.0: must be below 1"),
-    "unknown solver": ({"solver": "adam"}, "--solver adam: must be 'auto', 'subspace' or 'fista'"),
+    "unknown solver": (
+        {"solver": "adam"},
+        "--solver adam: must be 'auto', 'subspace', 'fista', 'descent' or 'admm'",
+    ),
     "unknown loss": ({"loss": "hinge"}, "--loss hinge: must be 'auto', 'softmax'"),
     "unknown activation": ({"activation": "gelu"}, "--activation gelu: must be 'gated_relu'"),
     "no rows": ({"train_rows": 0}, "--train-rows 0: must be at least 1"),

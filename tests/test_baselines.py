@@ -88,7 +88,9 @@ def test_weak_regularisation_is_chosen_where_it_is_right() -> None:
 def test_constant_and_nearly_constant_columns_change_nothing() -> None:
     X, y = blobs(400, 6, 3)
     noise = np.random.default_rng(7).normal(size=(400, 2)).astype(np.float32)
-    dead = np.column_stack([np.zeros(400), np.full(400, 0.3), 1e-9 * noise, X]).astype(np.float32)
+    dead = np.column_stack([np.zeros(400), np.full(400, 0.3), 0.3 + 1e-8 * noise, X]).astype(
+        np.float32
+    )
     a = linear_probe(X[:300], y[:300], X[300:], y[300:])
     b = linear_probe(dead[:300], y[:300], dead[300:], y[300:])
     assert np.isfinite(b.weights).all() and not b.weights[:4].any()

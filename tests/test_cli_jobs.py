@@ -59,6 +59,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_penalty_and_solver_are_those_that_were_asked_for(reviews, tmp_path):
     done = run(
         *("fit", str(reviews), "--backbone", "toy:text-32", "--out", str(tmp_path / "head")),

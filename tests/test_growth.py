@@ -134,6 +134,7 @@ def test_growing_at_beta_zero_is_refused():
         grow(start, X, 0.0, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_an_estimator_grows_its_gates_whatever_the_order_of_rows():
     rng = np.random.default_rng(2)
     X = rng.normal(size=(300, 4)).astype(np.float32)

@@ -145,6 +145,7 @@ def test_path_weights_give_the_path_losses():
         assert point.standard_error == pytest.approx(losses.std(ddof=1) / 10, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_rule_is_checked_by_name_and_regressors_have_it_too():
     X, y = noisy(200, 2)
     with pytest.raises(ValueError, match="one_se"):
@@ -154,6 +155,7 @@ def test_the_rule_is_checked_by_name_and_regressors_have_it_too():
     assert all(np.isfinite([p.standard_error, p.difference_error]).all() for p in path)
 
 
+@pytest.mark.slow
 def test_the_path_costs_less_than_three_cold_solves_at_its_smallest_beta():
     X, y = noisy(2000, 3)
     y = y + 2 * (X[:, 2] > 0)  # four classes

@@ -93,6 +93,7 @@ def test_admm_finds_the_value_of_an_interior_point_method(x64, name, fraction, s
     assert float(run.violation) <= cronos.FEASIBLE
 
 
+@pytest.mark.slow
 def test_nystrom_preconditioned_admm_finds_the_same_value(x64):
     prepared = make(1, "softmax", P=4)
     beta = 0.1 * prepared.beta_max
@@ -108,6 +109,7 @@ def test_nystrom_preconditioned_admm_finds_the_same_value(x64):
     assert solution.stats.primal == pytest.approx(oracle(prepared, beta), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_published_recipe_is_for_the_squared_loss_and_solves_it(x64):
     prepared = make(0, "squared")
     beta, n = 0.1 * prepared.beta_max, 30
@@ -320,6 +322,7 @@ def test_the_relu_classifier_learns_what_a_linear_head_cannot_and_says_what_is_p
     np.testing.assert_array_equal(head.network_.hidden, again.network_.hidden)
 
 
+@pytest.mark.slow
 def test_the_relu_regressor_reports_in_the_units_of_y():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(500, 3)).astype(np.float32)
@@ -333,6 +336,7 @@ def test_the_relu_regressor_reports_in_the_units_of_y():
     )
 
 
+@pytest.mark.slow
 def test_a_relu_path_is_reported_from_large_to_small_beta():
     X, y = moons(400, 2)
     with pytest.warns(ConvergenceWarning):

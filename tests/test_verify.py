@@ -143,6 +143,7 @@ def test_a_solved_network_has_the_certificate_of_its_program(loss, C):
     assert own.primal == pytest.approx(proof.primal, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_fitted_head_has_the_certificate_it_was_given():
     rng = np.random.default_rng(6)
     X = rng.normal(1, 2, size=(200, 4)).astype(np.float32)

@@ -112,7 +112,7 @@ def rival(name: str) -> Callable[[Rows, int], Row]:
         elif name == "svm":
             for C in (1, 3, 10, 30):
                 for gamma in (0.3, 0.6, 1.2):
-                    yield SVC(C=C, gamma=gamma / d, cache_size=500)
+                    yield SVC(C=C, gamma=gamma / d, cache_size=500)  # pyright: ignore[reportArgumentType]
         else:
             for width in (64, 256):
                 for alpha in (1e-3, 1.0):

@@ -19,6 +19,7 @@ from shared import Row, parser, show
 from convex_heads.gated import SOLVERS, Prepared, minimise, prepare
 from convex_heads.limits import Limits
 from convex_heads.losses import SOFTMAX
+from convex_heads.operators import apply
 from convex_heads.path import solve_path
 from convex_heads.programs import ACTIVATIONS
 from convex_heads.scaling import Scaling
@@ -37,7 +38,11 @@ def measure(
         limits,
         solver=solver,
         score=validation_score(
-            data, prepared, scaling, lambda z, y, _: float(np.mean(z.argmax(1) == y.argmax(1)))
+            data,
+            prepared,
+            scaling,
+            apply,
+            lambda z, y, _: float(np.mean(z.argmax(1) == y.argmax(1))),
         ),
     )
     rows: list[Row] = []
