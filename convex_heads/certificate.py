@@ -41,13 +41,13 @@ class Certificate(NamedTuple):
         relative_gap: (primal - dual) / primal; 0 is exact optimality.
         beta: absolute penalty of the program.
         beta_max: smallest group penalty at which all weights are zero.
-        active_gates: gates with non-zero weights.
-        n_gates: gates offered.
+        active_gates: gates with non-zero weights; neurons of a ReLU network.
+        n_gates: gates offered; neurons of a ReLU network.
         cone_violation: worst violation of the cone constraints, relative; 0 for gated programs,
-            which have none.
+            which have none, and for a ReLU network in the program of its own patterns.
         pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta. At or below 1,
             no gate that was tried can improve the head; above 1, more gates would lower the
-            objective.
+            objective. For ReLU networks of neurons v: max |R_c'(X v)_+| / (||v|| beta).
     """
 
     primal: float

@@ -79,7 +79,7 @@ class Recipe(NamedTuple):
             says so), or u (the published choice, which no constraint has been applied to).
     """
 
-    rho: tuple[float, float, float] = (0.2, 1.5, 0.5)
+    rho: tuple[float, float, float] = (0.2, 1.5, 0.25)
     relax: float = 1.6
     balance: bool = True
     split_loss: bool = True

@@ -80,7 +80,7 @@ ACTIVATIONS = {
         certify=relu.certify_prepared,
         decode=relu.decode,
         decreasing=False,
-        betas=(0.003, 0.01, 0.03, 0.1),
+        betas=(0.003, 0.01, 0.03, 0.1, 0.3),
         gates=32,
     ),
 }

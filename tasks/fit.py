@@ -153,7 +153,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         activation=config.activation,
         loss=network.loss,
         solver=classifier.solver_,
-        n_gates=certificate.n_gates,
+        n_gates=len(classifier.gates_),
         beta=certificate.beta,
         beta_max=certificate.beta_max,
         primal=certificate.primal,
