@@ -81,7 +81,9 @@ def _with_beta_max(prepared: Prepared) -> Prepared:
 
 
 def _moments(prepared: Prepared) -> Array:
-    return prepared.h / prepared.loss.curvature
+    """The diagonal (d,) of X' diag(omega) X; all of it, unless rows were weighted anew."""
+    program = prepared.program
+    return jnp.einsum("nb,nbd->d", program.omega, program.X * program.X)
 
 
 def start(prepared: Prepared) -> Array:

@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor
 from convex_heads.decode import probabilities
-
-
-@parametrize_with_checks([ConvexHeadClassifier(), ConvexHeadRegressor()])
-@pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_contract(estimator, check, monkeypatch):
-    # Without this variable the check of other array libraries skips itself.
-    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
-    check(estimator)
 
 
 @pytest.fixture(scope="module")
