@@ -34,6 +34,7 @@ def grown():
     return X, grow(start, X, 0.01, jax.random.key(1), growth, limits=LIMITS)
 
 
+@pytest.mark.slow
 def test_every_round_lowers_the_objective_and_the_violation_falls(grown):
     _, result = grown
     rounds = result.rounds

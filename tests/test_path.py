@@ -105,6 +105,7 @@ def noisy(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return X, (X[:, 0] + np.abs(X[:, 1]) + 1.5 * rng.normal(size=n) > 0.5).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_selection_of_the_estimator(solver):
     X, y = noisy(600, 0)
@@ -131,6 +132,7 @@ def test_selection_of_the_estimator(solver):
         assert point.standard_error > 0
 
 
+@pytest.mark.slow
 def test_path_weights_give_the_path_losses():
     X, y = noisy(500, 1)
     head = ConvexHeadClassifier(n_gates=1, beta=[0.1, 0.01]).fit(

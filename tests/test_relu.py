@@ -199,6 +199,7 @@ def own_program_value(prepared, V: np.ndarray, alive: np.ndarray, beta: float) -
     return float(problem.value)
 
 
+@pytest.mark.slow
 def test_slope_is_the_gradient_of_the_network(x64):
     prepared = make(6, "softmax", n=50)
     program, loss = prepared.program, prepared.loss
@@ -228,6 +229,7 @@ def test_rescaling_lowers_the_objective_and_leaves_neurons_balanced(x64):
     np.testing.assert_allclose(along[balanced], float(beta) * length[balanced], rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_nystrom_is_exact_at_full_rank_and_its_error_is_known(x64):
     rng = np.random.default_rng(0)
     Q, _ = np.linalg.qr(rng.normal(size=(12, 12)))
@@ -349,6 +351,7 @@ def test_a_relu_path_is_reported_from_large_to_small_beta():
     assert head.coef_path_[0].shape == (4, 7, 6)
 
 
+@pytest.mark.slow
 def test_solve_returns_a_relu_solution_in_the_given_coordinates():
     X, y = moons(300, 3)
     X = np.c_[X, np.ones(300, np.float32)]
@@ -387,6 +390,7 @@ def test_options_that_do_not_go_together_are_refused(options, message):
         Options(**options)
 
 
+@pytest.mark.slow
 def test_the_descent_stops_at_its_limits():
     prepared = make(0, "softmax", n=200, dtype=np.float32)
     solution, _ = descend(
