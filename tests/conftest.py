@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 # Before numpy, torch or jax are imported. Test processes run side by side: one thread for each
 # (NPROC is what XLA's CPU client reads). The Makefile sets the same.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
@@ -18,12 +20,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that needs the Hub is wrong: what is tested is what happens without it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Compiled code is shared by the test processes and kept for the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 # No deadlines: the first call of a jitted function compiles. CI draws the same examples each time.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)

