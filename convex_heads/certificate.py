@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from convex_heads.losses import Loss
-from convex_heads.operators import Program, adjoint, apply
+from convex_heads.operators import Program, adjoint, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
 
 _CLIMBERS = 16
@@ -124,12 +124,12 @@ def _uphill(program: Program, R: Array, gates: Array) -> Array:
     least-squares-like direction sum_j (x_j' V R_j) x_j switches on the rows that add.
     """
     V = adjoint(_with_gates(program, gates), R)
-    P, d, C = V.shape
-    columns = V.transpose(1, 2, 0).reshape(d, C * P)
+    P, d, _ = V.shape
+    columns = columns_of(V)
 
     def block(total: Array, XR: tuple[Array, Array]) -> tuple[Array, None]:
         X, r = XR
-        gain = jnp.sum((X @ columns).reshape(-1, C, P) * r[:, :, None], axis=1)
+        gain = jnp.sum(hidden(X, columns, P) * r[:, :, None], axis=1)
         return total + gain.T @ X, None
 
     return jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))[0]

@@ -16,15 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convex_heads.operators import Program
+from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of
+from convex_heads.penalties import neuron_norms
 
 _RELAX = 1.6
-
-
-def columns_of(V: Array) -> Array:
-    """Weights (P, d, K) -> (d, K P): gates along the last axis, as streamed products want."""
-    P, d, K = V.shape
-    return V.transpose(1, 2, 0).reshape(d, K * P)
 
 
 def signs(D: Array, dtype: jnp.dtype) -> Array:
@@ -44,7 +39,7 @@ def violation(program: Program, V: Array) -> Array:
 
     def block(total: tuple, rows: tuple[Array, ...]) -> tuple[tuple, None]:
         X, D, omega = rows
-        g = (X @ columns).reshape(-1, K, P) * signs(D, X.dtype)
+        g = hidden(X, columns, P) * signs(D, X.dtype)
         below, omega = jnp.minimum(g, 0), omega[:, None, None]
         return (
             total[0] + jnp.sum(omega * below * below, axis=0),
@@ -81,7 +76,7 @@ def projection_norms(
         The bounds (P, K), and the points v (P, d, K) whose norms they are near.
     """
     P, d, K = A.shape
-    size = jnp.sqrt(jnp.sum(A * A, axis=1, keepdims=True))
+    size = neuron_norms(A)[:, None, :]
     a = A / jnp.where(size > 0, size, 1)
 
     def pull(q: Array, part: Callable[[Array], Array]) -> Array:
@@ -90,11 +85,11 @@ def projection_norms(
         def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
             X, D, omega, q = rows
             back = omega[:, None, None] * signs(D, X.dtype) * part(q)
-            return total + X.T @ back.reshape(-1, K * P), None
+            return total + pull_back(X, back), None
 
         rows = program.X, program.D, program.omega, q
         total, _ = jax.lax.scan(block, jnp.zeros((d, K * P), A.dtype), rows)
-        return total.reshape(d, K, P).transpose(2, 0, 1)
+        return weights_of(total, P)
 
     def slacks(v: Array, q: Array) -> Array:
         """Slack (positive part) and multiplier (negative part) of every row after one step."""
@@ -102,7 +97,7 @@ def projection_norms(
 
         def block(rows: tuple[Array, ...]) -> Array:
             X, D, q = rows
-            g = (X @ columns).reshape(-1, K, P) * signs(D, X.dtype)
+            g = hidden(X, columns, P) * signs(D, X.dtype)
             return _RELAX * g + (1 - _RELAX) * jnp.maximum(q, 0) + jnp.minimum(q, 0)
 
         return jax.lax.map(block, (program.X, program.D, q))
@@ -117,5 +112,4 @@ def projection_norms(
         0, steps, lambda _, q: slacks(point(q), q), jnp.zeros((B, b, K, P), A.dtype)
     )
     bound = a - rho * pull(q, lambda q: jnp.minimum(q, 0))
-    norm = jnp.sqrt(jnp.sum(bound * bound, axis=1))
-    return jnp.minimum(norm, 1) * size[:, 0], point(q) * size
+    return jnp.minimum(neuron_norms(bound), 1) * size[:, 0], point(q) * size

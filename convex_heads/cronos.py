@@ -8,18 +8,10 @@ The program, one pair of neurons (v, w) for every gate and output, u = (v, w):
 
 Three splits, each with a penalty of its own: u = t (the norms), G u = s >= 0 (the cones) and
 F(v - w) = z (the loss). Every loss is a row-wise proximal map, and the linear system of one step
-
-.. math:: (\rho_1 I + \rho_2 G'\Omega G + \rho_3 B' F' \Omega F B)\, u = b, \qquad B u = v - w
-
-has a structure that leaves little of it (features in principal axes, X'\Omega X = diag(h)):
-(2D-I)^2 = I makes G'\Omega G = diag(h) for every gate, sign and output; F sees v - w only, so
-v + w is a division by rho_1 + rho_2 h; and one matrix, rho_1 + rho_2 diag(h) + 2 rho_3 F'\Omega F,
-serves all outputs of v - w. Its preconditioner takes the patterns for independent of the features:
-F'\Omega F is then nearly T (x) diag(h), T_ik the share of rows where gates i and k are both on,
-and is inverted by one eigendecomposition of T (P, P); CG does the rest in a step or two.
+never changes but for the penalties (:mod:`convex_heads.linear_system`).
 
 One step (over-relaxed by alpha; scaled multipliers; Boyd et al. 2011, sections 3.1.1 and 3.4.3) is
-one sweep over the rows, forward and back, and the steps of CG, inexact with summable tolerances
+one sweep over the rows, forward and back, and the linear system, inexact with summable tolerances
 (Eckstein & Bertsekas 1992, theorem 8), warm-started. The penalties follow the residuals of their
 splits (Wohlberg 2017: relative residuals, so no units matter) and settle.
 
@@ -41,22 +33,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from convex_heads import linear_system
 from convex_heads.certificate import loss_value, relative_gap, residual, scaled_dual
-from convex_heads.cones import columns_of, signs, violation
+from convex_heads.cones import signs, violation
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
+from convex_heads.linear_system import difference
 from convex_heads.losses import Loss
-from convex_heads.nystrom import Nystrom, nystrom, precondition
-from convex_heads.operators import Program, adjoint, apply
-from convex_heads.pcg import pcg
-from convex_heads.penalties import dual_scale
+from convex_heads.operators import Program, apply, columns_of, hidden, pull_back, weights_of
+from convex_heads.penalties import dual_scale, neuron_norms, soft_threshold
 from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the gap.
 _CHUNK = 20
 # Looks after which the penalties stay: ADMM converges for fixed ones.
 _SETTLE = 40
-_MAX_CG = 20
 # Steps without a better bound and without a smaller violation that mean that round-off has been
 # reached.
 _MAX_IDLE = 3000
@@ -65,7 +56,7 @@ FEASIBLE = 1e-3
 
 
 class Recipe(NamedTuple):
-    """How ADMM is run; the defaults are ours, :data:`PAPER` is the published recipe.
+    """How ADMM is run; the defaults are ours, :func:`paper` is the published recipe.
 
     Attributes:
         rho: first penalties of the splits u = t, G u = s and F(v - w) = z, in units of the loss's
@@ -74,7 +65,8 @@ class Recipe(NamedTuple):
         balance: whether the penalties follow the residuals of their splits.
         split_loss: whether z is a variable of its own. Without (squared loss only), F u meets the
             targets in the linear system itself.
-        rank: of the Nystrom preconditioner; 0 for the one that is described above.
+        rank: of the Nystrom preconditioner, or ``adaptive``; 0 (default) for the structured one,
+            which follows the penalties. A sketch is for penalties that are not balanced.
         sparse: whether t is what a solve returns (its neurons are exactly zero where the penalty
             says so), or u (the published choice, which no constraint has been applied to).
     """
@@ -83,7 +75,7 @@ class Recipe(NamedTuple):
     relax: float = 1.6
     balance: bool = True
     split_loss: bool = True
-    rank: int = 0
+    rank: int | str = 0
     sparse: bool = True
 
 
@@ -133,49 +125,6 @@ class State(NamedTuple):
     passes: Array
 
 
-class System(NamedTuple):
-    """What the linear system is made of.
-
-    Attributes:
-        h: second moments (d,).
-        share: eigenvalues of T (P,).
-        basis: eigenvectors of T (P, P).
-        sketch: Nystrom approximation of rho_2 diag(h) + 2 rho_3 F' Omega F, or None.
-    """
-
-    h: Array
-    share: Array
-    basis: Array
-    sketch: Nystrom | None = None
-
-
-@jax.jit
-def system(program: Program, h: Array) -> System:
-    """The structured preconditioner's parts; T takes one sweep over the patterns."""
-
-    def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
-        D, omega = rows
-        on = D.astype(h.dtype)
-        return total + (on * omega[:, None]).T @ on, None
-
-    P = program.D.shape[2]
-    T, _ = jax.lax.scan(block, jnp.zeros((P, P), h.dtype), (program.D, program.omega))
-    share, basis = jnp.linalg.eigh(T)
-    return System(h, jnp.maximum(share, 0), basis)
-
-
-def nystrom_system(program: Program, h: Array, rho: Array, rank: int, key: Array) -> System:
-    """The parts for penalties rho (3,) that will not change, with a Nystrom preconditioner."""
-
-    def matrix(m: Array) -> Array:
-        F = adjoint(program, program.omega[..., None] * apply(program, m))
-        return rho[1] * h[:, None] * m + 2 * rho[2] * F
-
-    P, d, _ = program.shape
-    parts = system(program, h)
-    return parts._replace(sketch=nystrom(matrix, (P, d), rank, key, h.dtype))
-
-
 def zero_state(program: Program, loss: Loss, recipe: Recipe) -> State:
     """All zero, penalties at their first guess."""
     P, d, C = program.shape
@@ -194,23 +143,6 @@ def zero_state(program: Program, loss: Loss, recipe: Recipe) -> State:
     )
 
 
-def _difference(V: Array) -> Array:
-    """v - w of (..., 2 C)."""
-    v, w = jnp.split(V, 2, axis=-1)
-    return v - w
-
-
-def _pair(V: Array) -> Array:
-    """(V, -V): the adjoint of the difference."""
-    return jnp.concatenate([V, -V], axis=-1)
-
-
-def soft_threshold(V: Array, t: Array) -> Array:
-    """Proximal map of t times the sum of the norms of the neurons V (P, d, K)."""
-    norm = jnp.sqrt(jnp.sum(V * V, axis=1, keepdims=True))
-    return V * jnp.maximum(0, 1 - t / jnp.where(norm > 0, norm, 1))
-
-
 def _sweep(
     program: Program, loss: Loss, recipe: Recipe, u: Array, s: State
 ) -> tuple[Array, Array, Array, Array, Split, Split]:
@@ -227,7 +159,7 @@ def _sweep(
         pull, cone, fit = carry
         X, D, Y, omega, q, z, l3 = rows
         sign = signs(D, X.dtype)
-        Z = (X @ columns).reshape(-1, K, P)
+        Z = hidden(X, columns, P)
         g = sign * Z
         slack, multiplier = jnp.maximum(q, 0), jnp.minimum(q, 0)
         q = relax * g + (1 - relax) * slack + multiplier
@@ -241,7 +173,7 @@ def _sweep(
         toward = jnp.concatenate([z_new - l3, l3 - z_new], axis=1)[:, :, None]
         weight = omega[:, None, None]
         back = weight * (rho2 * sign * jnp.abs(q) + rho3 * jnp.where(D[:, None, :], toward, 0))
-        pull = pull + X.T @ back.reshape(-1, K * P)
+        pull = pull + pull_back(X, back)
 
         def square(A: Array) -> Array:
             return jnp.sum(omega * jnp.sum(A * A, axis=tuple(range(1, A.ndim))))
@@ -263,7 +195,7 @@ def _sweep(
         (jnp.zeros((d, K * P), u.dtype), none, none),
         (program.X, program.D, program.Y, program.omega, s.q, s.z, s.l3),
     )
-    return pull.reshape(d, K, P).transpose(2, 0, 1), q, z, l3, cone, fit
+    return weights_of(pull, P), q, z, l3, cone, fit
 
 
 def _pull(program: Program, s: State) -> Array:
@@ -277,50 +209,32 @@ def _pull(program: Program, s: State) -> Array:
         back = s.rho[1] * signs(D, X.dtype) * jnp.abs(q) + s.rho[2] * jnp.where(
             D[:, None, :], toward, 0
         )
-        return pull + X.T @ (omega[:, None, None] * back).reshape(-1, K * P), None
+        return pull + pull_back(X, omega[:, None, None] * back), None
 
     pull, _ = jax.lax.scan(
         block,
         jnp.zeros((d, K * P), s.t.dtype),
         (program.X, program.D, program.omega, s.q, s.z, s.l3),
     )
-    return pull.reshape(d, K, P).transpose(2, 0, 1)
+    return weights_of(pull, P)
 
 
 def step(
     program: Program,
     loss: Loss,
     recipe: Recipe,
-    system: System,
+    system: linear_system.System,
     beta: Array,
     s: State,
     pull: Array,
 ) -> tuple[State, Array, tuple[Split, Split, Split]]:
     """One step, from the pull of the last one."""
-    rho1, rho2, rho3 = s.rho
-    h = system.h[:, None]
-    b = rho1 * (s.t - s.l1) + pull
-    base = rho1 + rho2 * h
-
-    def matrix(m: Array) -> Array:
-        F = adjoint(program, program.omega[..., None] * apply(program, m))
-        return base * m + 2 * rho3 * F
-
-    def approximate_inverse(r: Array) -> Array:
-        if system.sketch is not None:
-            return precondition(system.sketch, rho1, r)
-        r = jnp.einsum("ip,idc->pdc", system.basis, r)
-        r = r / (base + 2 * rho3 * system.share[:, None, None] * h)
-        return jnp.einsum("ip,pdc->idc", system.basis, r)
-
-    tolerance = jnp.minimum(0.1, 1 / (1 + s.k.astype(b.dtype)) ** 1.2)
-    solved = pcg(matrix, _difference(b), _difference(s.u), approximate_inverse, tolerance, _MAX_CG)
-    v, w = jnp.split(b, 2, axis=-1)
-    p = (v + w) / base
-    u = jnp.concatenate([p + solved.x, p - solved.x], axis=-1) / 2
+    tolerance = jnp.minimum(0.1, 1 / (1 + s.k.astype(s.t.dtype)) ** 1.2)
+    b = s.rho[0] * (s.t - s.l1) + pull
+    u, products = linear_system.solve(program, system, s.rho, b, s.u, tolerance)
     pull, q, z, l3, cone, fit = _sweep(program, loss, recipe, u, s)
     a = recipe.relax * u + (1 - recipe.relax) * s.t + s.l1
-    t = soft_threshold(a, beta / rho1)
+    t = soft_threshold(a, beta / s.rho[0])
     norm = Split(
         *(jnp.sum(A * A) for A in (u - t, t - s.t, t, a - t)),
     )
@@ -333,7 +247,7 @@ def step(
         l3=l3,
         rho=s.rho,
         k=s.k + 1,
-        passes=s.passes + solved.products + 2,  # the sweep has 2 C columns for every gate
+        passes=s.passes + products + 2,  # the sweep has 2 C columns for every gate
     )
     return new, pull, (norm, cone, fit)
 
@@ -350,10 +264,8 @@ class Bounds(NamedTuple):
 @partial(jax.jit, static_argnames="loss")
 def bounds(program: Program, loss: Loss, beta: Array, s: State) -> Bounds:
     """Two and a half data passes; the residual of the dual point is that of the scores z."""
-    m = _difference(s.t)
-    primal = loss_value(program, loss, apply(program, m)) + beta * jnp.sum(
-        jnp.sqrt(jnp.sum(s.t * s.t, axis=1))
-    )
+    m = difference(s.t)
+    primal = loss_value(program, loss, apply(program, m)) + beta * jnp.sum(neuron_norms(s.t))
     R = residual(program, loss, s.z)
     P, d, C = program.shape
 
@@ -362,7 +274,7 @@ def bounds(program: Program, loss: Loss, beta: Array, s: State) -> Bounds:
         y = -s.rho[1] * omega[:, None, None] * jnp.minimum(q, 0)
         both = jnp.concatenate([r, -r], axis=1)[:, :, None]
         back = jnp.where(D[:, None, :], both, 0) - signs(D, X.dtype) * y
-        return total + X.T @ back.reshape(-1, 2 * C * P), None
+        return total + pull_back(X, back), None
 
     total, _ = jax.lax.scan(
         block,
@@ -393,7 +305,7 @@ def advance(
     program: Program,
     loss: Loss,
     recipe: Recipe,
-    system: System,
+    system: linear_system.System,
     beta: Array,
     s: State,
     steps: int,
@@ -454,14 +366,12 @@ class Run(NamedTuple):
 def run_at(program: Program, loss: Loss, V: Array, recipe: Recipe | None = None) -> Run:
     """A run whose weights are V (P, d, 2 C) and whose multipliers are zero, for a warm start."""
     state = zero_state(program, loss, recipe or Recipe())
-    columns, P, K = columns_of(V), V.shape[0], V.shape[2]
+    columns, P = columns_of(V), V.shape[0]
     q = jax.lax.map(
-        lambda rows: jnp.maximum(
-            (rows[0] @ columns).reshape(-1, K, P) * signs(rows[1], V.dtype), 0
-        ),
+        lambda rows: jnp.maximum(hidden(rows[0], columns, P) * signs(rows[1], V.dtype), 0),
         (program.X, program.D),
     )
-    state = state._replace(u=V, t=V, q=q, z=apply(program, _difference(V)))
+    state = state._replace(u=V, t=V, q=q, z=apply(program, difference(V)))
     zero = jnp.zeros((), V.dtype)
     return Run(state, zero, zero, zero, jnp.zeros_like(state.z), jnp.int32(0), zero)
 
@@ -507,9 +417,9 @@ def minimise(
     state = state._replace(k=jnp.zeros_like(state.k), passes=jnp.zeros_like(state.passes))
     if recipe.rank:
         key = jax.random.key(0) if key is None else key
-        parts = nystrom_system(program, h, state.rho, recipe.rank, key)
+        system = linear_system.sketched(program, h, state.rho, recipe.rank, key)
     else:
-        parts = system(program, h)
+        system = linear_system.structured(program, h)
 
     def look(state: State, run: Run | None) -> Run:
         at = bounds(program, loss, beta_, state)
@@ -528,12 +438,12 @@ def minimise(
         )
 
     def go_on(run: Run) -> Run:
-        return look(advance(program, loss, recipe, parts, beta_, run.state, _CHUNK), run)
+        return look(advance(program, loss, recipe, system, beta_, run.state, _CHUNK), run)
 
     run, status, history = drive(
         go_on, look(state, None), limits, max_idle=_MAX_IDLE, on_record=on_record
     )
     value = run.state.t if recipe.sparse else run.state.u
     figures = stats(run, time.perf_counter() - start, program.X.shape[1])
-    z = apply(program, _difference(value))
+    z = apply(program, difference(value))
     return Solution(value, status, figures, history, z, run.R), run

@@ -7,7 +7,8 @@ This is the training problem of a two-layer ReLU network with weight decay (Pila
 theorem 1), not convex. But a stationary point of it is the *global* optimum of the convex ReLU
 program whose gates are the network's own neurons (Ergen & Pilanci 2023): the patterns that gates
 drawn at random cannot have when rows are many, because their cones are little more than rays,
-are found by descending, and the certificate of :mod:`convex_heads.verify` then proves how far the
+are found by descending, and the certificate of
+:func:`convex_heads.relu.certify_neurons` then proves how far the
 network is from the optimum of the program that it has found.
 
 One step is a proximal gradient step from a point ahead of the weights,
@@ -34,12 +35,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads.certificate import relative_gap, scaled_dual
-from convex_heads.cones import columns_of
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
-from convex_heads.operators import Program
-from convex_heads.penalties import dual_scale, prox_group_l21
+from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of
+from convex_heads.penalties import dual_scale, neuron_norms, prox_neurons
 from convex_heads.solution import Record, Solution, Status
 
 # Steps between two looks at the clock.
@@ -91,18 +91,6 @@ class State(NamedTuple):
         return relative_gap(self.primal, self.dual)
 
 
-def norms(V: Array) -> Array:
-    """||v|| of every neuron: (P, d, K) -> (P, K)."""
-    return jnp.sqrt(jnp.sum(V * V, axis=1))
-
-
-def prox_neurons(V: Array, h: Array, threshold: Array) -> Array:
-    """Proximal map of threshold * sum of norms in the metric diag(h), neuron by neuron."""
-    P, d, K = V.shape
-    single = V.transpose(0, 2, 1).reshape(P * K, d, 1)
-    return prox_group_l21(single, h, threshold).reshape(P, K, d).transpose(0, 2, 1)
-
-
 def _signed_sum(Z: Array) -> Array:
     """Hidden values (b, 2 C, P) -> scores (b, C)."""
     positive, negative = jnp.split(jnp.sum(Z, axis=2), 2, axis=1)
@@ -112,11 +100,8 @@ def _signed_sum(Z: Array) -> Array:
 @jax.jit
 def network_scores(program: Program, V: Array) -> Array:
     """Scores without offset (B, b, C) of neurons V (P, d, 2 C). A third of a data pass."""
-    P, _, K = V.shape
-    columns = columns_of(V)
-    return jax.lax.map(
-        lambda X: _signed_sum(jax.nn.relu((X @ columns).reshape(-1, K, P))), program.X
-    )
+    columns, P = columns_of(V), V.shape[0]
+    return jax.lax.map(lambda X: _signed_sum(jax.nn.relu(hidden(X, columns, P))), program.X)
 
 
 class Slope(NamedTuple):
@@ -136,21 +121,21 @@ def slope(program: Program, loss: Loss, V: Array) -> Slope:
     def block(carry: tuple, rows: tuple[Array, ...]) -> tuple[tuple, tuple[Array, Array]]:
         value, total = carry
         X, Y, omega = rows
-        Z = (X @ columns).reshape(-1, K, P)
+        Z = hidden(X, columns, P)
         z = _signed_sum(jax.nn.relu(Z))
         score = program.z0 + z
         r = omega[:, None] * loss.gradient(score, Y)
         both = jnp.concatenate([r, -r], axis=1)[:, :, None]
         back = jnp.where(Z > 0, both, jnp.zeros_like(Z))
         value += jnp.sum(omega * loss.value(score, Y))
-        return (value, total + X.T @ back.reshape(-1, K * P)), (z, r)
+        return (value, total + pull_back(X, back)), (z, r)
 
     (value, total), (z, R) = jax.lax.scan(
         block,
         (jnp.zeros((), V.dtype), jnp.zeros((d, K * P), V.dtype)),
         (program.X, program.Y, program.omega),
     )
-    return Slope(value, z, R, total.reshape(d, K, P).transpose(2, 0, 1))
+    return Slope(value, z, R, weights_of(total, P))
 
 
 @partial(jax.jit, static_argnames="loss")
@@ -165,14 +150,14 @@ def own_bound(program: Program, loss: Loss, beta: Array, V: Array) -> tuple[Arra
 
 def _dual(program: Program, loss: Loss, beta: Array, V: Array, at: Slope) -> Array:
     # Neurons that are off need no dual constraint: they are not part of the program.
-    norm = jnp.max(jnp.where(norms(V) > 0, norms(at.G), 0))
+    norm = jnp.max(jnp.where(neuron_norms(V) > 0, neuron_norms(at.G), 0))
     return scaled_dual(program, loss, at.R, dual_scale(norm, beta))
 
 
 def objective(program: Program, loss: Loss, beta: Array, V: Array, z: Array) -> Array:
     """The network's objective, from neurons and their scores."""
     rows = loss.value(program.z0 + z, program.Y)
-    return jnp.sum(program.omega * rows) + beta * jnp.sum(norms(V))
+    return jnp.sum(program.omega * rows) + beta * jnp.sum(neuron_norms(V))
 
 
 @partial(jax.jit, static_argnames="loss")
@@ -263,16 +248,16 @@ def rescale(program: Program, loss: Loss, beta: Array, V: Array) -> Array:
     rays of its neurons. Hidden values (n, 2 P C) are kept, so a step of accelerated proximal
     gradient costs a d-th of a data pass; lengths are only changed to lower the objective.
     """
-    P, _, K = V.shape
-    length = norms(V)
+    P = V.shape[0]
+    length = neuron_norms(V)
     rays = V / jnp.where(length > 0, length, 1)[:, None, :]
     columns = columns_of(rays)
-    hidden = jax.lax.map(lambda X: jax.nn.relu((X @ columns).reshape(-1, K, P)), program.X)
-    curvature = loss.curvature * jnp.einsum("nb,nbkp->kp", program.omega, hidden * hidden)
+    values = jax.lax.map(lambda X: jax.nn.relu(hidden(X, columns, P)), program.X)
+    curvature = loss.curvature * jnp.einsum("nb,nbkp->kp", program.omega, values * values)
     curvature = jnp.maximum(curvature, jnp.finfo(V.dtype).tiny)
 
     def scores(a: Array) -> Array:
-        positive, negative = jnp.split(jnp.einsum("nbkp,kp->nbk", hidden, a), 2, axis=-1)
+        positive, negative = jnp.split(jnp.einsum("nbkp,kp->nbk", values, a), 2, axis=-1)
         return positive - negative
 
     def value(z: Array) -> Array:
@@ -283,7 +268,7 @@ def rescale(program: Program, loss: Loss, beta: Array, V: Array) -> Array:
         u = 2 * a - previous
         zu = scores(u)
         R = program.omega[..., None] * loss.gradient(program.z0 + zu, program.Y)
-        g = jnp.einsum("nbkp,nbk->kp", hidden, jnp.concatenate([R, -R], axis=-1))
+        g = jnp.einsum("nbkp,nbk->kp", values, jnp.concatenate([R, -R], axis=-1))
         new = jnp.maximum(0, u - (g + beta) / (L * curvature))
         f, move = value(scores(new)), new - u
         bound = value(zu) + jnp.sum(g * move) + L / 2 * jnp.sum(curvature * move * move)

@@ -7,7 +7,8 @@ With the group penalty h(W) = sum_i ||W_i||_F (the default) this is the convex p
 two-layer gated ReLU network (Mishkin, Sahiner, Pilanci 2022, eq. 5; Pilanci & Ergen 2020 for the
 ReLU network); h(W) = sum_i ||W_i||_F^2 / 2 is ridge regression on the same gated features. The
 features are rotated to the principal axes of their second moment X'X/n before solving: the penalty
-does not change under rotation, and there the metric that all gates share is diagonal.
+does not change under rotation, and there the metric that all gates share is diagonal. With fewer
+rows than features, only the span of the rows is kept: weights outside it cost and do nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from convex_heads.gates import (
     WeightedRows,
     activation_patterns,
     distinct_patterns,
+    row_basis,
     sample_gates,
 )
 from convex_heads.limits import Limits
@@ -50,12 +52,14 @@ class Prepared(NamedTuple):
     """A program in principal axes, ready to solve for any beta.
 
     Attributes:
-        program: the blocked data, features rotated.
+        program: the blocked data, features rotated: r of them.
         loss: the row loss.
         gates: (P, d) in the coordinates of the given features; patterns are distinct.
-        Q: rotation (d, d): rotated features are X @ Q.
-        h: metric (d,): curvature times the second moment along each axis.
-        second_moment: (d, d), weighted, of the given features.
+        Q: rotation (d, r) with orthonormal columns: rotated features are X @ Q. r = d, or n + 1
+            where that is less.
+        h: metric (r,): curvature times the second moment along each axis.
+        basis: of the span of the rows (d, r), or None where r = d.
+        second_moment: (r, r), weighted, of the features in that basis.
         beta_max: smallest group penalty at which all weights are zero.
         penalty: of the weights.
         key: JAX random key that the gates were drawn with.
@@ -66,6 +70,7 @@ class Prepared(NamedTuple):
     gates: np.ndarray
     Q: np.ndarray
     h: Array
+    basis: np.ndarray | None
     second_moment: Array
     beta_max: float
     penalty: Penalty
@@ -104,6 +109,8 @@ def prepare(
         )
     dtype = X.dtype
     omega = np.asarray(omega, np.float64) / omega.sum()
+    basis = row_basis(X)
+    X = X if basis is None else X @ basis
     moment = (X.T * omega) @ X
     second_moment = jnp.asarray(moment, dtype)
     gates = np.asarray(
@@ -119,9 +126,10 @@ def prepare(
     return Prepared(
         program=program,
         loss=loss,
-        gates=gates,
-        Q=Q,
+        gates=gates if basis is None else gates @ basis.T,
+        Q=Q if basis is None else basis @ Q,
         h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
+        basis=basis,
         second_moment=second_moment,
         beta_max=_beta_max(program, loss),
         penalty=penalty,
@@ -209,6 +217,16 @@ def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     return prepared._replace(program=program, beta_max=_beta_max(program, loss))
 
 
+def fresh_gates(
+    prepared: Prepared, key: Array, m: int, sampler: str = DEFAULT_SAMPLER
+) -> np.ndarray:
+    """Gates (m, r) in rotated coordinates, none always on, drawn as for the program's own."""
+    # The constant column is an axis of the given features only: draw there, then rotate.
+    drawn = np.asarray(sample_gates(key, prepared.second_moment, m + 1, sampler=sampler))[1:]
+    given = drawn if prepared.basis is None else drawn @ prepared.basis.T
+    return given @ prepared.Q.astype(drawn.dtype)
+
+
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:
     """Weights (P, d, C) in the coordinates of the features that were given to ``prepare``."""
     rotated = np.asarray(W, np.float64)
@@ -219,9 +237,7 @@ def certify_prepared(
     prepared: Prepared, W: Array, beta: float, *, R: Array | None = None, key: Array
 ) -> Certificate:
     """The certificate of rotated weights, with a pattern violation from freshly drawn gates."""
-    # The constant column is an axis of the given features only: draw there, then rotate.
-    trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
-    trial = trial @ prepared.Q.astype(trial.dtype)
+    trial = fresh_gates(prepared, key, TRIAL_GATES)
     proof = certify_program(
         prepared.program,
         prepared.loss,

@@ -93,6 +93,28 @@ def sample_gates(
     return jnp.concatenate([always_on, drawn])
 
 
+def row_basis(X: np.ndarray) -> np.ndarray | None:
+    """An orthonormal basis (d, n + 1) of the span of rows (n, d) whose last column is constant.
+
+    The constant column keeps an axis of its own, the last one. None where n + 1 >= d: all of the
+    space is needed, or nearly.
+
+    Example:
+        >>> X = np.array([[3.0, 4.0, 0.0, 1.0]])
+        >>> B = row_basis(X)
+        >>> B.shape, bool(np.allclose(X @ B @ B.T, X)), (X @ B)[0, -1].tolist()
+        ((4, 2), True, 1.0)
+    """
+    n, d = X.shape
+    if n + 1 >= d:
+        return None
+    span, _ = np.linalg.qr(X[:, :-1].T)
+    basis = np.zeros((d, n + 1), X.dtype)
+    basis[:-1, :-1] = span
+    basis[-1, -1] = 1
+    return basis
+
+
 def check_sampler(sampler: str) -> None:
     """Raises a ValueError for a sampler that does not exist."""
     if sampler not in SAMPLERS:

@@ -27,8 +27,8 @@ from jax import Array
 
 from convex_heads import subspace
 from convex_heads.certificate import beta_max, climb, residual
-from convex_heads.gated import SOLVERS, Prepared, minimise
-from convex_heads.gates import activation_patterns, check_sampler, sample_gates
+from convex_heads.gated import SOLVERS, Prepared, fresh_gates, minimise
+from convex_heads.gates import activation_patterns, check_sampler
 from convex_heads.limits import Limits
 from convex_heads.operators import rows
 from convex_heads.solution import Solution
@@ -197,9 +197,9 @@ def _candidates(
     """Trial gates in the coordinates of the given features and their norms, worst first."""
     program, loss = prepared.program, prepared.loss
     Q = jnp.asarray(prepared.Q, program.X.dtype)
-    drawn = sample_gates(key, prepared.second_moment, growth.trials + 1, sampler=growth.sampler)
+    drawn = fresh_gates(prepared, key, growth.trials, growth.sampler)
     R = residual(program, loss, solution.scores)
-    gates, norms = climb(program, R, drawn[1:] @ Q)
+    gates, norms = climb(program, R, jnp.asarray(drawn))
     order = np.argsort(-np.asarray(norms), kind="stable")
     return np.asarray(gates @ Q.T)[order], np.asarray(norms)[order]
 

@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from convex_heads.gated import unrotate
+from convex_heads.gated import Prepared, unrotate
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.growth import Growth, Round, grow
 from convex_heads.limits import Limits
@@ -82,58 +82,23 @@ class ConvexHead(BaseEstimator):
         on_record: Callable[[Record], None] | None,
     ) -> None:
         check_selection(self.selection)
-        limits = Limits(self.tolerance, self.max_passes, self.max_seconds)
-        n_gates = self.n_gates
-        if n_gates in ("auto", "grow"):
-            most = kind.gates if (kind := ACTIVATIONS.get(self.activation)) else 1
-            n_gates = min(most, max(1, len(data.X) // _ROWS_PER_GATE))
-        if not isinstance(n_gates, int | np.integer):
-            raise ValueError(
-                f"n_gates must be 'auto', 'grow' or a whole number; got {self.n_gates!r}"
-            )
-        if self.n_gates == "grow" and self.activation != "gated_relu":
-            raise ValueError("n_gates='grow' is for gated heads: ReLU heads find their patterns")
-        options = Options(
-            n_gates=int(n_gates),
-            gates=self.gates,
-            loss=loss_name,
-            penalty=self.penalty,
-            activation=self.activation,
-            solver=self.solver,
-            limits=limits,
-        )
-        activation, solver = ACTIVATIONS[self.activation], options.solver_used
+        options = self._options(data, loss_name)
+        activation = ACTIVATIONS[options.activation]
+        solver, limits = options.solver_used, options.limits
         fractions = self._fractions(data, activation.betas)
         for fraction in fractions:
             replace(options, beta=fraction)
-        loss = LOSSES[loss_name]
         scaling = Scaling.fit(data.X, data.weight)
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
-        X = scaling.transform(data.X, feature_dtype())
-        offered = 1 if self.n_gates == "grow" else int(n_gates)
-        prepared = activation.prepare(
-            X,
-            data.target,
-            data.omega,
-            loss,
-            offered,
-            key,
-            PENALTIES[self.penalty],
-            self.gates,
-        )
-        rounds: tuple[Round, ...] = ()
-        if self.n_gates == "grow":
-            growth = Growth(batch=_GROWN_AT_ONCE, max_gates=int(n_gates), sampler=self.gates)
-            # For the middle of the path: gates that help there help on both sides of it.
-            beta = sorted(fractions)[len(fractions) // 2] * prepared.beta_max
-            loose = replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP))
-            prepared, *_, rounds = grow(prepared, X, beta, key, growth, solver=solver, limits=loose)
+        # For the middle of the path: gates that help there help on both sides of it.
+        middle = sorted(fractions)[len(fractions) // 2]
+        prepared, rounds = self._prepare(data, scaling, replace(options, beta=middle), key)
         path = solve_path(
             prepared,
             fractions,
-            replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP)),
+            _loose(limits),
             solver=solver,
             activation=activation,
             score=validation_score(data, prepared, scaling, activation.scores, score),
@@ -189,6 +154,60 @@ class ConvexHead(BaseEstimator):
         self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
+    def _options(self, data: TrainingSet, loss_name: str) -> Options:
+        """The options as checked numbers; beta is still to be chosen."""
+        n_gates = self.n_gates
+        if n_gates in ("auto", "grow"):
+            known = ACTIVATIONS.get(self.activation)
+            # An unknown activation is refused below, whatever the gates.
+            most = 1 if known is None else known.gates
+            n_gates = min(most, max(1, len(data.X) // _ROWS_PER_GATE))
+        if not isinstance(n_gates, int | np.integer):
+            raise ValueError(
+                f"n_gates must be 'auto', 'grow' or a whole number; got {self.n_gates!r}"
+            )
+        if self.n_gates == "grow" and self.activation == "relu":
+            raise ValueError("n_gates='grow' is for gated heads: ReLU heads find their patterns")
+        return Options(
+            n_gates=int(n_gates),
+            gates=self.gates,
+            loss=loss_name,
+            penalty=self.penalty,
+            activation=self.activation,
+            solver=self.solver,
+            limits=Limits(self.tolerance, self.max_passes, self.max_seconds),
+        )
+
+    def _prepare(
+        self, data: TrainingSet, scaling: Scaling, options: Options, key: jax.Array
+    ) -> tuple[Prepared, tuple[Round, ...]]:
+        """The program with its gates, drawn or grown, and the rounds of growing."""
+        X = scaling.transform(data.X, feature_dtype())
+        growing = self.n_gates == "grow"
+        prepared = ACTIVATIONS[options.activation].prepare(
+            X,
+            data.target,
+            data.omega,
+            LOSSES[options.loss],
+            1 if growing else options.n_gates,
+            key,
+            PENALTIES[options.penalty],
+            options.gates,
+        )
+        if not growing:
+            return prepared, ()
+        growth = Growth(batch=_GROWN_AT_ONCE, max_gates=options.n_gates, sampler=options.gates)
+        grown = grow(
+            prepared,
+            X,
+            options.beta * prepared.beta_max,
+            key,
+            growth,
+            solver=options.solver_used,
+            limits=_loose(options.limits),
+        )
+        return grown.prepared, grown.rounds
+
     def _fractions(self, data: TrainingSet, betas: Sequence[float]) -> Sequence[float]:
         choice = data.validation is not None or data.held_out.any()
         if isinstance(self.beta, str):
@@ -217,6 +236,11 @@ class ConvexHead(BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=raw_dtypes(X), reset=False)
         return self.network_.scores(np.asarray(X))
+
+
+def _loose(limits: Limits) -> Limits:
+    """Limits of solves that only choose."""
+    return replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP))
 
 
 def raw_dtypes(X: Any) -> list[type]:

@@ -83,15 +83,36 @@ def rows(program_array: Array, n: int) -> np.ndarray:
     return A.reshape(-1, *A.shape[2:])[:n]
 
 
+def columns_of(W: Array) -> Array:
+    """Weights (P, d, C) -> (d, C P): gates along the last axis, as streamed products want."""
+    P, d, C = W.shape
+    return W.transpose(1, 2, 0).reshape(d, C * P)
+
+
+def weights_of(columns: Array, P: int) -> Array:
+    """The inverse of :func:`columns_of`: (d, C P) -> (P, d, C)."""
+    d = columns.shape[0]
+    return columns.reshape(d, -1, P).transpose(2, 0, 1)
+
+
+def hidden(X: Array, columns: Array, P: int) -> Array:
+    """Values of rows (b, d) before gating: (b, C, P)."""
+    return (X @ columns).reshape(len(X), -1, P)
+
+
+def pull_back(X: Array, back: Array) -> Array:
+    """X' of values (b, C, P), as columns (d, C P)."""
+    return X.T @ back.reshape(len(X), -1)
+
+
 @jax.jit
 def apply(program: Program, W: Array) -> Array:
     """F W: weights (P, d, C) -> scores without offset (B, b, C). Half a data pass."""
-    P, d, C = W.shape
-    columns = W.transpose(1, 2, 0).reshape(d, C * P)
+    columns, P = columns_of(W), W.shape[0]
 
     def block(XD: tuple[Array, Array]) -> Array:
         X, D = XD
-        Z = (X @ columns).reshape(-1, C, P)
+        Z = hidden(X, columns, P)
         return jnp.sum(jnp.where(D[:, None, :], Z, jnp.zeros_like(Z)), axis=2)
 
     return jax.lax.map(block, (program.X, program.D))
@@ -105,7 +126,7 @@ def adjoint(program: Program, R: Array) -> Array:
     def block(total: Array, XDR: tuple[Array, Array, Array]) -> tuple[Array, None]:
         X, D, r = XDR
         gated = jnp.where(D[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
-        return total + X.T @ gated.reshape(-1, C * P), None
+        return total + pull_back(X, gated), None
 
     total, _ = jax.lax.scan(block, jnp.zeros((d, C * P), R.dtype), (program.X, program.D, R))
-    return total.reshape(d, C, P).transpose(2, 0, 1)
+    return weights_of(total, P)

@@ -61,6 +61,11 @@ def group_norms(W: Array) -> Array:
     return jnp.sqrt(jnp.sum(W * W, axis=(1, 2)))
 
 
+def neuron_norms(V: Array) -> Array:
+    """||v|| of every neuron: (P, d, K) -> (P, K)."""
+    return jnp.sqrt(jnp.sum(V * V, axis=1))
+
+
 def group_l21(W: Array) -> Array:
     """Penalty sum_i ||W_i||_F: (P, d, C) -> ()."""
     return jnp.sum(group_norms(W))
@@ -114,6 +119,19 @@ def prox_group_l21(A: Array, h: Array, threshold: Array) -> Array:
     tau = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     ratio = h * tau[:, None] / (h * tau[:, None] + threshold)
     return jnp.where(alive[:, None, None], ratio[:, :, None] * A, jnp.zeros_like(A))
+
+
+def prox_neurons(V: Array, h: Array, threshold: Array) -> Array:
+    """Proximal map of threshold times the sum of neuron norms in the metric diag(h): (P, d, K)."""
+    P, d, K = V.shape
+    single = V.transpose(0, 2, 1).reshape(P * K, d, 1)
+    return prox_group_l21(single, h, threshold).reshape(P, K, d).transpose(0, 2, 1)
+
+
+def soft_threshold(V: Array, t: Array) -> Array:
+    """:func:`prox_neurons` in the Euclidean metric, in closed form: (P, d, K)."""
+    norm = neuron_norms(V)[:, None, :]
+    return V * jnp.maximum(0, 1 - t / jnp.where(norm > 0, norm, 1))
 
 
 def dual_scale(norm: Array, beta: Array) -> Array:

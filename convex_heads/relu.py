@@ -16,7 +16,6 @@ that the neurons end with, of which the network is a feasible point whatever the
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,11 +28,18 @@ from convex_heads.certificate import TRIAL_GATES, Certificate, relative_gap, res
 from convex_heads.cones import projection_norms
 from convex_heads.decode import ReluNetwork
 from convex_heads.gated import Prepared
-from convex_heads.gates import DEFAULT_SAMPLER, sample_gates
+from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
-from convex_heads.operators import Program, adjoint
-from convex_heads.penalties import GROUP, Penalty, dual_scale
+from convex_heads.operators import (
+    Program,
+    adjoint,
+    columns_of,
+    hidden,
+    pull_back,
+    weights_of,
+)
+from convex_heads.penalties import GROUP, Penalty, dual_scale, neuron_norms
 from convex_heads.scaling import Scaling
 from convex_heads.solution import Record, Solution
 
@@ -53,15 +59,7 @@ def prepare(
     penalty: Penalty = GROUP,
     sampler: str = DEFAULT_SAMPLER,
 ) -> Prepared:
-    """As :func:`convex_heads.gated.prepare`; beta_max is that of the ReLU program.
-
-    Raises:
-        ValueError: shapes that do not belong together, or another penalty than ``group``.
-    """
-    if penalty.name != "group":
-        raise ValueError(
-            f"the ReLU program has the group penalty, a norm for every neuron; got {penalty.name!r}"
-        )
+    """As :func:`convex_heads.gated.prepare`; beta_max is that of the ReLU program."""
     return _with_beta_max(gated.prepare(X, Y, omega, loss, n_gates, key, penalty, sampler))
 
 
@@ -93,10 +91,10 @@ def start(prepared: Prepared) -> Array:
     """
     P, d, C = prepared.program.shape
     key = jax.random.fold_in(prepared.key, 1)
-    drawn = np.asarray(sample_gates(key, prepared.second_moment, 2 * C * P + 1))[1:]
-    spread = np.sqrt(np.einsum("md,de,me->m", drawn, prepared.second_moment, drawn))
+    drawn = gated.fresh_gates(prepared, key, 2 * C * P)
+    spread = np.sqrt((drawn * drawn) @ np.asarray(_moments(prepared)))
     drawn = drawn / np.where(spread > 0, spread, 1)[:, None] / np.sqrt(P)
-    rotated = (drawn @ prepared.Q).reshape(P, 2 * C, d).transpose(0, 2, 1)
+    rotated = drawn.reshape(P, 2 * C, d).transpose(0, 2, 1)
     return jnp.asarray(rotated, prepared.program.X.dtype)
 
 
@@ -149,11 +147,11 @@ def decode(
     """
     del gates
     P, k, K = V.shape
-    hidden = V.transpose(0, 2, 1).reshape(P * K, k)
+    neurons = V.transpose(0, 2, 1).reshape(P * K, k)
     one = np.eye(K // 2, dtype=V.dtype)
     output = np.tile(np.concatenate([one, -one]), (P, 1))
-    alive = hidden.any(axis=1)
-    return ReluNetwork(scaling, hidden[alive], output[alive], np.asarray(offset), loss)
+    alive = neurons.any(axis=1)
+    return ReluNetwork(scaling, neurons[alive], output[alive], np.asarray(offset), loss)
 
 
 def certify_prepared(
@@ -161,7 +159,6 @@ def certify_prepared(
 ) -> Certificate:
     """The certificate of rotated neurons V (P, d, 2 C) for the program of their own patterns."""
     del R  # a dual point of other patterns' program says nothing about this one
-    trial = np.asarray(sample_gates(key, prepared.second_moment, TRIAL_GATES + 1))[1:]
     return certify_neurons(
         prepared.program,
         prepared.loss,
@@ -169,7 +166,7 @@ def certify_prepared(
         beta,
         h=_moments(prepared),
         beta_max=prepared.beta_max,
-        trial=trial @ prepared.Q.astype(trial.dtype),
+        trial=gated.fresh_gates(prepared, key, TRIAL_GATES),
     )
 
 
@@ -203,7 +200,7 @@ def certify_neurons(
     """
     P, _, K = V.shape
     at = descent.slope(program, loss, V)
-    norms = np.asarray(descent.norms(V))
+    norms = np.asarray(neuron_norms(V))
     alive = norms > 0
     beta_ = jnp.asarray(beta, V.dtype)
     primal = float(at.loss) + beta * float(norms.sum())
@@ -247,22 +244,21 @@ def _pattern_violation(program: Program, R: Array, beta: float, trial: Array) ->
     return best / beta
 
 
-@partial(jax.jit)
+@jax.jit
 def _climb(program: Program, R: Array, v: Array) -> tuple[Array, Array]:
     """max |R_c'(X v)_+| / ||v|| of directions (m, d, C), and directions that are no worse.
 
     R_c'(X v)_+ is v'u with u = X' D_v R_c, homogeneous in v, so u itself is the steepest ascent.
     """
     m, d, C = v.shape
-    columns = v.transpose(1, 2, 0).reshape(d, C * m)
+    columns = columns_of(v)
 
     def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
         X, r = rows
-        on = (X @ columns).reshape(-1, C, m) > 0
-        return total + X.T @ jnp.where(on, r[:, :, None], 0).reshape(-1, C * m), None
+        on = hidden(X, columns, m) > 0
+        return total + pull_back(X, jnp.where(on, r[:, :, None], 0)), None
 
     total, _ = jax.lax.scan(block, jnp.zeros((d, C * m), v.dtype), (program.X, R))
-    u = total.reshape(d, C, m).transpose(2, 0, 1)
-    size = descent.norms(v)
+    u, size = weights_of(total, m), neuron_norms(v)
     value = jnp.abs(jnp.sum(u * v, axis=1)) / jnp.where(size > 0, size, 1)
     return jnp.max(value), u

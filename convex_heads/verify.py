@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from convex_heads.certificate import TRIAL_GATES, Certificate, certify_program
 from convex_heads.decode import Network
-from convex_heads.gates import distinct_patterns, sample_gates
+from convex_heads.gates import distinct_patterns, row_basis, sample_gates
 from convex_heads.losses import LOSSES
 from convex_heads.operators import build_program
 from convex_heads.penalties import PENALTIES
@@ -102,15 +102,18 @@ def certify(
     # Patterns that weights own stay, equal or not: the penalty counts them one by one.
     keep = np.union1d(distinct_patterns(D), np.flatnonzero(network.weights.any(axis=(1, 2))))
     omega = omega / omega.sum()
-    second_moment = jnp.asarray((X.T * omega) @ X, dtype)
+    basis = row_basis(X)
+    rows = X if basis is None else X @ basis
+    second_moment = jnp.asarray((rows.T * omega) @ rows, dtype)
     if not isinstance(key, Array):
         key = jax.random.key(key)
+    trial = np.asarray(sample_gates(key, second_moment, TRIAL_GATES + 1))[1:]
     return certify_program(
         build_program(X, D[:, keep], Y.astype(dtype), omega.astype(dtype), network.offset),
         LOSSES[network.loss],
         jnp.asarray(network.weights[keep]),
         beta,
-        trial_gates=sample_gates(key, second_moment, TRIAL_GATES + 1)[1:],
+        trial_gates=trial if basis is None else trial @ basis.T,
         penalty=PENALTIES[penalty],
     )
 

@@ -15,12 +15,13 @@ from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, cro
 from convex_heads.cones import projection_norms, violation
 from convex_heads.decode import ReluNetwork
 from convex_heads.descent import minimise as descend
-from convex_heads.descent import network_scores, norms, objective, rescale, slope
+from convex_heads.descent import network_scores, objective, rescale, slope
 from convex_heads.gated import unrotate
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.nystrom import adaptive_nystrom, approximation_error, nystrom, precondition
 from convex_heads.pcg import pcg
+from convex_heads.penalties import neuron_norms
 from convex_heads.robustness import robustness_radius
 from convex_heads.scaling import Scaling
 
@@ -176,7 +177,7 @@ def test_descent_never_rises_and_its_certificate_holds_against_the_oracle(x64):
     proof = relu.certify_prepared(prepared, V, beta, key=jax.random.key(1))
     assert proof.relative_gap < 5e-2
     # The program of its own patterns, solved anew: between the bound and the network's objective.
-    alive = np.argwhere(np.asarray(norms(V)) > 0)
+    alive = np.argwhere(np.asarray(neuron_norms(V)) > 0)
     value = own_program_value(prepared, np.asarray(V), alive, beta)
     assert proof.dual <= value * (1 + 1e-6)
     assert value <= proof.primal * (1 + 1e-6)
@@ -224,7 +225,7 @@ def test_rescaling_lowers_the_objective_and_leaves_neurons_balanced(x64):
     before = objective(program, loss, beta, V, network_scores(program, V))
     after = objective(program, loss, beta, W, network_scores(program, W))
     assert float(after) < float(before)
-    length = np.asarray(norms(W))
+    length = np.asarray(neuron_norms(W))
     # Directions stay, and the best lengths balance loss and penalty: -<G, v> = beta ||v||.
     along = np.asarray(-jnp.sum(slope(program, loss, W).G * W, axis=1))
     balanced = length > 1e-6

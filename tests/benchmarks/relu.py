@@ -29,10 +29,11 @@ from shared import Row, parser, show
 from convex_heads import cronos
 from convex_heads.certificate import beta_max
 from convex_heads.cones import violation
-from convex_heads.descent import network_scores, norms
+from convex_heads.descent import network_scores
 from convex_heads.limits import Limits
 from convex_heads.losses import SQUARED
 from convex_heads.operators import Program, build_program, rows
+from convex_heads.penalties import neuron_norms
 from extractors import load_extractor
 from extractors.errors import InputError, MachineError
 from extractors.extract import store_folder
@@ -91,7 +92,7 @@ def objective(program: Program, V: Any, beta: float) -> float:
     """That of the deployed network."""
     z = network_scores(program, V)
     loss = jnp.sum(program.omega[..., None] * (z - program.Y) ** 2) / 2
-    return float(loss + beta * jnp.sum(norms(V)))
+    return float(loss + beta * jnp.sum(neuron_norms(V)))
 
 
 def measure(problem: Problem, name: str, beta: float, limits: Limits) -> Row:
