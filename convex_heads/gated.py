@@ -143,10 +143,14 @@ def _beta_max(program: Program, loss: Loss) -> float:
     Where features say nothing (all constant), beta_max is the round-off of a sum that should be
     zero, and no bound can be proven for a fraction of it.
     """
+    return max(float(beta_max(program, loss)), float(beta_floor(program, loss)))
+
+
+def beta_floor(program: Program, loss: Loss) -> Array:
+    """The least beta_max that can be told from round-off, ()."""
     R = residual(program, loss, jnp.zeros_like(program.Y))
     size = jnp.sum(jnp.linalg.norm(R, axis=-1) * jnp.linalg.norm(program.X, axis=-1))
-    floor = _ROUNDOFF * float(jnp.finfo(size.dtype).eps) * float(size)
-    return max(float(beta_max(program, loss)), floor)
+    return _ROUNDOFF * jnp.finfo(size.dtype).eps * size
 
 
 def minimise(

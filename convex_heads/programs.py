@@ -19,6 +19,7 @@ from convex_heads.losses import LOSSES
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import PENALTIES
 from convex_heads.solution import Record, Solution
+from convex_heads.traced import is_traced, solve_traced
 
 
 class Activation(NamedTuple):
@@ -178,6 +179,14 @@ def solve(
         A :class:`Solution`: ``value`` W (P, d, C), or v and w (P, d, 2 C) of the ReLU program, and
         ``gates`` (P, d) in the coordinates of X, the status and the figures.
 
+    Under ``jit`` and ``vmap`` (over X, Y or the key; options are static) gated programs are solved
+    by the default solver, without clock, history and ``on_record``; see
+    :func:`convex_heads.traced.solve_traced`.
+
+    Raises:
+        ValueError: shapes that do not belong together, or, under ``jit`` and ``vmap``, options
+            that are not for them.
+
     Example:
         >>> import jax, numpy as np
         >>> rng = np.random.default_rng(0)
@@ -186,7 +195,31 @@ def solve(
         >>> solution = solve(X, Y, Options(beta=0.1, n_gates=16), jax.random.key(0))
         >>> solution.status.name, solution.stats.relative_gap <= 2e-2
         ('CONVERGED', True)
+
+        Heads of four draws of gates at once:
+
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> many = jax.vmap(lambda key: solve(X, Y, Options(beta=0.1, n_gates=8), key))(keys)
+        >>> many.value.shape, bool((many.stats.relative_gap <= 2e-2).all())
+        ((4, 8, 5, 2), True)
     """
+    if is_traced(X, Y, key):
+        if options.activation != "gated_relu" or options.solver_used != gated.SOLVERS[0]:
+            raise ValueError(
+                "under jit and vmap there is activation='gated_relu' with solver='auto' alone; got "
+                f"{options.activation!r} with {options.solver!r}"
+            )
+        return solve_traced(
+            jnp.asarray(X),
+            jnp.asarray(Y),
+            LOSSES[options.loss],
+            PENALTIES[options.penalty],
+            options.beta,
+            options.n_gates,
+            options.gates,
+            key,
+            options.limits,
+        )
     X, Y = np.asarray(X), np.asarray(Y)
     activation = ACTIVATIONS[options.activation]
     prepared = activation.prepare(

@@ -28,12 +28,13 @@ from convex_heads.certificate import TRIAL_GATES, Certificate, relative_gap, res
 from convex_heads.cones import projection_norms
 from convex_heads.decode import ReluNetwork
 from convex_heads.gated import Prepared
-from convex_heads.gates import DEFAULT_SAMPLER
+from convex_heads.gates import DEFAULT_SAMPLER, sample_gates
 from convex_heads.limits import Limits
-from convex_heads.losses import Loss
+from convex_heads.losses import LOSSES, Loss
 from convex_heads.operators import (
     Program,
     adjoint,
+    build_program,
     columns_of,
     hidden,
     pull_back,
@@ -69,13 +70,17 @@ def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
 
 
 def _with_beta_max(prepared: Prepared) -> Prepared:
-    """beta_max = max_ic ||Proj_{K_i}(+-X' D_i R0_c)||, within a percent from above."""
-    program, loss = prepared.program, prepared.loss
+    largest = beta_max(prepared.program, prepared.loss, _moments(prepared))
+    return prepared._replace(beta_max=largest)
+
+
+def beta_max(program: Program, loss: Loss, h: Array) -> float:
+    """max_ic ||Proj_{K_i}(+-X' D_i R0_c)||, within a percent from above; h (d,) as elsewhere."""
     G = adjoint(program, residual(program, loss, jnp.zeros_like(program.Y)))
     norms, _ = projection_norms(
-        program, _moments(prepared), jnp.concatenate([G, -G], axis=2), steps=_MULTIPLIER_STEPS
+        program, h, jnp.concatenate([G, -G], axis=2), steps=_MULTIPLIER_STEPS
     )
-    return prepared._replace(beta_max=float(jnp.max(norms)))
+    return float(jnp.max(norms))
 
 
 def _moments(prepared: Prepared) -> Array:
@@ -167,6 +172,43 @@ def certify_prepared(
         h=_moments(prepared),
         beta_max=prepared.beta_max,
         trial=gated.fresh_gates(prepared, key, TRIAL_GATES),
+    )
+
+
+def certify_network(
+    network: ReluNetwork, X: np.ndarray, Y: np.ndarray, omega: np.ndarray, beta: float, key: Array
+) -> Certificate:
+    """The certificate of a network whose weights came from anywhere.
+
+    Args:
+        network: neurons h_j (m, d) with output weights a_j (m, C).
+        X: standardised features (n, d), the last column constant one.
+        Y: targets (n, C).
+        omega: row weights (n,), non-negative, not all zero.
+        beta: penalty, absolute.
+        key: JAX random key of the trial neurons.
+    """
+    moment = (X.T * (omega / omega.sum())) @ X
+    h, Q = np.linalg.eigh(moment)
+    hidden, output = network.hidden @ Q.astype(X.dtype), network.output
+    # Each neuron in as many copies as it has outputs, with their weights pulled in front of it.
+    V = hidden[:, :, None] * np.concatenate([output, -output], axis=1).clip(0)[:, None, :]
+    rotated = X @ Q.astype(X.dtype)
+    # Without neurons, the program of the gate that is always on.
+    patterns = rotated @ hidden.T > 0 if len(hidden) else np.ones((len(X), 1), bool)
+    if not len(hidden):
+        V = np.zeros((1, X.shape[1], V.shape[2]), X.dtype)
+    program = build_program(rotated, patterns, Y, omega.astype(X.dtype), network.offset)
+    loss, moments = LOSSES[network.loss], jnp.asarray(h, X.dtype)
+    trial = np.asarray(sample_gates(key, jnp.asarray(moment, X.dtype), TRIAL_GATES + 1))[1:]
+    return certify_neurons(
+        program,
+        loss,
+        jnp.asarray(V),
+        beta,
+        h=moments,
+        beta_max=beta_max(program, loss, moments),
+        trial=trial @ Q.astype(trial.dtype),
     )
 
 

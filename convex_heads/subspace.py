@@ -48,7 +48,7 @@ from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import Span, roundoff, search
 
 # Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
-_MEMORY = 8
+MEMORY = 8
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
 _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
@@ -58,7 +58,7 @@ _STRETCH = (0.25, 2.0)
 # So many steps in which neither objective nor bound gained this share of the gap mean that
 # round-off has been reached; a span that proved unsound counts for several.
 _PROGRESS = 1e-4
-_MAX_IDLE = 15
+MAX_IDLE = 15
 _UNSOUND = 8
 
 
@@ -125,7 +125,7 @@ def zero_state(program: Program, memory: int) -> State:
     )
 
 
-def state_at(program: Program, W: Array, memory: int = _MEMORY) -> State:
+def state_at(program: Program, W: Array, memory: int = MEMORY) -> State:
     """State at weights W (P, d, C) without a span, for a warm start. Half a data pass."""
     return zero_state(program, memory)._replace(W=W, z=apply(program, W))
 
@@ -244,7 +244,7 @@ def advance(
 
     def go_on(carry: tuple[Array, State]) -> Array:
         k, s = carry
-        return (k < steps) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
+        return (k < steps) & (s.gap > tolerance) & (s.idle < MAX_IDLE)
 
     return jax.lax.while_loop(
         go_on,
@@ -283,7 +283,7 @@ def minimise(
     warm: State | None = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
-    memory: int = _MEMORY,
+    memory: int = MEMORY,
 ) -> tuple[Solution, State]:
     """Solves one gated program for one beta.
 
@@ -310,7 +310,7 @@ def minimise(
         lambda s: advance(program, loss, penalty, beta_, tolerance, s, steps=_CHUNK),
         restate(program, loss, penalty, beta_, warm or zero_state(program, memory)),
         limits,
-        max_idle=_MAX_IDLE,
+        max_idle=MAX_IDLE,
         on_record=on_record,
     )
     if status is Status.STALLED:

@@ -6,7 +6,10 @@ A gated network f(x) = z0 + sum_i 1[g_i'x >= 0] W_i'x is a point of the convex p
           + \beta \sum_i \|W_i\|_F
 
 of its own gates, wherever its weights came from, so :mod:`convex_heads.certificate` bounds what
-they lose against the optimum. The offset z0 is not a variable: the bound is right for any of them.
+they lose against the optimum. A ReLU network f_c(x) = z0_c + sum_j a_jc (h_j'x)_+ is a feasible
+point of the ReLU program of its own neurons' patterns (:func:`convex_heads.relu.certify_neurons`),
+with the penalty sum_jc |a_jc| ||h_j||. The offset z0 is not a variable: the bound is right for any
+of them.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from convex_heads import relu
 from convex_heads.certificate import TRIAL_GATES, Certificate, certify_program
-from convex_heads.decode import Network
+from convex_heads.decode import Network, ReluNetwork
 from convex_heads.gates import distinct_patterns, row_basis, sample_gates
 from convex_heads.losses import LOSSES
 from convex_heads.operators import build_program
@@ -28,7 +32,7 @@ from convex_heads.penalties import PENALTIES
 
 
 def certify(
-    network: Network,
+    network: Network | ReluNetwork,
     X: ArrayLike,
     Y: ArrayLike,
     beta: float,
@@ -38,7 +42,7 @@ def certify(
     penalty: str = "group",
     key: Array | int = 0,
 ) -> Certificate:
-    r"""Certifies a gated network on training rows; knows nothing of the solver that trained it.
+    r"""Certifies a network on training rows; knows nothing of the solver that trained it.
 
     The bound comes from the residual of the network on these rows alone, so a solver, which has
     seen other residuals, may have proven a smaller gap (at a tolerance of 2e-2 up to half of it).
@@ -50,16 +54,16 @@ def certify(
     of the program could gain.
 
     Args:
-        network: the gated network; its scaling says how X is standardised.
+        network: gated or ReLU; its scaling says how X is standardised.
         X: raw features (n, d), finite.
         Y: targets (n, C): one-hot for softmax, 0 or 1 with C = 1 for logistic, real for squared.
         beta: penalty, absolute (not a fraction of beta_max), >= 0; the loss is averaged over rows.
         sample_weight: row weights (n,), non-negative, not all zero; None weighs rows equally.
         gates: more gates (P', d + 1) that the program offers, in standardised coordinates; those
             that have the pattern of another gate are left out. Without any gate at all the
-            program is that of a linear head.
+            program is that of a linear head. For gated networks only.
         penalty: ``group`` (default) or ``ridge``, sum_i ||W_i||_F^2 / 2, which has no pattern
-            violation and needs beta > 0.
+            violation and needs beta > 0. ReLU networks have ``group`` alone.
         key: JAX random key, or seed, of the gates drawn for the pattern violation. Default 0.
 
     Returns:
@@ -67,7 +71,7 @@ def certify(
         JAX has been told to.
 
     Raises:
-        TypeError: the network is not a gated one.
+        TypeError: the network is neither.
         ValueError: rows, targets, weights or beta that do not fit the network, in one sentence.
 
     Source: arXiv 2411.01088 for the program; the dual is derived in
@@ -84,9 +88,9 @@ def certify(
         >>> proof.dual <= proof.primal, proof.relative_gap < 1e-2
         (True, True)
     """
-    if not isinstance(network, Network):
+    if not isinstance(network, Network | ReluNetwork):
         raise TypeError(
-            f"certify takes a gated network (convex_heads.Network); got a {type(network).__name__}"
+            f"certify takes a convex_heads.Network or ReluNetwork; got a {type(network).__name__}"
         )
     dtype = jax.dtypes.canonicalize_dtype(np.float64).type
     X, Y, omega = _rows(network, _numbers("X", X), _numbers("Y", Y), sample_weight)
@@ -96,6 +100,17 @@ def certify(
         raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {penalty!r}")
     if penalty == "ridge" and beta == 0:
         raise ValueError("beta is 0, at which the ridge penalty gives no bound: it must be above 0")
+    if not isinstance(key, Array):
+        key = jax.random.key(key)
+    if isinstance(network, ReluNetwork):
+        if gates is not None or penalty != "group":
+            raise ValueError(
+                "a ReLU network is certified in the program of its own neurons, under the group "
+                "penalty: gates and penalty='ridge' are for gated networks"
+            )
+        network = network.astype(dtype)
+        X = network.scaling.transform(X.astype(dtype))
+        return relu.certify_network(network, X, Y.astype(dtype), omega, beta, key)
     network = _with_gates(network, gates).astype(dtype)
     X = network.scaling.transform(X.astype(dtype))
     D = X @ network.gates.T >= 0
@@ -105,8 +120,6 @@ def certify(
     basis = row_basis(X)
     rows = X if basis is None else X @ basis
     second_moment = jnp.asarray((rows.T * omega) @ rows, dtype)
-    if not isinstance(key, Array):
-        key = jax.random.key(key)
     trial = np.asarray(sample_gates(key, second_moment, TRIAL_GATES + 1))[1:]
     return certify_program(
         build_program(X, D[:, keep], Y.astype(dtype), omega.astype(dtype), network.offset),
@@ -144,7 +157,7 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _rows(
-    network: Network, X: np.ndarray, Y: np.ndarray, sample_weight: ArrayLike | None
+    network: Network | ReluNetwork, X: np.ndarray, Y: np.ndarray, sample_weight: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features, targets and weights (n,), checked against the network."""
     C = len(network.offset)

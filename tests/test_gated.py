@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import Problem, random_problem
 
-from convex_heads import Limits, Options, Status, fista, solve, subspace
+from convex_heads import Limits, Options, Status, fista, gated, solve, subspace
 from convex_heads.certificate import beta_max, certify_program, pattern_violation, residual
 from convex_heads.losses import LOSSES
 from convex_heads.operators import apply, build_program
+from convex_heads.traced import status_of
 
 pytestmark = pytest.mark.x64
 EXACT = Limits(tolerance=1e-9, max_passes=20_000)
@@ -204,3 +207,57 @@ def test_options_refuse_nonsense_when_built(field, value, word):
 def test_limits_refuse_nonsense_when_built(field, value):
     with pytest.raises(ValueError, match=field):
         Limits(**{field: value})
+
+
+def test_fewer_rows_than_features_are_solved_in_the_span_of_the_rows():
+    rng = np.random.default_rng(0)
+    n, d, loss = 20, 60, LOSSES["softmax"]
+    X = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)]
+    Y = np.eye(3)[rng.integers(0, 3, n)]
+    prepared = gated.prepare(X, Y, np.ones(n), loss, 6, jax.random.key(0))
+    assert prepared.Q.shape == (d, n + 1)
+    z0 = np.asarray(prepared.program.z0)
+    problem = Problem(X, X @ prepared.gates.T >= 0, Y, np.full(n, 1 / n), z0, "softmax")
+    assert prepared.beta_max == pytest.approx(problem.beta_max(), rel=1e-10)
+    beta = 0.1 * prepared.beta_max
+    optimum, _ = problem.solve(beta)
+    solution, _ = gated.minimise(prepared, beta, limits=Limits(tolerance=1e-6))
+    value = problem.objective(gated.unrotate(prepared, solution.value), beta)
+    assert value == pytest.approx(optimum, rel=1e-5)
+
+
+def test_a_traced_solve_finds_what_the_driven_one_finds():
+    rng = np.random.default_rng(0)
+    n, d = 60, 5
+    X = np.c_[rng.normal(size=(n, d - 1)), np.ones(n)]
+    labels = rng.integers(0, 3, (2, n))
+    options = Options(beta=0.05, n_gates=6, limits=Limits(tolerance=1e-6, max_passes=2000))
+    key = jax.random.key(0)
+    both = jax.jit(jax.vmap(lambda Y: solve(X, Y, options, key)))(jnp.asarray(np.eye(3)[labels]))
+    for k in range(2):
+        alone = solve(X, np.eye(3)[labels[k]], options, key)
+        assert status_of(both.status[k]) is alone.status is Status.CONVERGED
+        assert both.stats.primal[k] == pytest.approx(alone.stats.primal, rel=2e-6)
+        assert both.stats.dual[k] <= alone.stats.primal * (1 + 1e-12)
+        D, gates = X @ np.asarray(both.gates[k]).T >= 0, np.asarray(alone.gates)
+        assert len(np.unique(D, axis=1).T) == len(gates)
+        scores = np.einsum("np,nd,pdc->nc", D, X, both.value[k])
+        np.testing.assert_allclose(scores, np.asarray(both.scores[k]).reshape(-1, 3)[:n], atol=1e-9)
+    few = replace(options, limits=Limits(tolerance=1e-9, max_passes=3))
+    stopped = jax.jit(lambda X: solve(X, np.eye(3)[labels[0]], few, key))(X)
+    assert status_of(stopped.status) is Status.MAX_PASSES
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"gates": "pairs"}, "picks rows"),
+        ({"solver": "fista"}, "solver='auto' alone"),
+        ({"activation": "relu"}, "activation='gated_relu'"),
+        ({"limits": Limits(max_seconds=1.0)}, "no clock"),
+    ],
+)
+def test_a_traced_solve_refuses_what_needs_values(change, word):
+    options = replace(Options(n_gates=3), **change)
+    with pytest.raises(ValueError, match=word):
+        jax.jit(lambda X: solve(X, np.ones((5, 1)), options, jax.random.key(0)))(np.ones((5, 2)))

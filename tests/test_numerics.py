@@ -191,6 +191,15 @@ def test_the_unit_of_the_targets_does_not_matter(scale):
     np.testing.assert_allclose(far.predict(X) - 1e9, plain.predict(X), atol=2e-2)
 
 
+@pytest.mark.slow
+def test_twelve_thousand_columns_and_few_rows():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 12_000)).astype(np.float32)
+    head = fit(build("softmax", beta=0.03), X, target("softmax", X))
+    check(head, X)
+    assert head.status_ is Status.CONVERGED
+
+
 def test_targets_beyond_every_unit_are_refused_in_one_sentence():
     X, easy = features("plain")
     for scale in (1e200, 1e-200):

@@ -255,8 +255,59 @@ def test_input_that_does_not_fit_is_refused_with_one_sentence(change, word):
     assert "\n" not in str(caught.value)
 
 
-def test_a_relu_network_is_refused():
+def test_what_is_no_network_and_options_of_gated_ones_are_refused():
     network, X, problem = _foreign("softmax")
+    with pytest.raises(TypeError, match=r"Network or ReluNetwork; got a ndarray"):
+        certify(X, X, problem.Y, 0.1)  # type: ignore[arg-type]
     relu = ReluNetwork(network.scaling, network.gates, np.ones((5, 3)), network.offset, "softmax")
-    with pytest.raises(TypeError, match="gated network"):
-        certify(relu, X, problem.Y, 0.1)  # type: ignore[arg-type]
+    for option in ({"penalty": "ridge"}, {"gates": network.gates}):
+        with pytest.raises(ValueError, match="for gated networks"):
+            certify(relu, X, problem.Y, 0.1, **option)
+
+
+@pytest.mark.x64
+def test_a_relu_network_trained_elsewhere_is_bounded_by_its_own_program():
+    import cvxpy as cp
+
+    network, X, problem = _foreign("squared")
+    rng = np.random.default_rng(0)
+    beta, hidden, output = 0.05, rng.normal(size=(3, 4)), rng.normal(size=(3, 3))
+    relu = ReluNetwork(network.scaling, hidden, output, problem.z0, "squared")
+    proof = certify(relu, X, problem.Y, beta, sample_weight=problem.omega)
+    # Its objective, by hand.
+    Z = problem.z0 + np.maximum(problem.X @ hidden.T, 0) @ output
+    length = np.abs(output).sum(axis=1) @ np.linalg.norm(hidden, axis=1)
+    value = 0.5 * problem.omega @ ((Z - problem.Y) ** 2).sum(axis=1) + beta * length
+    assert proof.primal == pytest.approx(value, rel=1e-10)
+    # The optimum of the program of its patterns, by an interior-point method.
+    D = problem.X @ hidden.T > 0
+    v = [[cp.Variable(4) for _ in range(6)] for _ in hidden]
+    cones = [
+        cp.multiply(np.where(D[:, j], 1, -1), problem.X @ each) >= 0
+        for j in range(3)
+        for each in v[j]
+    ]
+    z = [
+        problem.z0[c]
+        + sum(cp.multiply(D[:, j], problem.X @ (v[j][c] - v[j][3 + c])) for j in range(3))
+        for c in range(3)
+    ]
+    fit = sum(problem.omega @ cp.square(z[c] - problem.Y[:, c]) for c in range(3)) / 2
+    norms = sum(cp.norm(each) for row in v for each in row)
+    optimum = cp.Problem(cp.Minimize(fit + beta * norms), cones).solve(solver="CLARABEL")
+    assert proof.dual <= optimum * (1 + 1e-6)
+    assert optimum <= value
+    zero = replace(relu, hidden=hidden[:0], output=output[:0])
+    assert certify(zero, X, problem.Y, 100.0).relative_gap == pytest.approx(0, abs=1e-6)
+
+
+def test_a_fitted_relu_head_gets_its_certificate_again():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4)).astype(np.float32)
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    head = ConvexHeadClassifier(activation="relu", n_gates=4, beta=0.05, tolerance=0.2).fit(X, y)
+    given = head.certificate_
+    proof = certify(head.network_, X, y[:, None], given.beta)
+    assert proof.primal == pytest.approx(given.primal, rel=1e-4)
+    assert proof.dual == pytest.approx(given.dual, rel=2e-2)
+    assert proof.cone_violation == 0
