@@ -6,7 +6,6 @@ directions cost O(n C k^2) there instead of the O(n P d C) of a data pass.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -99,9 +98,14 @@ def _newton_direction(model: _Model) -> Array:
 
 
 class _Search(NamedTuple):
-    """Newton's method on the span: where it is, where it goes, what it has gained."""
+    """Newton's method on the span: where it is, where it goes, what it has gained.
+
+    The model is evaluated at one place in the loop, because every other one would be compiled
+    again: the loop starts with no point at all, only with a value to undercut.
+    """
 
     at: _Model
+    next: Array
     move: Array
     size: Array
     decrement: Array
@@ -132,29 +136,59 @@ def search(
     it leaves the objective where it was and the slope along it flatter (the approximate Wolfe
     conditions, Hager & Zhang 2005).
     """
-    model = partial(_model, program, loss, penalty, beta, span)
+    zero, infinity = jnp.zeros((), back.dtype), jnp.full((), jnp.inf, back.dtype)
+    noise = roundoff(primal)
 
-    def begin(at: _Model, total: Array, tries: Array) -> _Search:
-        move = _newton_direction(at)
-        decrement = -(at.gradient @ move) / 2
-        return _Search(at, move, jnp.ones_like(total), decrement, total + decrement, tries)
-
-    def body(c: _Search) -> _Search:
-        new = model(jnp.clip(c.at.t + c.size * c.move, -_LONGEST, _LONGEST))
-        slope, before = new.gradient @ c.move, c.at.gradient @ c.move
-        flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
-        good = (new.value < c.at.value) | ((new.value <= c.at.value + roundoff(primal)) & flatter)
-        return jax.lax.cond(
-            good,
-            lambda: begin(new, c.total, c.tries + 1),
-            lambda: c._replace(size=c.size * _SHORTER, tries=c.tries + 1),
+    def accept(c: _Search, new: _Model, started: Array) -> _Search:
+        move = _newton_direction(new)
+        decrement = -(new.gradient @ move) / 2
+        before = jnp.where(started, c.total, jnp.maximum(primal - new.value, 0))
+        return _Search(
+            at=new,
+            next=_along(new.t, move, jnp.ones_like(zero)),
+            move=move,
+            size=jnp.ones_like(zero),
+            decrement=decrement,
+            total=before + decrement,
+            tries=c.tries + 1,
         )
 
-    def go_on(c: _Search) -> Array:
-        return (c.decrement > _NEWTON_SHARE * c.total) & (c.tries < _NEWTON_TRIES)
+    def refuse(c: _Search, started: Array) -> _Search:
+        """A shorter step, or the other start, which needs to undercut nothing."""
+        size = jnp.where(started, c.size * _SHORTER, c.size)
+        value = jnp.where(started, c.at.value, infinity)
+        return c._replace(
+            at=c.at._replace(value=value),
+            next=jnp.where(started, _along(c.at.t, c.move, size), back),
+            size=size,
+            tries=c.tries + 1,
+        )
 
-    at = model(jnp.zeros_like(back))
-    low = at.value <= primal + roundoff(primal)
-    at = jax.lax.cond(low, lambda: at, lambda: model(back))
-    gained = jnp.maximum(primal - at.value, 0)
-    return jax.lax.while_loop(go_on, body, begin(at, gained, jnp.zeros((), jnp.int32))).at.t
+    def body(c: _Search) -> _Search:
+        new = _model(program, loss, penalty, beta, span, c.next)
+        started = jnp.isfinite(c.total)
+        slope, before = new.gradient @ c.move, c.at.gradient @ c.move
+        flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
+        good = (new.value < c.at.value) | ((new.value <= c.at.value + noise) & flatter & started)
+        return jax.lax.cond(good, lambda: accept(c, new, started), lambda: refuse(c, started))
+
+    def go_on(c: _Search) -> Array:
+        more = ~jnp.isfinite(c.total) | (c.decrement > _NEWTON_SHARE * c.total)
+        return more & (c.tries < _NEWTON_TRIES)
+
+    flat = jnp.zeros_like(back)
+    nowhere = _Model(back, primal + noise, flat, jnp.zeros((back.size, back.size), back.dtype))
+    start = _Search(
+        at=nowhere,
+        next=flat,
+        move=flat,
+        size=jnp.ones_like(zero),
+        decrement=zero,
+        total=infinity,
+        tries=jnp.full((), -1, jnp.int32),
+    )
+    return jax.lax.while_loop(go_on, body, start).at.t
+
+
+def _along(t: Array, move: Array, size: Array) -> Array:
+    return jnp.clip(t + size * move, -_LONGEST, _LONGEST)

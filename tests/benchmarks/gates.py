@@ -1,5 +1,7 @@
 """Test accuracy of every gate sampler and gate count on every data set that is at hand.
 
+`--heads` puts heads with other options beside them, `--rivals` other classifiers.
+
 Data are the feature stores in the cache folder and, with a data root, the raw pixels of
 Fashion-MNIST. A seed redraws which rows train and which choose (beta, and every setting of the
 rivals), and the gates; test rows are the store's and the same for all. `difference` is to the first
@@ -31,6 +33,13 @@ from extractors.errors import InputError
 from extractors.store import FeatureStore, default_cache_dir
 
 RIVALS = ("logistic", "svm", "mlp")
+HEADS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "squared": {"loss": "squared"},
+    "ridge": {"penalty": "ridge"},
+    "grow": {"n_gates": "grow"},
+    "relu": {"activation": "relu"},
+}
 
 
 class Rows(NamedTuple):
@@ -84,13 +93,11 @@ def data_sets(
         yield DataSet("fashion_mnist", (X[pool], y[pool].astype(int)), cut(X[test], y[test]))
 
 
-def head(sampler: str, n_gates: int, tolerance: float) -> Callable[[Rows, int], Row]:
-    """The head with the given gates: figures of one seed."""
+def head(**options: Any) -> Callable[[Rows, int], Row]:
+    """A head with such options: figures of one seed."""
 
     def run(rows: Rows, seed: int) -> Row:
-        model = ConvexHeadClassifier(
-            gates=sampler, n_gates=n_gates, tolerance=tolerance, random_state=seed
-        )
+        model = ConvexHeadClassifier(**options, random_state=seed)
         X_val, y_val = rows.choose
         model.fit(*rows.train, X_val=X_val, y_val=y_val)
         return {
@@ -181,8 +188,9 @@ def main() -> None:
     add("--data", nargs="+", help="names of data sets; all that are at hand without")
     add("--cache-dir", type=Path, help="folder with the feature stores")
     add("--data-root", type=Path, help="folder with fashion_mnist")
-    add("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), help="which to draw by")
+    add("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS), help="which to draw by")
     add("--n-gates", nargs="+", type=int, default=[64], help="how many gates")
+    add("--heads", nargs="*", choices=HEADS, default=[], help="heads with other options")
     add("--rivals", nargs="*", choices=RIVALS, default=[], help="what else to tune and test")
     add("--seeds", type=int, default=3, help="splits and draws")
     add("--rows", type=int, default=4000, help="most training rows")
@@ -191,10 +199,11 @@ def main() -> None:
     options = command.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     methods: dict[str, Any] = {
-        f"{sampler} {P}": head(sampler, P, options.tolerance)
+        f"{sampler} {P}": head(gates=sampler, n_gates=P, tolerance=options.tolerance)
         for P in options.n_gates
         for sampler in options.samplers
     }
+    methods |= {name: head(**HEADS[name]) for name in options.heads}
     methods |= {name: rival(name) for name in options.rivals}
     table: list[Row] = []
     try:
