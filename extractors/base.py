@@ -14,7 +14,7 @@ import numpy as np
 
 from extractors.errors import InputError
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "features"]
 
 
 @dataclass(frozen=True)
