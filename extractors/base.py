@@ -58,6 +58,15 @@ class Rows:
 
 
 @runtime_checkable
+class Approximate(Protocol):
+    """An extractor that may compute in less than float32; the error is then measured and kept."""
+
+    def exact(self) -> Extractor | None:
+        """The same backbone in float32; None where this one computes in float32 already."""
+        ...
+
+
+@runtime_checkable
 class Extractor(Protocol):
     """A frozen backbone behind one narrow interface.
 

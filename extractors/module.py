@@ -43,7 +43,8 @@ class ModuleExtractor(TorchBackbone):
         modality: of the raw rows.
         probe: a raw row that shows the width of the features; None takes the first row that is
             encoded, or an empty text, or a grey image.
-        collate: prepared rows -> the module's input, where stacking is not it.
+        collate: prepared rows -> the module's input, where stacking is not it; what it gives has a
+            method ``to(device)``.
         batch_size: rows per forward pass.
         options: ``normalize`` and ``autocast``.
         device: a torch device; None takes a GPU when there is one.
