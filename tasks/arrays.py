@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LABELS_SUFFIX = ".labels.npy"
+_MAGIC = {"npy": b"\x93NUMPY", "npz": b"PK"}
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -138,7 +139,12 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    if "pickle" in str(error).lower():
+    if path.is_file():
+        with path.open("rb") as file:
+            kind = "npy" if path.suffix.lower() == ".npy" else "npz"
+            if not file.read(6).startswith(_MAGIC[kind]):
+                return InputError(f"cannot read {path}: it is no {kind} file as numpy writes them")
+    if "pickle" in str(error).lower() or "object" in str(error).lower():
         return InputError(
             f"{path} holds Python objects, which are not read because they can execute code; save "
             "labels as numbers or with .astype(str)"
