@@ -136,8 +136,17 @@ class TorchBackbone:
             InputError: no such model, or files that make none.
             MachineError: not cached, and no network.
         """
-        if self._parsed.folder is not None:
-            return load(ModelFiles(str(self._parsed.folder), None, local_only=True))
+        try:
+            if self._parsed.folder is not None:
+                return load(ModelFiles(str(self._parsed.folder), None, local_only=True))
+            return self._load_hub(load)
+        except Exception as error:
+            refused = plain_load_errors(error, self.name)
+            if refused is error:
+                raise
+            raise refused from error
+
+    def _load_hub(self, load: Callable[[ModelFiles], Loaded]) -> Loaded:
         hub = self._hub
         if not hub.online and not is_known_locally(hub, self.needed_file):
             hub = ask_hub(hub.repository, hub.commit)
@@ -168,12 +177,12 @@ class TorchBackbone:
 def plain_load_errors(error: Exception, name: str) -> Exception:
     """What loading a model raised, as one sentence of the right kind.
 
-    Memory, the network and our own sentences are passed on as they are.
+    Memory, disks, the network and our own sentences are passed on as they are.
     """
     text = " ".join(str(error).split())
     if isinstance(error, InputError | MachineError | MemoryError | ConnectionError):
         return error
-    if "out of memory" in text.lower():
+    if "out of memory" in text.lower() or getattr(error, "errno", None) is not None:
         return error
     if "trust_remote_code" in text:
         return InputError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from extractors.backbone import ModelFiles, TorchBackbone, plain_load_errors
+from extractors.backbone import ModelFiles, TorchBackbone
 from extractors.errors import BadRow, InputError
 from extractors.hf_config import read_config
 from extractors.images import open_rgb
@@ -181,23 +181,17 @@ class TransformerImageExtractor(TorchBackbone):
         }
         auto = {"trust_remote_code": self._trusted}
         with quiet_loading(bars=not files.local_only):
-            try:
-                processor = transformers.AutoImageProcessor.from_pretrained(
-                    files.path, backend="pil", **auto, **options
-                )
-                more: dict[str, Any] = auto if tower == "AutoModel" else {}
-                if tower == after and self._kind == "clip":
-                    # The width of the projection is said outside the tower's own configuration.
-                    both = transformers.AutoConfig.from_pretrained(files.path, **options)
-                    both.vision_config.projection_dim = both.projection_dim
-                    more = {"config": both.vision_config}
-                model, report = getattr(transformers, tower).from_pretrained(
-                    files.path, dtype=torch.float32, output_loading_info=True, **more, **options
-                )
-            except Exception as error:
-                refused = plain_load_errors(error, self.name)
-                if refused is error or files.commit is not None:
-                    raise
-                raise refused from error
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                files.path, backend="pil", **auto, **options
+            )
+            more: dict[str, Any] = auto if tower == "AutoModel" else {}
+            if tower == after and self._kind == "clip":
+                # The width of the projection is said outside the tower's own configuration.
+                both = transformers.AutoConfig.from_pretrained(files.path, **options)
+                both.vision_config.projection_dim = both.projection_dim
+                more = {"config": both.vision_config}
+            model, report = getattr(transformers, tower).from_pretrained(
+                files.path, dtype=torch.float32, output_loading_info=True, **more, **options
+            )
         check_complete(report["missing_keys"], self.name)
         return processor, model

@@ -248,5 +248,12 @@ def _registered_repository(model: str) -> str:
             + (f": did you mean {meant}?" if close else ": see timm.list_models(pretrained=True)")
         )
     if not config.hf_hub_id:
-        raise InputError(f"'timm:{model}': there are no pretrained weights for it on the Hub")
+        family = model.partition(".")[0].partition("_")[0]
+        known = timm.list_models(f"{family}*", pretrained=True)
+        close = [name for name in known if timm.models.get_pretrained_cfg(name).hf_hub_id]
+        offer = ", ".join(f"'timm:{name}'" for name in close[:3])
+        raise InputError(
+            f"'timm:{model}': there are no pretrained weights for it on the Hub"
+            + (f"; of its family there are {offer}" if offer else "")
+        )
     return str(config.hf_hub_id)

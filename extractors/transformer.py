@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.backbone import ModelFiles, plain_load_errors
+from extractors.backbone import ModelFiles
 from extractors.errors import InputError
 from extractors.options import Pooling
 from extractors.precision import computing
@@ -170,16 +170,10 @@ class TransformerTextExtractor(TextBackbone):
             "trust_remote_code": self._trusted,
         }
         with quiet_loading(bars=not files.local_only):
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
-                model, report = AutoModel.from_pretrained(
-                    files.path, dtype=torch.float32, output_loading_info=True, **options
-                )
-            except Exception as error:
-                refused = plain_load_errors(error, self.name)
-                if refused is error or files.commit is not None:
-                    raise
-                raise refused from error
+            tokenizer = AutoTokenizer.from_pretrained(files.path, **options)
+            model, report = AutoModel.from_pretrained(
+                files.path, dtype=torch.float32, output_loading_info=True, **options
+            )
         check_complete(report["missing_keys"], self.name)
         return tokenizer, model
 

@@ -281,6 +281,25 @@ def test_timm_maps_are_pooled_over_patches_whatever_their_layout(
         load(projection="after").fingerprint()
 
 
+def test_every_name_that_timm_lists_is_a_repository_or_one_sentence() -> None:
+    from extractors.timm_image import _import_timm, _registered_repository
+
+    timm = _import_timm()
+    found = {}
+    for name in timm.list_models():
+        try:
+            found[name] = _registered_repository(name)
+        except InputError as error:
+            found[name] = str(error)
+            assert "no pretrained weights for it on the Hub" in found[name]
+            assert "\n" not in found[name]
+    repositories = [value for value in found.values() if " " not in value]
+    assert all(value.count("/") == 1 for value in repositories)
+    assert len(repositories) > 1000
+    assert found["resnet50"] == "timm/resnet50.a1_in1k"
+    assert found["legacy_xception"].count("'timm:legacy_") == 1  # itself, and none to offer
+
+
 # ---- options -------------------------------------------------------------------------------------
 
 
