@@ -36,10 +36,17 @@ FORBIDDEN = {
 # What `import tasks.cli` may not wait for: `convex-heads --help` answers at once.
 HEAVY = TORCH_WORLD | {"jax", "jaxlib", "sklearn", "scipy", "matplotlib", "faiss", "pyarrow"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-# Settings that stay off, and what they may be set to instead: whether a person named the model.
+# Settings that stay off, and what they may be set to instead: the name that a person gave, passed
+# on, and whether it is this model's.
 OFF = {
     "allow_pickle": set(),
-    "trust_remote_code": {"self._trusted", "trust_remote_code", "self.trust_remote_code"},
+    "trust_remote_code": {
+        "self._trusted",
+        "trust_remote_code",
+        "self.trust_remote_code",
+        "self._trust_remote_code",
+        "config.trust_remote_code",
+    },
 }
 LOADERS = {"torch.load", "torch.save", "eval", "exec", "builtins.eval", "builtins.exec"}
 
