@@ -23,6 +23,7 @@ from extractors.precision import computing
 from extractors.quiet import quiet_loading
 from extractors.text import TextBackbone, count_tokens, token_offsets
 from extractors.torchvision_compat import ensure_torchvision_imports
+from extractors.transformer import position_limit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -155,12 +156,13 @@ class SentenceExtractor(TextBackbone):
         options = self.options
         kinds = [type(module).__name__ for module in model]
         if options.max_length is not None:
-            own = model.max_seq_length
-            positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", own)
-            if kinds[0] != "Transformer" or (positions and options.max_length > positions):
+            if kinds[0] != "Transformer":
+                raise InputError(f"--max-length: {self.name} has no limit that could be set")
+            transformer: Any = model[0]
+            most = position_limit(transformer.model)
+            if most is not None and options.max_length > most:
                 raise InputError(
-                    f"--max-length {options.max_length}: {self.name} reads at most "
-                    f"{positions or own} tokens"
+                    f"--max-length {options.max_length}: {self.name} reads at most {most} tokens"
                 )
             model.max_seq_length = options.max_length
         drop = set()

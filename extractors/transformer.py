@@ -60,22 +60,8 @@ class TransformerTextExtractor(TextBackbone):
     @cached_property
     def _own_limit(self) -> int | None:
         """What both the tokenizer and the position embeddings allow."""
-        limits = [int(self._tokenizer.model_max_length)]
-        config = self._model.config
-        positions = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "n_positions", None
-        )
-        if positions:
-            # RoBERTa and its kin number positions from padding_idx + 1.
-            reserved = [
-                module.padding_idx + 1
-                for name, module in self._model.named_modules()
-                if name.endswith("position_embeddings")
-                and getattr(module, "padding_idx", None) is not None
-            ]
-            limits.append(int(positions) - max(reserved, default=0))
-        limit = min(limits)
-        return limit if limit < _NO_LIMIT else None
+        limits = [int(self._tokenizer.model_max_length), position_limit(self._model) or _NO_LIMIT]
+        return min(limits) if min(limits) < _NO_LIMIT else None
 
     def _count(self, texts: list[str]) -> np.ndarray:
         return count_tokens(self._tokenizer, texts)
@@ -176,6 +162,24 @@ class TransformerTextExtractor(TextBackbone):
             )
         check_complete(report["missing_keys"], self.name)
         return tokenizer, model
+
+
+def position_limit(model: Any) -> int | None:
+    """Tokens that a transformer has positions for; None where positions are relative.
+
+    RoBERTa and its kin number positions from padding_idx + 1, so that many are not for tokens.
+    """
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions or getattr(config, "n_positions", None)
+    if not positions:
+        return None
+    reserved = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return int(positions) - max(reserved, default=0)
 
 
 def check_complete(missing: Sequence[str], name: str) -> None:

@@ -366,6 +366,25 @@ def test_minilm_takes_every_option_of_a_transformer(tmp_path: Path) -> None:
         encode(projection="after")
 
 
+def test_a_sentence_transformer_reads_as_far_as_its_positions_go(
+    backbones: dict[str, str], home: Path
+) -> None:
+    text = "the dull film went on and on; " * 9
+    for kind, most in (("bert", 40), ("roberta", 38)):
+        whole = load_extractor(f"hf:{home / kind}", device="cpu")
+        found = [
+            load_extractor(
+                f"{source}:{home / kind}", device="cpu", options=FeatureOptions(max_length=most)
+            ).encode([text])
+            for source in ("st", "hf")
+        ]
+        assert row_errors(found[0], found[1]) <= 1e-5
+        assert row_errors(found[0], whole.encode([text])) <= 1e-5
+        longer = FeatureOptions(max_length=most + 1)
+        with pytest.raises(InputError, match=f"reads at most {most} tokens"):
+            load_extractor(f"st:{home / kind}", device="cpu", options=longer).encode([text])
+
+
 def test_old_manifests_without_measurements_are_read(tmp_path: Path) -> None:
     rows = Rows(ids=["a", "b"], inputs=["good", "bad"], labels=np.array([1, 0]))
     done = extract(
