@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from extractors.base import Extractor, Rows
     from extractors.errors import BadRow, InputError, MachineError
     from extractors.names import load_extractor
+    from extractors.options import FeatureOptions
     from extractors.store import FeatureStore
 
 __all__ = [
     "BadRow",
     "Extractor",
+    "FeatureOptions",
     "FeatureStore",
     "InputError",
     "MachineError",
@@ -35,6 +37,7 @@ __all__ = [
 _HOME = {
     "BadRow": "extractors.errors",
     "Extractor": "extractors.base",
+    "FeatureOptions": "extractors.options",
     "FeatureStore": "extractors.store",
     "InputError": "extractors.errors",
     "MachineError": "extractors.errors",

@@ -14,7 +14,7 @@ import numpy as np
 
 from extractors.errors import InputError
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "features"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@runtime_checkable
+class Approximate(Protocol):
+    """An extractor that may compute in less than float32; the error is then measured and kept."""
+
+    def exact(self) -> Extractor | None:
+        """The same backbone in float32; None where this one computes in float32 already."""
+        ...
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ class EncodedRows:
     Attributes:
         kept: (k,) positions in the input of the rows that were encoded, ascending.
         features: (k, dim) float32, finite, in the order of ``kept``.
-        tokens: (k,) int32 token counts before truncation; None for images.
+        tokens: (k,) int32 token counts before truncation; None where there are no tokens.
         skipped: id -> reason of each row that was left out.
     """
 
@@ -139,7 +139,7 @@ def _prepared_windows(
         except BadRow as error:
             return error
 
-    if extractor.modality == "text" or not len(inputs):
+    if extractor.modality != "image" or not len(inputs):
         yield 0, [prepare(item) for item in inputs]
         return
     step = extractor.batch_size

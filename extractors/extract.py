@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import Extractor, Rows
-from extractors.encode import EncodedRows, OnBadRow, encode_rows
-from extractors.errors import InputError
+from extractors.base import Approximate, Extractor, Rows
+from extractors.encode import EncodedRows, OnBadRow, encode_rows, plain_memory_errors
+from extractors.errors import BadRow, InputError
 from extractors.fingerprint import store_key
 from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
 from extractors.names import parse_name
+from extractors.precision import MEASURED_ROWS, measure_error
 from extractors.shard import StoredRows
 from extractors.store import FeatureStore, StoreWriter, default_cache_dir
+from extractors.tokens import histogram_of
 
 __all__ = ["EncodedRows", "Extraction", "encode_rows", "extract", "store_folder"]
 
@@ -38,6 +41,8 @@ class Extraction:
         dim: width of a feature vector.
         resumed_rows: those of ``rows`` that were there before.
         truncated_fraction: share of ``rows`` longer than the backbone reads; 0.0 for images.
+        tokens: statistics of the texts among ``rows`` (see ``tokens.py``); None for others.
+        error: of features in half precision against float32 (see ``precision.py``), or None.
         seconds: wall time of this call.
         skipped: rows asked for that cannot be encoded.
     """
@@ -49,6 +54,8 @@ class Extraction:
     truncated_fraction: float
     seconds: float
     skipped: tuple[SkippedRow, ...]
+    tokens: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
 
 
 def store_folder(
@@ -150,6 +157,8 @@ def extract(
         truncated_fraction=store.truncated_fraction(kept),
         seconds=time.perf_counter() - began,
         skipped=skipped,
+        tokens=histogram_of(store, kept).statistics(store.manifest.max_length),
+        error=store.manifest.measured.get("autocast"),
     )
 
 
@@ -167,10 +176,14 @@ def _fill(
         writer.drop(damaged)
     done = set(_present(store, damaged))
     done.update(row.id for row in _skipped(store, splits, on_bad_row))
+    seen = histogram_of(FeatureStore(writer.path, writer.manifest))
     for split, rows in splits.items():
         missing = [i for i, name in enumerate(rows.ids) if name not in done]
         for start in range(0, len(missing), shard_rows):
             shard = missing[start : start + shard_rows]
+            measured = {}
+            if "autocast" not in writer.manifest.measured:
+                measured = _autocast_error(extractor, [rows.inputs[i] for i in shard])
             clock = time.perf_counter()
             encoded = encode_rows(
                 extractor,
@@ -180,6 +193,9 @@ def _fill(
                 progress=progress,
             )
             kept: list[int] = [shard[k] for k in encoded.kept.tolist()]
+            if encoded.tokens is not None:
+                seen.add(encoded.tokens)
+                measured["tokens"] = seen.statistics(writer.manifest.max_length)
             writer.append(
                 split,
                 StoredRows(
@@ -187,7 +203,21 @@ def _fill(
                 ),
                 seconds=time.perf_counter() - clock,
                 skipped=[SkippedRow(name, split, why) for name, why in encoded.skipped.items()],
+                measured=measured,
             )
+
+
+def _autocast_error(extractor: Extractor, inputs: Sequence[Any]) -> dict[str, Any]:
+    """``{"autocast": ...}`` measured on the first rows, where the extractor is not exact."""
+    exact = extractor.exact() if isinstance(extractor, Approximate) else None
+    if exact is None:
+        return {}
+    prepared = []
+    for item in inputs[:MEASURED_ROWS]:
+        with suppress(BadRow):
+            prepared.append(extractor.prepare(item))
+    with plain_memory_errors(len(prepared)):
+        return {"autocast": measure_error(extractor, exact, prepared)} if prepared else {}
 
 
 def _check_unique(splits: Mapping[str, Rows]) -> None:

@@ -69,6 +69,8 @@ class Manifest:
         skipped: rows that could not be encoded.
         versions: packages and their versions when the store was created.
         dtype: of the features; always "float32".
+        measured: figures about the features: ``tokens`` (see ``tokens.py``), ``autocast`` (error
+            against float32, see ``precision.py``).
         key: sha256 of the fingerprint; computed.
     """
 
@@ -83,6 +85,7 @@ class Manifest:
     skipped: tuple[SkippedRow, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     dtype: str = "float32"
+    measured: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

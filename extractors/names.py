@@ -1,9 +1,12 @@
 """Backbone names: ``source:id@revision``, and refusals that offer what was probably meant.
 
     st:ID        a sentence-transformers text model, from the Hub or a folder (``st:./my-model``)
+    hf:ID        a transformers model, text or image by its config.json; from the Hub or a folder
     minilm       all-MiniLM-L6-v2 as bundled in a Python package: real weights, no network
     timm:ID      a timm image model; also ``timm:local-dir:PATH`` and ``timm:hf-hub:OWNER/NAME``
     toy:KIND     tiny random features for tests: ``toy:text``, ``toy:image``, ``toy:text-64``
+    precomputed:DIM  rows that are feature vectors already (``precomputed`` on the command line)
+    module:NAME  a torch module of one's own, made in Python (see ``module.py``)
 
 A folder is made absolute; a revision is a branch, a tag or a commit of a Hub repository.
 """
@@ -20,10 +23,12 @@ from extractors.errors import InputError
 
 if TYPE_CHECKING:
     from extractors.base import Extractor
+    from extractors.options import FeatureOptions
 
-SOURCES = ("st", "timm", "minilm", "toy")
+SOURCES = ("st", "hf", "timm", "minilm", "toy", "precomputed", "module")
 _MEANING = {
     "st": "a sentence-transformers text model",
+    "hf": "a transformers text or image model",
     "timm": "a timm image model",
 }
 _LOCAL_DIR = "local-dir:"
@@ -53,7 +58,7 @@ class BackboneName:
         """The local directory that is meant, or None for a model known by its id."""
         if self.source == "timm" and self.id.startswith(_LOCAL_DIR):
             return Path(self.id.removeprefix(_LOCAL_DIR))
-        if self.source == "st" and Path(self.id).is_absolute():
+        if self.source in ("st", "hf") and Path(self.id).is_absolute():
             return Path(self.id)
         return None
 
@@ -82,8 +87,9 @@ def parse_name(name: str) -> BackboneName:
         Traceback (most recent call last):
         ...
         extractors.errors.InputError: 'bert-base-uncased' does not say where the backbone comes \
-from: write 'st:bert-base-uncased' (a sentence-transformers text model) or \
-'timm:bert-base-uncased' (a timm image model)
+from: write 'st:bert-base-uncased' (a sentence-transformers text model), \
+'hf:bert-base-uncased' (a transformers text or image model) or 'timm:bert-base-uncased' (a timm \
+image model)
     """
     text = name.strip()
     source, colon, rest = text.partition(":")
@@ -93,11 +99,6 @@ from: write 'st:bert-base-uncased' (a sentence-transformers text model) or \
         return BackboneName("minilm")
     if not colon:
         raise InputError(_no_source(text))
-    if source == "hf":
-        raise InputError(
-            f"'{text}': the source 'hf' is not available in this version; 'st:{rest}' loads the "
-            "same text model with mean pooling, 'timm:...' loads image models"
-        )
     if source not in SOURCES:
         raise InputError(_unknown_source(text, source, rest))
     if source == "minilm":
@@ -108,48 +109,86 @@ from: write 'st:bert-base-uncased' (a sentence-transformers text model) or \
         from extractors.toy import canonical_toy_id
 
         return BackboneName("toy", canonical_toy_id(rest))
-    return _parse_st(rest) if source == "st" else _parse_timm(rest)
+    if source == "precomputed":
+        from extractors.precomputed import canonical_width
+
+        return BackboneName("precomputed", canonical_width(rest))
+    if source == "module":
+        if not re.fullmatch(r"[\w.-]+", rest):
+            raise InputError(f"'{text}': a module's name has letters, digits, dots and dashes")
+        return BackboneName("module", rest)
+    return _parse_timm(rest) if source == "timm" else _parse_hub_or_folder(source, rest)
 
 
-def load_extractor(name: str, *, device: str | None = None) -> Extractor:
+def load_extractor(
+    name: str, *, device: str | None = None, options: FeatureOptions | None = None
+) -> Extractor:
     """The adapter for a backbone name. Cheap: the backbone itself is loaded at first use.
+
+    Only ``hf:`` reads a file at once, the model's config.json, which says whether it is a text or
+    an image model.
 
     Args:
         name: ``source:id[@revision]``, see the module's text.
         device: a torch device such as "cpu" or "cuda:1"; None takes a GPU when there is one.
+        options: which features; None takes the backbone's own. Options that the backbone has no
+            use for are refused when it is first used.
 
     Raises:
         InputError: the name cannot be read (see ``parse_name``), or its package is missing.
+        MachineError: ``hf:`` with a model that is not cached, and no network.
 
     Example:
         >>> load_extractor("toy:text-16").encode(["a fine film"]).shape
         (1, 16)
     """
     parsed = parse_name(name)
-    if parsed.source == "toy":
-        from extractors.toy import load_toy
+    if parsed.source == "module":
+        raise InputError(
+            f"'{name}': a torch module of your own has no name that can be loaded; make it in "
+            "Python with extractors.module.ModuleExtractor"
+        )
+    if parsed.source in ("toy", "precomputed"):
+        if options is not None:
+            options.allow(frozenset(), f"the backbone {parsed}")
+        if parsed.source == "toy":
+            from extractors.toy import load_toy
 
-        return load_toy(parsed)
+            return load_toy(parsed)
+        from extractors.precomputed import PrecomputedExtractor
+
+        return PrecomputedExtractor(int(parsed.id))
     if parsed.source == "timm":
         from extractors.timm_image import TimmImageExtractor
 
-        return TimmImageExtractor(parsed, device=device)
+        return TimmImageExtractor(parsed, options=options, device=device)
+    if parsed.source == "hf":
+        from extractors.hf_config import modality_of, read_config
+
+        if modality_of(read_config(parsed), str(parsed)) == "image":
+            from extractors.hf_image import TransformerImageExtractor
+
+            return TransformerImageExtractor(parsed, options=options, device=device)
+        from extractors.transformer import TransformerTextExtractor
+
+        return TransformerTextExtractor(parsed, options=options, device=device)
     from extractors.sentence import SentenceExtractor
 
-    return SentenceExtractor(parsed, device=device)
+    return SentenceExtractor(parsed, options=options, device=device)
 
 
-def _parse_st(rest: str) -> BackboneName:
+def _parse_hub_or_folder(source: str, rest: str) -> BackboneName:
     if _looks_like_path(rest):
-        return BackboneName("st", str(_existing_folder("st:", rest, "modules.json or config.json")))
-    model, revision = _split_revision("st:", rest)
+        files = "modules.json or config.json" if source == "st" else "config.json"
+        return BackboneName(source, str(_existing_folder(f"{source}:", rest, files)))
+    model, revision = _split_revision(f"{source}:", rest)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise InputError(
-            f"'st:{rest}' is neither a model id ('st:owner/name') nor an existing folder "
-            "('st:./folder')"
+            f"'{source}:{rest}' is neither a model id ('{source}:owner/name') nor an existing "
+            f"folder ('{source}:./folder')"
         )
     # sentence-transformers' own short names live under its organisation on the Hub.
-    return BackboneName("st", model, revision)
+    return BackboneName(source, model, revision)
 
 
 def _parse_timm(rest: str) -> BackboneName:
@@ -203,15 +242,15 @@ def _no_source(text: str) -> str:
         example = "minilm" if close[0] == "minilm" else f"{close[0]}:ID"
         return f"unknown backbone '{text}': did you mean '{example}'?"
     if not text or re.search(r"\s", text):
-        return f"'{text}' is no backbone name: write 'minilm', 'st:ID' or 'timm:ID'"
-    both = " or ".join(f"'{source}:{text}' ({_MEANING[source]})" for source in ("st", "timm"))
-    return f"'{text}' does not say where the backbone comes from: write {both}"
+        return f"'{text}' is no backbone name: write 'minilm', 'st:ID', 'hf:ID' or 'timm:ID'"
+    *most, last = (f"'{source}:{text}' ({meaning})" for source, meaning in _MEANING.items())
+    return f"'{text}' does not say where the backbone comes from: write {', '.join(most)} or {last}"
 
 
 def _unknown_source(text: str, source: str, rest: str) -> str:
     close = difflib.get_close_matches(source.lower(), SOURCES, n=2, cutoff=0.5)
     offers = [s if s == "minilm" else f"{s}:{rest}" for s in close] or [
-        f"{s}:{rest}" for s in ("st", "timm")
+        f"{s}:{rest}" for s in _MEANING
     ]
     meant = " or ".join(f"'{offer}'" for offer in offers)
     return (

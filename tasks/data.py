@@ -27,7 +27,7 @@ _LOADER_VERSION = 1  # part of the fingerprint: raise it when the same files giv
 class Dataset:
     """Raw rows, divided and numbered.
 
-    name: task name, or the name of the file or folder. modality: "text" or "image".
+    name: task name, or the name of the file or folder. modality: "text", "image" or "features".
     classes: the C class names; a row's label indexes them, and every class has rows in train.
     splits: Rows under exactly the keys train, validation, test.
     fingerprint: content hash of all rows, labels and splits, before any --train-rows.
@@ -50,6 +50,7 @@ def load_task(
     text_column: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    features_column: str | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
@@ -58,7 +59,8 @@ def load_task(
     """Load a named task, a file, a folder, or `hub:owner/name[:config]`.
 
     data_root: searched for named tasks before the Hub; default: CONVEX_HEADS_DATA.
-    text_column, image_column, label_column: default: found by their usual names.
+    text_column, image_column, label_column, features_column: default: found by their usual names;
+        a column of features holds vectors that were computed elsewhere.
     train_rows, test_rows: take so many rows, stratified and seeded, after splitting; where the
         validation split was taken from train, train_rows counts both and keeps their ratio.
     seed: which rows those are (nothing else here is random).
@@ -74,7 +76,7 @@ def load_task(
     >>> {split: len(rows) for split, rows in digits.splits.items()}
     {'train': 85, 'validation': 15, 'test': 50}
     """
-    choice = ColumnChoice(text_column, image_column, label_column)
+    choice = ColumnChoice(text_column, image_column, label_column, features_column)
     for option, size in (("--train-rows", train_rows), ("--test-rows", test_rows)):
         if size is not None and size < 1:
             raise InputError(f"{option} {size}: ask for at least one row")
@@ -145,6 +147,10 @@ def _fault(value: Any, label: Any, modality: Modality) -> str | None:
         return "the label is missing"
     if modality == "text":
         return None if isinstance(value, str) else f"the text is {_kind(value)}, not a string"
+    if modality == "features":
+        return (
+            None if isinstance(value, np.ndarray) else f"the vector of features is {_kind(value)}"
+        )
     if isinstance(value, Path):
         return None if value.is_file() else f"there is no image file {value}"
     if isinstance(value, bytes | np.ndarray):

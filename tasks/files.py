@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.errors import InputError
+from tasks.arrays import LABELS_SUFFIX, as_vector
 from tasks.columns import ColumnChoice, Columns, find_columns
 from tasks.labels import read_class_names
 from tasks.raw import WHOLE, RawData, RawSplit
@@ -53,7 +54,11 @@ def read_path(path: Path, choice: ColumnChoice) -> RawData:
     images = _read_image_folder(path)
     if images is not None:
         return images
-    lone = [file for file in _visible(path) if file.suffix.lower() in SUFFIXES]
+    lone = [
+        file
+        for file in _visible(path)
+        if file.suffix.lower() in SUFFIXES and not file.name.lower().endswith(LABELS_SUFFIX)
+    ]
     if len(lone) == 1:
         return _read_tables(path.resolve().name, path, {WHOLE: lone}, choice)
     if lone:
@@ -105,6 +110,7 @@ def _read_tables(
             named = ColumnChoice(
                 text=columns.input if columns.modality == "text" else None,
                 image=columns.input if columns.modality == "image" else None,
+                features=columns.input if columns.modality == "features" else None,
                 label=columns.label,
             )
             find_columns(table.names, named, table.path.name)
@@ -130,6 +136,8 @@ def read_inputs(folder: Path | None, columns: Columns, values: Sequence[Any]) ->
     """
     if columns.modality == "text":
         return list(values)
+    if columns.modality == "features":
+        return [as_vector(value) for value in values]
     inputs: list[Any] = []
     for value in values:
         if isinstance(value, dict):

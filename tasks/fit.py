@@ -24,6 +24,7 @@ from extractors.extract import Extraction, extract
 from extractors.manifest import installed_versions
 from extractors.names import parse_name
 from extractors.store import StoredRows, default_cache_dir
+from tasks.arrays import check_width
 from tasks.config import ExtractConfig, FitConfig, as_command
 from tasks.console import Reporter
 from tasks.data import Dataset, load_task
@@ -55,19 +56,35 @@ class _Extracted:
     def truncated_fraction(self) -> float | None:
         return self.extraction.truncated_fraction if self.extractor.modality == "text" else None
 
+    def feature_figures(self) -> dict[str, Any]:
+        """Fields of both records: which features were taken, and what was measured on them."""
+        return {
+            "feature_options": self.extractor.fingerprint().get("options", {}),
+            "tokens": self.extraction.tokens,
+            "autocast_error": self.extraction.error,
+        }
+
     @property
     def skipped_rows(self) -> int:
         return len(self.dataset.skipped) + len(self.extraction.skipped)
 
 
-def run_extract(config: ExtractConfig, *, reporter: Reporter) -> ExtractRecord:
+def run_extract(
+    config: ExtractConfig, *, reporter: Reporter, extractor: Extractor | None = None
+) -> ExtractRecord:
     """Fills the feature store of a data set and a backbone.
+
+    Args:
+        config: which data and which backbone.
+        reporter: hears of progress.
+        extractor: the backbone itself, in place of the one that `config` names: one made in Python
+            (`extractors.module.ModuleExtractor`).
 
     Raises:
         InputError: data, backbone or rows that cannot be used.
         MachineError: disk, memory or network.
     """
-    found = _extract(config, reporter)
+    found = _extract(config, reporter, extractor)
     return ExtractRecord(
         task=found.dataset.name,
         backbone=found.extractor.name,
@@ -80,11 +97,19 @@ def run_extract(config: ExtractConfig, *, reporter: Reporter) -> ExtractRecord:
         resumed_rows=found.extraction.resumed_rows,
         skipped_rows=found.skipped_rows,
         notes=found.dataset.notes,
+        **found.feature_figures(),
     )
 
 
-def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
+def run_fit(
+    config: FitConfig, *, reporter: Reporter, extractor: Extractor | None = None
+) -> FitRecord:
     """Runs the main job and writes the artefact.
+
+    Args:
+        config: what to fit on what.
+        reporter: hears of progress.
+        extractor: as in `run_extract`.
 
     Raises:
         InputError: options, data, backbone or rows that cannot be used.
@@ -100,7 +125,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
     out = config.out
     if out is not None:
         check_destination(out)
-    found = _extract(config, reporter)
+    found = _extract(config, reporter, extractor)
     dataset = found.dataset
     train, validation = found.rows("train"), found.rows("validation")
     if out is None:
@@ -210,6 +235,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         selection=config.selection,
         tolerance=classifier.tolerance,
         history=_history(classifier.history_),
+        **found.feature_figures(),
     )
 
     def write_more(folder: Path) -> None:
@@ -232,6 +258,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
             facts={
                 "certificate": certificate._asdict(),
                 "block_rows": classifier.block_rows_,
+                "backbone_options": found.extractor.fingerprint().get("options", {}),
                 "record": record,
             },
             write_more=write_more,
@@ -239,8 +266,14 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
     return record
 
 
-def _extract(config: ExtractConfig, reporter: Reporter) -> _Extracted:
-    if config.backbone is not None:
+def _default_backbone(dataset: Dataset) -> str:
+    if dataset.modality == "features":
+        return f"precomputed:{check_width(dataset.splits['train'].inputs, dataset.name)}"
+    return DEFAULT_BACKBONES[dataset.modality]
+
+
+def _extract(config: ExtractConfig, reporter: Reporter, given: Extractor | None) -> _Extracted:
+    if config.backbone not in (None, "precomputed") and given is None:
         parse_name(config.backbone)  # a misspelt name is said before the data are read
     dataset = load_task(
         config.data,
@@ -248,6 +281,7 @@ def _extract(config: ExtractConfig, reporter: Reporter) -> _Extracted:
         text_column=config.text_column,
         image_column=config.image_column,
         label_column=config.label_column,
+        features_column=config.features_column,
         train_rows=config.train_rows,
         test_rows=config.test_rows,
         seed=config.seed,
@@ -255,13 +289,17 @@ def _extract(config: ExtractConfig, reporter: Reporter) -> _Extracted:
     )
     for note in dataset.notes:
         reporter.note(note)
-    backbone = config.backbone or DEFAULT_BACKBONES[dataset.modality]
-    extractor = load_extractor(backbone, device=config.device)
+    default = _default_backbone(dataset)
+    backbone = config.backbone or default
+    if backbone == "precomputed" and dataset.modality == "features":
+        backbone = default
+    options = config.feature_options()
+    extractor = given or load_extractor(backbone, device=config.device, options=options)
     if extractor.modality != dataset.modality:
         raise InputError(
-            f"{dataset.name} holds {dataset.modality} rows, but {backbone} reads "
+            f"{dataset.name} holds {dataset.modality} rows, but {extractor.name} reads "
             f"{extractor.modality}: name a backbone for {dataset.modality}, for example "
-            f"--backbone {DEFAULT_BACKBONES[dataset.modality]}"
+            f"--backbone {default}"
         )
     extraction = _with_progress(config, dataset, extractor, reporter)
     if extraction.skipped:

@@ -73,6 +73,8 @@ def _inspect_store(path: Path) -> Inspection:
         "classes": list(manifest.classes),
         "max_length": manifest.max_length,
         "truncated_fraction": store.truncated_fraction(),
+        "feature_options": manifest.fingerprint.get("extractor", {}).get("options", {}),
+        **manifest.measured,
         "shards": len(manifest.shards),
         "megabytes": round(sum(shard.bytes for shard in manifest.shards) / 1e6, 1),
         "extraction_seconds": round(sum(shard.seconds for shard in manifest.shards), 1),

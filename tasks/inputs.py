@@ -13,6 +13,8 @@ from tasks.columns import ColumnChoice, find_columns
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
 from tasks.tables import SUFFIXES, open_table
 
+_PLURAL = {"text": "texts", "image": "images", "features": "features"}
+
 
 @dataclass(frozen=True)
 class Items:
@@ -53,6 +55,8 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(f"{path} is neither an image nor one of {', '.join(SUFFIXES)}")
         items = Items([path.name], [path])
+    elif modality == "features":
+        raise InputError(f"{path} is none of {', '.join(SUFFIXES)}; vectors of features are read")
     else:
         items = _from_lines(path)
     if not items.ids:
@@ -61,8 +65,9 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
 
 
 def _from_folder(path: Path, modality: Modality) -> Items:
-    if modality == "text":
-        raise InputError(f"{path} is a folder, but this head labels texts; give a file")
+    if modality != "image":
+        kind = "texts" if modality == "text" else "vectors of features"
+        raise InputError(f"{path} is a folder, but this head labels {kind}; give a file")
     images = list_images(path)
     return Items([image.relative_to(path).as_posix() for image in images], images)
 
@@ -72,8 +77,8 @@ def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     columns = find_columns(table.names, choice, path.name, labelled=False)
     if columns.modality != modality:
         raise InputError(
-            f"the column '{columns.input}' of {path.name} holds {columns.modality}s, "
-            f"but this head labels {modality}s; name a column with --{modality}-column"
+            f"the column '{columns.input}' of {path.name} holds {_PLURAL[columns.modality]}, "
+            f"but this head labels {_PLURAL[modality]}; name a column with --{modality}-column"
         )
     inputs = read_inputs(path.parent, columns, table.read(columns.input))
     return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)

@@ -17,18 +17,40 @@ Data = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    Option(help="source:id[@revision]: st:..., timm:..., minilm, toy:...", metavar="NAME"),
+    Option(help="source:id[@revision]: st:..., hf:..., timm:..., minilm", metavar="NAME"),
 ]
 DataRoot = Annotated[
     Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
 ]
 TextColumn = Annotated[str | None, Option(help="Column with the texts.", metavar="NAME")]
 ImageColumn = Annotated[str | None, Option(help="Column with the images.", metavar="NAME")]
+FeaturesColumn = Annotated[
+    str | None, Option(help="Column with vectors computed before.", metavar="NAME")
+]
 LabelColumn = Annotated[str | None, Option(help="Column with the labels.", metavar="NAME")]
 TrainRows = Annotated[int | None, Option(help="Learn from so many rows only.", metavar="N")]
 TestRows = Annotated[int | None, Option(help="Test on so many rows only.", metavar="N")]
 OnBadRow = Annotated[
     str | None, Option(help="What a row that cannot be used does [fail].", metavar="fail|skip")
+]
+Layer = Annotated[
+    str | None, Option(help="Hidden layers, -1 the last, side by side.", metavar="-1|-1,-4|...")
+]
+Pooling = Annotated[
+    str | None, Option(help="[the model's]", metavar="mean|cls|last|max|cls+mean|gem")
+]
+Projection = Annotated[
+    str | None, Option(help="Of the model, such as CLIP's.", metavar="before|after")
+]
+Prompt = Annotated[str | None, Option(help="Put before every text.", metavar="TEXT")]
+Normalize = Annotated[str | None, Option(help="[the model's]", metavar="none|l2")]
+MaxLength = Annotated[int | None, Option(help="Tokens read of a text.", metavar="N")]
+LongText = Annotated[str | None, Option(help="[truncate]", metavar="truncate|windows")]
+Autocast = Annotated[
+    str | None, Option(help="[none]; the error is recorded.", metavar="none|bfloat16|float16")
+]
+TrustRemoteCode = Annotated[
+    str | None, Option(help="Run the Python code of this model.", metavar="MODEL")
 ]
 Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")

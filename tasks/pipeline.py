@@ -13,6 +13,7 @@ import numpy as np
 from extractors.base import Extractor, Modality
 from extractors.encode import OnBadRow, encode_rows
 from extractors.errors import InputError
+from extractors.options import FeatureOptions
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
 
 
@@ -25,6 +26,10 @@ class ConvexHeadPipeline:
     Args:
         artefact: what was read from an artefact's folder.
         device: a torch device for the backbone; None takes a GPU when there is one.
+        trust_remote_code: the backbone's own id, if its Python code may run; nothing in an artefact
+            can ask for that.
+        extractor: the backbone itself, where it has no name that can be loaded
+            (`extractors.module.ModuleExtractor`).
 
     Example:
         >>> import tempfile
@@ -39,18 +44,37 @@ class ConvexHeadPipeline:
         ['label', 'score']
     """
 
-    def __init__(self, artefact: Artefact, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        device: str | None = None,
+        trust_remote_code: str | None = None,
+        extractor: Extractor | None = None,
+    ) -> None:
         self._artefact = artefact
         self._device = device
+        self._trust_remote_code = trust_remote_code
+        self._given_extractor = extractor
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Self:
-        """Opens the artefact in a folder. Nothing in it is executed.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        trust_remote_code: str | None = None,
+        extractor: Extractor | None = None,
+    ) -> Self:
+        """Opens the artefact in a folder. Nothing in it is executed; arguments as of the class.
 
         Raises:
             InputError: no artefact, or one that is altered, incomplete or of another version.
         """
-        return cls(read_artefact(Path(path)), device=device)
+        artefact = read_artefact(Path(path))
+        return cls(
+            artefact, device=device, trust_remote_code=trust_remote_code, extractor=extractor
+        )
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes the head's settings and weights as an artefact folder, whole or not at all.
@@ -83,7 +107,7 @@ class ConvexHeadPipeline:
 
     @property
     def modality(self) -> Modality:
-        """``text`` or ``image``."""
+        """``text``, ``image`` or ``features``."""
         return cast(Modality, self._artefact.config["modality"])
 
     @property
@@ -100,7 +124,8 @@ class ConvexHeadPipeline:
         """Labels one item, or a list of them.
 
         Args:
-            items: a text, or an image (path, encoded bytes, PIL image, uint8 array); or a list.
+            items: a text, an image (path, encoded bytes, PIL image, uint8 array) or a vector of
+            features; or a list of such (of vectors also an array (n, d)).
 
         Returns:
             ``{"label": name, "score": probability}``; a list of such for a list.
@@ -109,6 +134,9 @@ class ConvexHeadPipeline:
             InputError: an item cannot be encoded.
         """
         single = not isinstance(items, list | tuple)
+        if self.modality == "features":
+            items = np.asarray(items)
+            single = items.ndim == 1
         answers = [
             {"label": self.classes[row.argmax()], "score": float(row.max())}
             for row in self.predict_proba([items] if single else items)
@@ -139,7 +167,7 @@ class ConvexHeadPipeline:
         return out
 
     def _inputs(self, items: Sequence[Any]) -> Sequence[Any]:
-        if self.modality == "text":
+        if self.modality != "image":
             return items
         return [Path(item) if isinstance(item, str) else item for item in items]
 
@@ -147,7 +175,13 @@ class ConvexHeadPipeline:
     def _extractor(self) -> Extractor:
         from extractors import load_extractor
 
-        extractor = load_extractor(self.backbone, device=self._device)
+        options = FeatureOptions.from_chosen(
+            self._artefact.config.get("backbone_options", {}),
+            trust_remote_code=self._trust_remote_code,
+        )
+        extractor = self._given_extractor or load_extractor(
+            self.backbone, device=self._device, options=options
+        )
         fitted = self._artefact.config["backbone_fingerprint"]
         found = extractor.fingerprint()
         if found != fitted:

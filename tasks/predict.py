@@ -60,7 +60,9 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     """
     from tasks.pipeline import ConvexHeadPipeline
 
-    pipeline = ConvexHeadPipeline.from_pretrained(config.artefact, device=config.device)
+    pipeline = ConvexHeadPipeline.from_pretrained(
+        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+    )
     items = find_items(config, pipeline.modality)
     rows = predict_items(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
     with _open_output(config.output) as stream:
@@ -105,11 +107,13 @@ def find_items(config: PredictConfig, modality: Modality) -> Items:
         raise InputError("give --text or --input, not both")
     if config.text:
         if modality != "text":
-            raise InputError("this head labels images; give them with --input FILE or FOLDER")
+            kind = "images" if modality == "image" else "vectors of features"
+            raise InputError(f"this head labels {kind}; give them with --input FILE or FOLDER")
         return text_items(config.text)
     if config.input is None:
         raise InputError("say what to label: --text T (repeatable), or --input FILE or FOLDER")
-    return read_items(config.input, modality, ColumnChoice(config.text_column, config.image_column))
+    choice = ColumnChoice(config.text_column, config.image_column, features=config.features_column)
+    return read_items(config.input, modality, choice)
 
 
 def predict_items(

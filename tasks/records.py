@@ -17,6 +17,9 @@ class ExtractRecord:
     """A filled store. seconds is wall time; resumed_rows were there before.
 
     truncated_fraction: share of the rows cut at the backbone's maximum length; None for images.
+    feature_options: those that were chosen, see `extractors.options`. tokens: statistics of the
+    texts, see `extractors.tokens`; None for images. autocast_error: of half precision against
+    float32, see `extractors.precision`; None where all is float32.
     """
 
     task: str
@@ -30,6 +33,9 @@ class ExtractRecord:
     resumed_rows: int
     skipped_rows: int = 0
     notes: tuple[str, ...] = ()
+    feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, Any] | None = None
+    autocast_error: Mapping[str, Any] | None = None
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""
@@ -49,7 +55,8 @@ class FitRecord:
     beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
     difference_error (standard error of its difference from the lowest), validation_accuracy,
     relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
-    solve's, each entry {passes, seconds, relative_gap}.
+    solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
+    are as in ExtractRecord.
     """
 
     task: str
@@ -98,6 +105,9 @@ class FitRecord:
     tolerance: float = float("nan")
     history: Sequence[Mapping[str, float]] = ()
     penalty: str = "group"
+    feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, Any] | None = None
+    autocast_error: Mapping[str, Any] | None = None
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

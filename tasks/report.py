@@ -204,6 +204,13 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
         ("classes", f"{record.n_classes}: {', '.join(shown)}{more}"),
         ("backbone", f"{_backbone(record)}, frozen, {record.dim} features"),
     ]
+    if record.feature_options:
+        chosen = ", ".join(f"{name} {value}" for name, value in record.feature_options.items())
+        facts.append(("chosen features", chosen))
+    if record.autocast_error:
+        mean, most = record.autocast_error["mean"], record.autocast_error["max"]
+        error = f"{mean:.1e} from float32 on average, {most:.1e} at most (relative)"
+        facts.append(("half precision", error))
     if record.truncated_fraction is not None:
         share = _percent(record.truncated_fraction)
         cut = f"{share} of the texts are longer than the backbone reads, and were cut"

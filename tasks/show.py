@@ -48,14 +48,40 @@ def show_fit(record: FitRecord) -> None:
         "",
     )
     print_table(table)
-    if record.modality == "text" and record.truncated_fraction is not None:
-        print(f"{truncation(record.truncated_fraction)}")
+    _show_features(record)
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
-    example = '--text "..."' if record.modality == "text" else "--input FOLDER_OF_IMAGES"
+    examples = {"text": '--text "..."', "image": "--input FOLDER_OF_IMAGES"}
+    example = examples.get(record.modality, "--input FEATURES.npy")
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
     print(f"next      convex-heads predict {shlex.quote(record.artefact)} {example}")
+
+
+def _show_features(record: ExtractRecord | FitRecord) -> None:
+    """What is to be known of the features: their lengths, what was cut, what rounding cost."""
+    if record.tokens and record.tokens["max"] > 1:  # a module of one's own counts none
+        t = record.tokens
+        print(
+            f"tokens in a text: half have up to {t['median']:,}, 95% up to {t['p95']:,}, the "
+            f"longest {t['max']:,}"
+        )
+    if record.modality == "text" and record.truncated_fraction is not None:
+        lost = ""
+        if record.tokens and record.tokens["tokens_lost"]:
+            share = record.tokens["tokens_lost"] / record.tokens["tokens"]
+            lost = f", {_share(share)} of all tokens lost; --long-text windows reads them"
+        print(truncation(record.truncated_fraction) + lost)
+    if record.autocast_error:
+        e = record.autocast_error
+        print(
+            f"half precision differs from float32 by {e['mean']:.1e} on average and {e['max']:.1e} "
+            f"at most (relative, {e['rows']} rows)"
+        )
+
+
+def _share(fraction: float) -> str:
+    return "under 0.1%" if fraction < 0.001 else f"{fraction:.1%}"
 
 
 def truncation(fraction: float) -> str:
@@ -68,8 +94,7 @@ def truncation(fraction: float) -> str:
     """
     if fraction == 0:
         return "no text was truncated"
-    share = "under 0.1%" if fraction < 0.001 else f"{fraction:.1%}"
-    return f"{share} of the texts were truncated"
+    return f"{_share(fraction)} of the texts were truncated"
 
 
 def show_extract(record: ExtractRecord) -> None:
@@ -77,8 +102,7 @@ def show_extract(record: ExtractRecord) -> None:
     new = record.rows - record.resumed_rows
     print(f"{record.task}: {record.rows:,} rows of {record.dim} features by {record.backbone}")
     print(f"{new:,} new in {duration(record.seconds)}, {record.resumed_rows:,} were there before")
-    if record.modality == "text" and record.truncated_fraction is not None:
-        print(truncation(record.truncated_fraction))
+    _show_features(record)
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
     print(f"store  {record.store}")

@@ -1,4 +1,4 @@
-"""One table format each: CSV, TSV, JSON lines and Parquet, read column by column as plain values.
+"""One table format each: CSV, TSV, JSON lines, Parquet, Arrow and arrays, read column by column.
 
 Reading is by column because a file may carry far more than the two columns a task needs. Values
 stay what the file says: a number in a JSON text column is reported as that, not turned into text.
@@ -17,7 +17,7 @@ from extractors.errors import InputError
 if TYPE_CHECKING:
     import pyarrow
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Table:
     """An open file: its columns, and how to read one of them.
 
     path: the file. names: its columns in order. row_word: what a row is called in messages.
-    read: column name -> list of Python values, None where there is none.
+    read: column name -> list of Python values, None where there is none; rows of a list column of
+    numbers are arrays.
     class_names: column name -> names by integer label where the file itself carries them
     (Parquet files written by Hugging Face `datasets` do), else None.
     """
@@ -56,6 +57,10 @@ def open_table(path: Path) -> Table:
             raise InputError(f"{path} is empty (0 bytes)")
         if suffix == ".parquet":
             return _open_parquet(path)
+        if suffix == ".arrow":
+            return _open_arrow(path)
+        if suffix in (".npy", ".npz"):
+            return _open_arrays(path)
         if suffix in (".jsonl", ".ndjson"):
             return _open_json_lines(path)
         return _open_delimited(path, "," if suffix == ".csv" else "\t")
@@ -154,7 +159,7 @@ def _open_parquet(path: Path) -> Table:
 
     def read(column: str) -> list[Any]:
         try:
-            return parquet.read_table(path, columns=[column]).column(0).to_pylist()
+            return _plain_values(parquet.read_table(path, columns=[column]).column(0))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(path, error) from error
 
@@ -162,6 +167,45 @@ def _open_parquet(path: Path) -> Table:
         return hub_class_names(schema.metadata, column)
 
     return Table(path, tuple(schema.names), "row", read, class_names)
+
+
+def _open_arrow(path: Path) -> Table:
+    """A stream (what `datasets` and the feature store write) or a file (what Feather is)."""
+    import pyarrow as pa
+
+    def table() -> pyarrow.Table:
+        source = pa.memory_map(str(path))
+        try:
+            return pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(source).read_all()
+
+    try:
+        whole = table()
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from error
+
+    def class_names(column: str) -> list[str] | None:
+        return hub_class_names(whole.schema.metadata, column)
+
+    names = tuple(whole.schema.names)
+    return Table(path, names, "row", lambda name: _plain_values(whole[name]), class_names)
+
+
+def _open_arrays(path: Path) -> Table:
+    from tasks.arrays import column_values, open_npy, open_npz
+
+    columns = open_npy(path) if path.suffix.lower() == ".npy" else open_npz(path)
+    return Table(
+        path, tuple(columns), "row", lambda name: column_values(columns[name]), _no_class_names
+    )
+
+
+def _plain_values(column: pyarrow.ChunkedArray) -> list[Any]:
+    from tasks.arrays import vectors_of
+
+    vectors = vectors_of(column)
+    return column.to_pylist() if vectors is None else vectors
 
 
 def hub_class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:

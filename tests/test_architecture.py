@@ -36,6 +36,18 @@ FORBIDDEN = {
 # What `import tasks.cli` may not wait for: `convex-heads --help` answers at once.
 HEAVY = TORCH_WORLD | {"jax", "jaxlib", "sklearn", "scipy", "matplotlib", "faiss", "pyarrow"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+# Settings that stay off, and what they may be set to instead: the name that a person gave, passed
+# on, and whether it is this model's.
+OFF = {
+    "allow_pickle": set(),
+    "trust_remote_code": {
+        "self._trusted",
+        "trust_remote_code",
+        "self.trust_remote_code",
+        "self._trust_remote_code",
+        "config.trust_remote_code",
+    },
+}
 LOADERS = {"torch.load", "torch.save", "eval", "exec", "builtins.eval", "builtins.exec"}
 
 
@@ -60,6 +72,16 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             and isinstance(node.args[0], ast.Constant)
         ):
             yield str(node.args[0].value), node.lineno
+
+
+def settings(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Keyword arguments, and the entries of dictionaries that become them."""
+    if isinstance(node, ast.keyword) and node.arg:
+        yield node.arg, node.value
+    if isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value, value
 
 
 def run(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -115,10 +137,10 @@ def test_source_never_touches_pickles_or_runs_strings(package: str) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in LOADERS:
                 wrong.append(f"{where}:{node.lineno} calls {ast.unparse(node.func)}")
-            if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "trust_remote_code"}:
-                off = isinstance(node.value, ast.Constant) and node.value.value is False
-                if not off:
-                    wrong.append(f"{where}:{node.value.lineno} sets {node.arg}")
+            for name, value in settings(node):
+                off = isinstance(value, ast.Constant) and value.value is False
+                if name in OFF and not off and ast.unparse(value) not in OFF[name]:
+                    wrong.append(f"{where}:{value.lineno} sets {name}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -24,6 +24,9 @@ from extractors.names import SOURCES, BackboneName, load_extractor, parse_name
         ("toy:image-8", "toy:image-8", None),
         ("st:all-mpnet-base-v2", "st:all-mpnet-base-v2", None),
         ("st:owner/name@v1.0", "st:owner/name@v1.0", "v1.0"),
+        ("hf:owner/name@v1.0", "hf:owner/name@v1.0", "v1.0"),
+        ("precomputed:384", "precomputed:384", None),
+        ("module:my-net", "module:my-net", None),
         ("st:owner/name@refs/pr/1", "st:owner/name@refs/pr/1", "refs/pr/1"),
         ("timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k", None),
         ("timm:resnet18@abc123", "timm:resnet18@abc123", "abc123"),
@@ -52,7 +55,11 @@ def test_names_have_one_canonical_form(name: str, canonical: str, revision: str 
         ("toy", ["'toy:ID'"]),
         ("toy:audio", ["'toy:text[-DIM]'", "'toy:image[-DIM]'"]),
         ("toy:text-1", ["between 2 and 4096"]),
-        ("hf:bert-base-uncased", ["'hf' is not available", "'st:bert-base-uncased'"]),
+        ("hf:", ["'hf:ID'"]),
+        ("hf:./nowhere", ["no folder ./nowhere"]),
+        ("precomputed:wide", ["precomputed:DIM"]),
+        ("precomputed", ["'precomputed:ID'"]),
+        ("module:a b", ["letters, digits"]),
         ("st:", ["'st:ID'"]),
         ("st:a/b/c", ["'st:owner/name'", "'st:./folder'"]),
         ("st:owner/name@", ["'st:ID@REVISION'"]),
@@ -95,7 +102,7 @@ _WORD = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 
 
 @given(
-    source=st.sampled_from(["st", "timm"]),
+    source=st.sampled_from(["st", "hf", "timm"]),
     owner=st.none() | _WORD,
     model=_WORD,
     revision=st.none() | _WORD,

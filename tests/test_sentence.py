@@ -358,7 +358,7 @@ def try_names(*names: str, **environment: str) -> list[str]:
 
 
 def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterwards(
-    hub: str, tmp_path: Path, tiny_extractor: SentenceExtractor
+    hub: str, tmp_path: Path, tiny: Path, tiny_extractor: SentenceExtractor
 ) -> None:
     expected = f"{COMMIT} {tiny_extractor.encode(['a fine film']).tobytes().hex()}"
     home = {"HF_HOME": str(tmp_path)}
@@ -367,6 +367,11 @@ def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterw
     names = ("st:somebody/tiny", f"st:somebody/tiny@{COMMIT}")
     dead = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     assert try_names(*names, **dead, **home) == [expected] * 2
+
+    # The same repository as a plain transformers model, from the cache of that download.
+    plain = try_names("hf:somebody/tiny", **dead, **home)
+    expected_plain = load_extractor(f"hf:{tiny}").encode(["a fine film"]).tobytes().hex()
+    assert plain == [f"{COMMIT} {expected_plain}"]
 
     # Half a cache, without modules.json, would silently be read as another model.
     for known in tmp_path.rglob("modules.json"):
@@ -390,8 +395,9 @@ def test_what_the_hub_refuses_is_said_in_one_line(hub: str, tmp_path: Path) -> N
 )
 def test_no_network_and_nothing_cached_is_one_line(network: dict[str, str], tmp_path: Path) -> None:
     names = ("st:somebody/tiny", "st:all-mpnet-base-v2", f"st:somebody/tiny@{COMMIT}")
+    names += ("hf:somebody/tiny", f"hf:somebody/tiny@{COMMIT}")
     refusals = try_names(*names, **network, HF_HOME=str(tmp_path))
-    assert len(refusals) == 3
+    assert len(refusals) == 5
     for refusal in refusals:
         assert refusal.startswith("MachineError ")
         assert "is not in the local cache and the Hugging Face Hub cannot be reached" in refusal
