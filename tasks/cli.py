@@ -165,6 +165,8 @@ def fit(
     max_seconds: o.MaxSeconds = None,
     class_weight: o.ClassWeight = None,
     calibrate: o.Calibrate = None,
+    leak_check: o.LeakCheck = None,
+    drop_leaks: o.DropLeaks = None,
     device: o.Device = None,
     cache_dir: o.CacheDir = None,
     seed: o.Seed = None,

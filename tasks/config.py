@@ -150,6 +150,8 @@ class FitConfig(ExtractConfig):
     loss, or the largest beta within one standard error of it. penalty: "group" switches gates off,
     "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
+    of train and validation.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -171,9 +173,13 @@ class FitConfig(ExtractConfig):
     max_seconds: float | None = None
     class_weight: ClassWeight = "none"
     calibrate: Calibration = "temperature"
+    leak_check: bool = True
+    drop_leaks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.drop_leaks and not self.leak_check:
+            raise InputError("--drop-leaks needs the leak check: leave out --no-leak-check")
         known = SOLVERS[self.activation]
         if self.solver not in known:
             raise InputError(
@@ -287,6 +293,8 @@ def to_toml(config: CommonConfig) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str | Path):
         # A TOML basic string is a JSON string, except that DEL must be escaped too.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -302,6 +310,11 @@ def as_command(verb: str, config: ExtractConfig) -> str:
     words = ["convex-heads", verb, config.data]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name != "data" and value != field.default:
-            words += ["--" + field.name.replace("_", "-"), str(value)]
+        name = field.name.replace("_", "-")
+        if field.name == "data" or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
     return shlex.join(words)

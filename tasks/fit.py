@@ -1,6 +1,7 @@
 """The main job: rows -> features in a store -> certified head -> metrics -> artefact and report.
 
-Validation rows choose (beta, temperature, the probe's C); test rows are read once, at the end.
+Validation rows choose (beta, temperature, the probe's C); test rows are compared with the others to
+find duplicates, and measured once, at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +51,14 @@ class _Extracted:
         if not ids:
             raise InputError(f"no row of the {split} split of {self.dataset.name} can be encoded")
         return self.extraction.store.read(split, ids)
+
+    def digests(self, rows: Mapping[str, StoredRows]) -> dict[str, list[bytes]]:
+        """Of the raw rows that these stored rows come from."""
+        by_id = {
+            name: dict(zip(split.ids, self.dataset.digests[name], strict=True))
+            for name, split in self.dataset.splits.items()
+        }
+        return {name: [by_id[name][row] for row in part.ids] for name, part in rows.items()}
 
     @property
     def truncated_fraction(self) -> float | None:
@@ -94,6 +103,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
     from tasks.baselines import SETTINGS, linear_probe
     from tasks.calibration import fit_temperature
     from tasks.compile_clock import compile_clock
+    from tasks.leaks import check_leaks
     from tasks.metrics import evaluate
     from tasks.report import write_model_card, write_report
 
@@ -102,7 +112,21 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         check_destination(out)
     found = _extract(config, reporter)
     dataset = found.dataset
-    train, validation = found.rows("train"), found.rows("validation")
+    rows = {split: found.rows(split) for split in ("train", "validation", "test")}
+    began = time.perf_counter()
+    leaks = None
+    if config.leak_check:
+        leaks, rows = check_leaks(
+            rows,
+            found.digests(rows),
+            drop=config.drop_leaks,
+            inputs={
+                name: dict(zip(s.ids, s.inputs, strict=True)) for name, s in dataset.splits.items()
+            },
+            reporter=reporter,
+        )
+    leak_seconds = time.perf_counter() - began
+    train, validation, test = rows["train"], rows["validation"], rows["test"]
     if out is None:
         cache = config.cache_dir or default_cache_dir()
         out = cache / "artefacts" / f"{Path(dataset.name).stem}-{_slug(found.extractor)}"
@@ -131,7 +155,6 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
             progress=stage.advance,
         )
 
-    test = found.rows("test")
     head_probabilities = head.predict_proba(test.features)
     probe_probabilities = probe.predict_proba(test.features)
     measured = evaluate(head_probabilities, test.labels)
@@ -176,6 +199,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         seconds={
             "extract": round(found.extraction.seconds, 3),
             "extract_all_runs": round(found.extraction.store.seconds, 3),
+            "leaks": round(leak_seconds, 3),
             "fit": round(fit_seconds, 3),
             "fit_compile": round(compiling.seconds, 3),
             "baseline": round(probe.seconds, 3),
@@ -210,6 +234,7 @@ def run_fit(config: FitConfig, *, reporter: Reporter) -> FitRecord:
         selection=config.selection,
         tolerance=classifier.tolerance,
         history=_history(classifier.history_),
+        leaks=leaks,
     )
 
     def write_more(folder: Path) -> None:

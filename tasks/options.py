@@ -45,8 +45,7 @@ Beta = Annotated[
 Selection = Annotated[
     str | None,
     Option(
-        help="How beta is chosen: lowest validation loss, or largest beta within one standard "
-        "error of it [best].",
+        help="Least validation loss or one-SE rule [best].",
         metavar="best|one-se",
     ),
 ]
@@ -56,6 +55,14 @@ Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
 ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
 Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]
+LeakCheck = Annotated[
+    bool | None,
+    Option("--leak-check/--no-leak-check", help="Look for duplicates [on].", show_default=False),
+]
+DropLeaks = Annotated[
+    bool | None,
+    Option("--drop-leaks", help="Leave them out of train and validation."),
+]
 
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[

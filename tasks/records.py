@@ -49,7 +49,9 @@ class FitRecord:
     beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
     difference_error (standard error of its difference from the lowest), validation_accuracy,
     relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
-    solve's, each entry {passes, seconds, relative_gap}.
+    solve's, each entry {passes, seconds, relative_gap}. leaks is what the check for duplicates
+    found (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not
+    count rows that --drop-leaks left out.
     """
 
     task: str
@@ -98,6 +100,7 @@ class FitRecord:
     tolerance: float = float("nan")
     history: Sequence[Mapping[str, float]] = ()
     penalty: str = "group"
+    leaks: Mapping[str, Any] | None = None
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
+from tasks.leak_words import leaks_in_words
 from tasks.records import ExtractRecord, FitRecord, to_json
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def show_fit(record: FitRecord) -> None:
         print(f"{truncation(record.truncated_fraction)}")
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
+    if record.leaks is not None:
+        print(f"duplicates: {leaks_in_words(record.leaks)}")
     example = '--text "..."' if record.modality == "text" else "--input FOLDER_OF_IMAGES"
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
