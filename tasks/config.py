@@ -31,6 +31,7 @@ ClassWeight = Literal["none", "balanced"]
 Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
+Engine = Literal["local", "ray"]
 OutputFormat = Literal["table", "jsonl", "csv"]
 
 # What to say when a field without a default is not given.
@@ -114,7 +115,8 @@ class ExtractConfig(CommonConfig):
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
     means find it. train_rows, test_rows: None means all. device: as torch names it; None means the
-    best there is.
+    best there is. engine: "ray" encodes in so many workers (default 2) of a Ray started here, or of
+    the one whose address is in RAY_ADDRESS.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -130,9 +132,14 @@ class ExtractConfig(CommonConfig):
     test_rows: int | None = None
     on_bad_row: OnBadRow = "fail"
     device: str | None = None
+    engine: Engine = "local"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _at_least("--workers", self.workers, 1)
+        if self.workers is not None and self.engine == "local":
+            raise InputError("--workers is for --engine ray")
         _at_least("--train-rows", self.train_rows, 1)
         _at_least("--test-rows", self.test_rows, 1)
 
@@ -283,6 +290,7 @@ def to_toml(config: CommonConfig) -> str:
     seed = 0
     data = "imdb"
     on_bad_row = "fail"
+    engine = "local"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return "".join(

@@ -6,12 +6,14 @@ find duplicates, and measured once, at the end.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ import numpy as np
 
 from extractors import load_extractor
 from extractors.base import Extractor
+from extractors.distributed import DEFAULT_WORKERS, RayEngine, import_ray
 from extractors.errors import InputError
 from extractors.extract import Extraction, extract
 from extractors.manifest import installed_versions
@@ -326,7 +329,20 @@ def _with_progress(
             on_bad_row=config.on_bad_row,
             progress=progress,
             on_start=on_start,
+            engine=_engine(config, extractor),
         )
+
+
+def _engine(config: ExtractConfig, extractor: Extractor) -> RayEngine | None:
+    if config.engine == "local":
+        return None
+    import_ray()  # said before the store is opened
+    return RayEngine(
+        partial(load_extractor, extractor.name, device=config.device),
+        workers=config.workers or DEFAULT_WORKERS,
+        gpus=1 if (config.device or "").startswith("cuda") else 0,
+        address=os.environ.get("RAY_ADDRESS"),
+    )
 
 
 def _fit_head(

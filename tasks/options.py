@@ -34,6 +34,8 @@ Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")
 ]
 Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
+Engine = Annotated[str | None, Option(help="Where rows are encoded [local].", metavar="local|ray")]
+Workers = Annotated[int | None, Option(help="Processes of --engine ray [2].", metavar="N")]
 
 Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
 Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
