@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from extractors.base import Approximate, Extractor, Rows
+from extractors.distributed import RayEngine, Shard
 from extractors.encode import EncodedRows, OnBadRow, encode_rows, plain_memory_errors
 from extractors.errors import BadRow, InputError
 from extractors.fingerprint import store_key
@@ -80,6 +81,7 @@ def extract(
     on_bad_row: OnBadRow = "fail",
     progress: Callable[[int], None] | None = None,
     on_start: Callable[[int, int], None] | None = None,
+    engine: RayEngine | None = None,
 ) -> Extraction:
     """Fill the feature store with every row that is not in it yet.
 
@@ -97,6 +99,7 @@ def extract(
         on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
         progress: called with the number of rows done since the last call.
         on_start: called once with (rows asked for, rows already there).
+        engine: encodes shards elsewhere; None encodes here. The store is the same.
 
     Raises:
         InputError: bad rows under "fail", ids that repeat, data that do not fit their fingerprint,
@@ -139,8 +142,14 @@ def extract(
             max_length=extractor.max_length,
             versions=installed_versions(),
         )
-        with FeatureStore.writer(folder, new) as writer:
-            _fill(writer, splits, extractor, shard_rows, on_bad_row, progress)
+        with FeatureStore.writer(folder, new) as writer, ExitStack() as stack:
+
+            def start(missing: Sequence[Shard]) -> Callable[..., EncodedRows]:
+                if engine is None or not missing:
+                    return encode_rows
+                return stack.enter_context(engine.encoder(extractor, missing, on_bad_row))
+
+            _fill(writer, splits, extractor, shard_rows, on_bad_row, progress, start)
             store = FeatureStore(folder, writer.manifest)
         skipped = _skipped(store, splits, on_bad_row)
 
@@ -169,6 +178,7 @@ def _fill(
     shard_rows: int,
     on_bad_row: OnBadRow,
     progress: Callable[[int], None] | None,
+    start_engine: Callable[[Sequence[Shard]], Callable[..., EncodedRows]],
 ) -> None:
     """Encode and append what is missing; another process may have written since we last looked."""
     store = FeatureStore(writer.path, writer.manifest)
@@ -177,6 +187,7 @@ def _fill(
     done = set(_present(store, damaged))
     done.update(row.id for row in _skipped(store, splits, on_bad_row))
     seen = histogram_of(FeatureStore(writer.path, writer.manifest))
+    encode = start_engine(_missing_shards(splits, done, shard_rows))
     for split, rows in splits.items():
         missing = [i for i, name in enumerate(rows.ids) if name not in done]
         for start in range(0, len(missing), shard_rows):
@@ -185,7 +196,7 @@ def _fill(
             if "autocast" not in writer.manifest.measured:
                 measured = _autocast_error(extractor, [rows.inputs[i] for i in shard])
             clock = time.perf_counter()
-            encoded = encode_rows(
+            encoded = encode(
                 extractor,
                 [rows.inputs[i] for i in shard],
                 [rows.ids[i] for i in shard],
@@ -218,6 +229,19 @@ def _autocast_error(extractor: Extractor, inputs: Sequence[Any]) -> dict[str, An
             prepared.append(extractor.prepare(item))
     with plain_memory_errors(len(prepared)):
         return {"autocast": measure_error(extractor, exact, prepared)} if prepared else {}
+
+
+def _missing_shards(
+    splits: Mapping[str, Rows], done: Collection[str], shard_rows: int
+) -> list[Shard]:
+    """Ids and inputs of the shards that ``_fill`` will ask for, in its order."""
+    shards = []
+    for rows in splits.values():
+        missing = [i for i, name in enumerate(rows.ids) if name not in done]
+        for start in range(0, len(missing), shard_rows):
+            shard = missing[start : start + shard_rows]
+            shards.append(([rows.ids[i] for i in shard], [rows.inputs[i] for i in shard]))
+    return shards
 
 
 def _check_unique(splits: Mapping[str, Rows]) -> None:

@@ -40,6 +40,7 @@ ClassWeight = Literal["none", "balanced"]
 Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
+Engine = Literal["local", "ray"]
 OutputFormat = Literal["table", "jsonl", "csv"]
 
 # What to say when a field without a default is not given.
@@ -126,7 +127,8 @@ class ExtractConfig(CommonConfig):
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
     means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
     features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
-    device: as torch names it; None means the best there is.
+    device: as torch names it; None means the best there is. engine: "ray" encodes in so many
+    workers (default 2) of a Ray started here, or of the one whose address is in RAY_ADDRESS.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -152,9 +154,14 @@ class ExtractConfig(CommonConfig):
     autocast: Autocast = "none"
     trust_remote_code: str | None = None
     device: str | None = None
+    engine: Engine = "local"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _at_least("--workers", self.workers, 1)
+        if self.workers is not None and self.engine == "local":
+            raise InputError("--workers is for --engine ray")
         _at_least("--train-rows", self.train_rows, 1)
         _at_least("--test-rows", self.test_rows, 1)
         self.feature_options()
@@ -187,6 +194,8 @@ class FitConfig(ExtractConfig):
     loss, or the largest beta within one standard error of it. penalty: "group" switches gates off,
     "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
+    of train and validation.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -208,9 +217,13 @@ class FitConfig(ExtractConfig):
     max_seconds: float | None = None
     class_weight: ClassWeight = "none"
     calibrate: Calibration = "temperature"
+    leak_check: bool = True
+    drop_leaks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.drop_leaks and not self.leak_check:
+            raise InputError("--drop-leaks needs the leak check: leave out --no-leak-check")
         known = SOLVERS[self.activation]
         if self.solver not in known:
             raise InputError(
@@ -316,6 +329,7 @@ def to_toml(config: CommonConfig) -> str:
     on_bad_row = "fail"
     long_text = "truncate"
     autocast = "none"
+    engine = "local"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return "".join(
@@ -326,6 +340,8 @@ def to_toml(config: CommonConfig) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str | Path):
         # A TOML basic string is a JSON string, except that DEL must be escaped too.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -341,6 +357,11 @@ def as_command(verb: str, config: ExtractConfig) -> str:
     words = ["convex-heads", verb, config.data]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name != "data" and value != field.default:
-            words += ["--" + field.name.replace("_", "-"), str(value)]
+        name = field.name.replace("_", "-")
+        if field.name == "data" or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
     return shlex.join(words)

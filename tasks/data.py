@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Dataset:
     splits: Rows under exactly the keys train, validation, test.
     fingerprint: content hash of all rows, labels and splits, before any --train-rows.
     notes: sentences the user should read. skipped: (row id, reason) of rows that were dropped.
+    digests: sha256 of each row's raw content, by split and in the order of its rows.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Dataset:
     fingerprint: dict[str, Any]
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    digests: Mapping[str, Sequence[bytes]] = field(default_factory=dict, repr=False)
 
 
 def load_task(
@@ -92,7 +94,7 @@ def load_task(
     _check_classes(classes, sum(len(split.ids) for split in splits.values()))
     rows = divide(rows)
     _check_unseen(rows, classes)
-    notes = raw.notes + _notes(rows, skipped)
+    notes = raw.notes + _notes(skipped)
     fingerprint = _fingerprint(rows, classes)
     rows = shrink(rows, classes, train_rows, test_rows, seed, carved)
     return Dataset(
@@ -103,6 +105,7 @@ def load_task(
         fingerprint=fingerprint,
         notes=notes,
         skipped=skipped,
+        digests={name: s.digests for name, s in rows.items()},
     )
 
 
@@ -206,21 +209,12 @@ def _check_unseen(rows: Mapping[str, NumberedSplit], classes: Sequence[str]) -> 
             )
 
 
-def _notes(
-    rows: Mapping[str, NumberedSplit], skipped: Sequence[tuple[str, str]]
-) -> tuple[str, ...]:
-    notes = []
-    if skipped:
-        listed = ", ".join(f"{row} ({reason})" for row, reason in skipped[:3])
-        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-        notes.append(f"bad rows dropped: {len(skipped)}, {listed}{more}")
-    seen = set(rows["train"].digests) | set(rows["validation"].digests)
-    repeated = sum(digest in seen for digest in rows["test"].digests)
-    if repeated:
-        notes.append(
-            f"{repeated} of the {len(rows['test'].ids)} test inputs are also in train or validation"
-        )
-    return tuple(notes)
+def _notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    if not skipped:
+        return ()
+    listed = ", ".join(f"{row} ({reason})" for row, reason in skipped[:3])
+    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return (f"bad rows dropped: {len(skipped)}, {listed}{more}",)
 
 
 def _fingerprint(rows: Mapping[str, NumberedSplit], classes: Sequence[str]) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """The main job: rows -> features in a store -> certified head -> metrics -> artefact and report.
 
-Validation rows choose (beta, temperature, the probe's C); test rows are read once, at the end.
+Validation rows choose (beta, temperature, the probe's C); test rows are compared with the others to
+find duplicates, and measured once, at the end.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,7 @@ import numpy as np
 
 from extractors import load_extractor
 from extractors.base import Extractor
+from extractors.distributed import DEFAULT_WORKERS, RayEngine, import_ray
 from extractors.errors import InputError
 from extractors.extract import Extraction, extract
 from extractors.manifest import installed_versions
@@ -51,6 +55,14 @@ class _Extracted:
         if not ids:
             raise InputError(f"no row of the {split} split of {self.dataset.name} can be encoded")
         return self.extraction.store.read(split, ids)
+
+    def digests(self, rows: Mapping[str, StoredRows]) -> dict[str, list[bytes]]:
+        """Of the raw rows that these stored rows come from."""
+        by_id = {
+            name: dict(zip(split.ids, self.dataset.digests[name], strict=True))
+            for name, split in self.dataset.splits.items()
+        }
+        return {name: [by_id[name][row] for row in part.ids] for name, part in rows.items()}
 
     @property
     def truncated_fraction(self) -> float | None:
@@ -119,6 +131,7 @@ def run_fit(
     from tasks.baselines import SETTINGS, linear_probe
     from tasks.calibration import fit_temperature
     from tasks.compile_clock import compile_clock
+    from tasks.leaks import check_leaks
     from tasks.metrics import evaluate
     from tasks.report import write_model_card, write_report
 
@@ -127,7 +140,21 @@ def run_fit(
         check_destination(out)
     found = _extract(config, reporter, extractor)
     dataset = found.dataset
-    train, validation = found.rows("train"), found.rows("validation")
+    rows = {split: found.rows(split) for split in ("train", "validation", "test")}
+    began = time.perf_counter()
+    leaks = None
+    if config.leak_check:
+        leaks, rows = check_leaks(
+            rows,
+            found.digests(rows),
+            drop=config.drop_leaks,
+            inputs={
+                name: dict(zip(s.ids, s.inputs, strict=True)) for name, s in dataset.splits.items()
+            },
+            reporter=reporter,
+        )
+    leak_seconds = time.perf_counter() - began
+    train, validation, test = rows["train"], rows["validation"], rows["test"]
     if out is None:
         cache = config.cache_dir or default_cache_dir()
         out = cache / "artefacts" / f"{Path(dataset.name).stem}-{_slug(found.extractor)}"
@@ -156,7 +183,6 @@ def run_fit(
             progress=stage.advance,
         )
 
-    test = found.rows("test")
     head_probabilities = head.predict_proba(test.features)
     probe_probabilities = probe.predict_proba(test.features)
     measured = evaluate(head_probabilities, test.labels)
@@ -201,6 +227,7 @@ def run_fit(
         seconds={
             "extract": round(found.extraction.seconds, 3),
             "extract_all_runs": round(found.extraction.store.seconds, 3),
+            "leaks": round(leak_seconds, 3),
             "fit": round(fit_seconds, 3),
             "fit_compile": round(compiling.seconds, 3),
             "baseline": round(probe.seconds, 3),
@@ -236,6 +263,7 @@ def run_fit(
         tolerance=classifier.tolerance,
         history=_history(classifier.history_),
         **found.feature_figures(),
+        leaks=leaks,
     )
 
     def write_more(folder: Path) -> None:
@@ -339,7 +367,25 @@ def _with_progress(
             on_bad_row=config.on_bad_row,
             progress=progress,
             on_start=on_start,
+            engine=_engine(config, extractor),
         )
+
+
+def _engine(config: ExtractConfig, extractor: Extractor) -> RayEngine | None:
+    if config.engine == "local":
+        return None
+    import_ray()  # said before the store is opened
+    return RayEngine(
+        partial(
+            load_extractor,
+            extractor.name,
+            device=config.device,
+            options=config.feature_options(),
+        ),
+        workers=config.workers or DEFAULT_WORKERS,
+        gpus=1 if (config.device or "").startswith("cuda") else 0,
+        address=os.environ.get("RAY_ADDRESS"),
+    )
 
 
 def _fit_head(

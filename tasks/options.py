@@ -56,6 +56,8 @@ Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")
 ]
 Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
+Engine = Annotated[str | None, Option(help="Where rows are encoded [local].", metavar="local|ray")]
+Workers = Annotated[int | None, Option(help="Processes of --engine ray [2].", metavar="N")]
 
 Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
 Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
@@ -67,8 +69,7 @@ Beta = Annotated[
 Selection = Annotated[
     str | None,
     Option(
-        help="How beta is chosen: lowest validation loss, or largest beta within one standard "
-        "error of it [best].",
+        help="Least validation loss or one-SE rule [best].",
         metavar="best|one-se",
     ),
 ]
@@ -78,6 +79,14 @@ Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
 ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
 Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]
+LeakCheck = Annotated[
+    bool | None,
+    Option("--leak-check/--no-leak-check", help="Look for duplicates [on].", show_default=False),
+]
+DropLeaks = Annotated[
+    bool | None,
+    Option("--drop-leaks", help="Leave them out of train and validation."),
+]
 
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[

@@ -56,7 +56,9 @@ class FitRecord:
     difference_error (standard error of its difference from the lowest), validation_accuracy,
     relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
     solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
-    are as in ExtractRecord.
+    are as in ExtractRecord. leaks is what the check for duplicates found
+    (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
+    rows that --drop-leaks left out.
     """
 
     task: str
@@ -108,6 +110,7 @@ class FitRecord:
     feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Any] | None = None
     autocast_error: Mapping[str, Any] | None = None
+    leaks: Mapping[str, Any] | None = None
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tasks.card import card_metadata
 from tasks.console import duration
+from tasks.leak_words import examples_in_words, leaks_in_words
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
 from tasks.records import FitRecord
 
@@ -217,6 +218,9 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
         facts.append(("truncation", cut if record.truncated_fraction else "no text was cut"))
     if record.skipped_rows:
         facts.append(("left out", f"{record.skipped_rows:,} rows that could not be used"))
+    if record.leaks is not None:
+        said = [leaks_in_words(record.leaks), *examples_in_words(record.leaks)]
+        facts.append(("duplicates", "; ".join(said)))
     if "extract" in record.seconds:
         facts.append(("features", _features(record.seconds)))
     facts.append(("memory", f"{record.peak_rss_mb:,.0f} MB at the most"))

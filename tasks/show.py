@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
+from tasks.leak_words import leaks_in_words
 from tasks.records import ExtractRecord, FitRecord, to_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def show_fit(record: FitRecord) -> None:
     _show_features(record)
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
+    if record.leaks is not None:
+        print(f"duplicates: {leaks_in_words(record.leaks)}")
     examples = {"text": '--text "..."', "image": "--input FOLDER_OF_IMAGES"}
     example = examples.get(record.modality, "--input FEATURES.npy")
     print(f"artefact  {record.artefact}")
