@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from extractors.codec import encode_features
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME, Manifest, Shard, SkippedRow
-from extractors.shard import StoredRows, shard_bytes
+from extractors.shard import StoredRows, features_offset, shard_bytes
 from extractors.storage import (
     TEMPORARY_PREFIX,
     exclusive_lock,
@@ -23,7 +24,7 @@ from extractors.storage import (
 )
 
 LOCK_NAME = ".lock"
-_SHARD_NAME = re.compile(r"\w+-\d{5,}\.arrow")
+_SHARD_NAME = re.compile(r"\w+(\.\d+)?-\d{5,}\.arrow")
 
 
 @dataclass
@@ -59,13 +60,15 @@ class StoreWriter:
 
         Raises:
             MachineError: the disk refuses; what was there before is untouched.
-            InputError: shapes that do not belong together, or features that are not finite.
+            InputError: shapes that do not belong together, features that are not finite, or too
+                large for the store's dtype.
         """
         manifest = replace(self.manifest, skipped=(*self.manifest.skipped, *skipped))
         shard = None
         if len(rows.ids):
             self._check(split, rows)
-            content = shard_bytes(split, rows)
+            encoded = encode_features(rows.features, manifest.dtype, rows.ids)
+            content = shard_bytes(split, rows, encoded)
             limit = manifest.max_length
             long = 0 if rows.tokens is None or limit is None else int((rows.tokens > limit).sum())
             shard = Shard(
@@ -76,6 +79,9 @@ class StoreWriter:
                 sha256=hashlib.sha256(content).hexdigest(),
                 truncated=long,
                 seconds=round(seconds, 3),
+                offset=features_offset(content),
+                error_mean=float(f"{encoded.error.mean():.4g}"),
+                error_max=float(f"{encoded.error.max():.4g}"),
             )
             # The shard first: until the manifest names it, it does not exist.
             write_atomically(self.path / shard.file, content)
@@ -137,6 +143,11 @@ def open_writer(folder: Path, new: Manifest) -> Iterator[StoreWriter]:
                 raise InputError(
                     f"the store {folder} belongs to other data or another backbone (key "
                     f"{found.key[:12]}, expected {new.key[:12]})"
+                )
+            if found.dtype != new.dtype:
+                raise InputError(
+                    f"the store {folder} holds {found.dtype} features, {new.dtype} was asked for: "
+                    "delete the store and extract again"
                 )
             if found.dim != new.dim:
                 raise InputError(
