@@ -58,6 +58,21 @@ def shard_bytes(split: str, rows: StoredRows, encoded: Encoded | None = None) ->
     if encoded is not None and encoded.scale is not None:
         columns["scale"] = pa.array(encoded.scale)
     batch = pa.record_batch(columns)
+    return _stream(batch)
+
+
+def merged_bytes(blocks: Sequence[Block]) -> memoryview:
+    """The file content of one shard with the rows of several, in their order and as stored."""
+    import pyarrow as pa
+
+    table = pa.Table.from_batches([block.batch for block in blocks]).combine_chunks()
+    (batch,) = table.to_batches()
+    return _stream(batch)
+
+
+def _stream(batch: Any) -> memoryview:
+    import pyarrow as pa
+
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -81,7 +96,8 @@ class Block:
     Args:
         path: the shard.
         size: that the file must have; None takes it as it is.
-        shape: (n, dim) of its features; None reads it from the file.
+        shape: (n, dim) of its features; None reads it from the file, a smaller n leaves out the
+            last rows.
         dtype: of the stored features; None reads it from the file.
         offset: of the features in the file; None looks for it.
 
@@ -102,6 +118,7 @@ class Block:
         import pyarrow as pa
 
         self.path = path
+        self._n: int | None = None
         try:
             with pa.memory_map(str(path)) as file:
                 found = file.size()
@@ -120,7 +137,7 @@ class Block:
             )
         if shape is None or dtype is None or offset is None:
             features = self._column("features")
-            shape = (len(features), features.type.list_size)
+            shape = shape or (len(features), features.type.list_size)
             dtype = str(features.type.value_type.to_pandas_dtype()(0).dtype)
             offset = features_offset(self._buffer)
         n, dim = shape
@@ -131,6 +148,7 @@ class Block:
             raise InputError(
                 f"the shard {path} cannot be read: extract again to redo it"
             ) from error
+        self._n = n
         #: byte of the file at which the features begin.
         self.offset = offset
         #: (n, dim) as stored: float32, float16 or int8, read-only.
@@ -170,7 +188,8 @@ class Block:
         return StoredRows(self.ids, self.labels, self.features, self.tokens)
 
     @cached_property
-    def _batch(self) -> Any:
+    def batch(self) -> Any:
+        """Its one ``pyarrow.RecordBatch``, uncopied."""
         import pyarrow as pa
 
         return pa.ipc.open_stream(self._buffer).read_next_batch()
@@ -179,7 +198,7 @@ class Block:
         import pyarrow as pa
 
         try:
-            return self._batch[name]
+            return self.batch[name].slice(0, self._n)
         except (OSError, KeyError, StopIteration, pa.ArrowException) as error:
             raise InputError(
                 f"the shard {self.path} cannot be read: extract again to redo it"

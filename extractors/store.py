@@ -307,38 +307,6 @@ class FeatureStore:
             self._gatherers[split] = Gatherer(self._blocks(split), dim=self.dim)
         return self._gatherers[split]
 
-    def _map(self, split: str) -> tuple[Block, ...]:
-        """Map all shards of a split; where a writer has compacted them, those that they became."""
-        manifest = self.manifest
-        rows = sum(shard.rows for shard in manifest.shards if shard.split == split)
-        while True:
-            shards = [shard for shard in manifest.shards if shard.split == split]
-            try:
-                return tuple(
-                    Block(
-                        self.path / shard.file,
-                        size=shard.bytes,
-                        shape=(shard.rows, manifest.dim),
-                        dtype=manifest.dtype,
-                        offset=shard.offset,
-                    )
-                    for shard in shards
-                )
-            except FileNotFoundError as error:
-                now = Manifest.read(self.path)
-                if now == manifest:
-                    raise InputError(
-                        f"the shard {error.filename} cannot be read (it is missing): extract again "
-                        "to redo it"
-                    ) from error
-                if now.key != manifest.key or rows != sum(
-                    shard.rows for shard in now.shards if shard.split == split
-                ):
-                    raise InputError(
-                        f"the store {self.path} changed while it was read: open it again"
-                    ) from error
-                manifest = now
-
     def _tokens(self, split: str, ids: Sequence[str]) -> np.ndarray:
         """(n,) token counts of these rows, without touching their features."""
         counts: dict[str, int] = {}
@@ -351,3 +319,46 @@ class FeatureStore:
             raise InputError(
                 f"the store {self.path} has no row {error} in split '{split}': extract it first"
             ) from error
+
+    def _map(self, split: str) -> tuple[Block, ...]:
+        """Map all shards of a split; where a writer has compacted them, what they became.
+
+        A writer may have added rows after that. They follow those that were there when the store
+        was opened, and are left out.
+        """
+        manifest = self.manifest
+        wanted = _rows(manifest, split)
+        while True:
+            blocks: list[Block] = []
+            left = wanted
+            try:
+                for shard in manifest.shards:
+                    if shard.split == split and left:
+                        n = min(shard.rows, left)
+                        blocks.append(
+                            Block(
+                                self.path / shard.file,
+                                size=shard.bytes,
+                                shape=(n, manifest.dim),
+                                dtype=manifest.dtype,
+                                offset=shard.offset,
+                            )
+                        )
+                        left -= n
+                return tuple(blocks)
+            except FileNotFoundError as error:
+                now = Manifest.read(self.path)
+                if now == manifest:
+                    raise InputError(
+                        f"the shard {error.filename} cannot be read (it is missing): extract again "
+                        "to redo it"
+                    ) from error
+                if now.key != manifest.key or _rows(now, split) < wanted:
+                    raise InputError(
+                        f"the store {self.path} changed while it was read: open it again"
+                    ) from error
+                manifest = now
+
+
+def _rows(manifest: Manifest, split: str) -> int:
+    return sum(shard.rows for shard in manifest.shards if shard.split == split)

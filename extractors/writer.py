@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,13 +97,34 @@ class StoreWriter:
         self.manifest = manifest
         self.remove_leftovers()
 
+    def replace_all(self, contents: Iterable[tuple[Shard, memoryview]]) -> None:
+        """Put new shards in the place of all that exist, or change nothing.
+
+        Args:
+            contents: in reading order, shards whose files are not in the store, and their bytes.
+
+        Raises:
+            MachineError: the disk refuses; it must have room for old and new shards together.
+        """
+        shards = []
+        try:
+            for shard, content in contents:
+                write_atomically(self.path / shard.file, content)
+                shards.append(shard)
+            manifest = replace(
+                self.manifest, shards=tuple(shards), generation=self.manifest.generation + 1
+            )
+            manifest.write(self.path)
+            self.manifest = manifest
+        finally:
+            self.remove_leftovers()
+
     def remove_leftovers(self) -> None:
         """Delete half-written files and shards that the manifest does not list."""
         listed = {shard.file for shard in self.manifest.shards}
         with plain_disk_errors(self.path):
             for path in self.path.iterdir():
-                orphan = _SHARD_NAME.fullmatch(path.name) and path.name not in listed
-                if orphan or path.name.startswith(TEMPORARY_PREFIX):
+                if is_own(path.name) and path.name not in listed:
                     path.unlink(missing_ok=True)
 
     def _check(self, split: str, rows: StoredRows) -> None:
@@ -121,6 +142,11 @@ class StoreWriter:
         if not finite.all():
             row = rows.ids[int(np.argmin(finite))]
             raise InputError(f"row '{row}' has features that are NaN or infinite")
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of this name in a store's folder is a shard, or half of something."""
+    return bool(_SHARD_NAME.fullmatch(name)) or name.startswith(TEMPORARY_PREFIX)
 
 
 @contextmanager

@@ -32,11 +32,14 @@ Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 OutputFormat = Literal["table", "jsonl", "csv"]
+StoreDtype = Literal["float32", "float16", "int8"]
+CacheAction = Literal["ls", "verify", "compact", "rm"]
 
 # What to say when a field without a default is not given.
 _MISSING = {
     "data": "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder",
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
+    "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
 }
 
@@ -64,6 +67,21 @@ class InfoConfig(CommonConfig):
     """Options of `info`. path: a store or an artefact."""
 
     path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(CommonConfig):
+    """Options of `cache`. stores: names or folders; none means all for `ls` and `verify`."""
+
+    action: CacheAction
+    stores: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action in ("compact", "rm") and not self.stores:
+            raise InputError(
+                f"say which stores to {self.action}: `convex-heads cache ls` lists them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +132,7 @@ class ExtractConfig(CommonConfig):
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
     means find it. train_rows, test_rows: None means all. device: as torch names it; None means the
-    best there is.
+    best there is. store_dtype: of the features on disk; what float16 and int8 lose is reported.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -129,6 +147,7 @@ class ExtractConfig(CommonConfig):
     train_rows: int | None = None
     test_rows: int | None = None
     on_bad_row: OnBadRow = "fail"
+    store_dtype: StoreDtype = "float32"
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -277,6 +296,7 @@ def to_toml(config: CommonConfig) -> str:
     seed = 0
     data = "imdb"
     on_bad_row = "fail"
+    store_dtype = "float32"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return "".join(

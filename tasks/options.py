@@ -30,6 +30,9 @@ TestRows = Annotated[int | None, Option(help="Test on so many rows only.", metav
 OnBadRow = Annotated[
     str | None, Option(help="What a row that cannot be used does [fail].", metavar="fail|skip")
 ]
+StoreDtype = Annotated[
+    str | None, Option(help="float32, float16 or int8 on disk [float32].", metavar="DTYPE")
+]
 Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")
 ]
@@ -60,6 +63,10 @@ Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|tem
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
     Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")
+]
+CacheAction = Annotated[str | None, Argument(help="What to do.", metavar="ls|verify|compact|rm")]
+Stores = Annotated[
+    list[str] | None, Argument(help="Folder, or name or start of a name.", metavar="STORE...")
 ]
 Text = Annotated[list[str] | None, Option(help="A text; may be repeated.", metavar="T")]
 Input = Annotated[

@@ -17,6 +17,7 @@ class ExtractRecord:
     """A filled store. seconds is wall time; resumed_rows were there before.
 
     truncated_fraction: share of the rows cut at the backbone's maximum length; None for images.
+    storage_error: {mean, max} over rows of ||x - stored|| / ||x||; zero for float32.
     """
 
     task: str
@@ -30,6 +31,8 @@ class ExtractRecord:
     resumed_rows: int
     skipped_rows: int = 0
     notes: tuple[str, ...] = ()
+    store_dtype: str = "float32"
+    storage_error: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""
