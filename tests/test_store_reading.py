@@ -1,4 +1,4 @@
-"""Reading a store in batches: every row once, in any order, gathered from mapped shards; devices."""
+"""Reading a store in batches: every row once, in any order, from mapped shards; on a device."""
 
 from __future__ import annotations
 
