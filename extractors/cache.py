@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME, Manifest, Shard
 from extractors.shard import Block, features_offset, merged_bytes
@@ -130,17 +132,21 @@ def _open(path: Path) -> Found:
 
 
 def _groups(manifest: Manifest, shard_bytes: int) -> list[list[Shard]]:
-    """The shards that are merged, in reading order."""
+    """The shards that are merged, in reading order.
+
+    Sizes are those of the features, which add up exactly: so what was merged once stays as it is.
+    """
+    per_row = manifest.dim * np.dtype(manifest.dtype).itemsize
     groups: list[list[Shard]] = []
     size = 0
     for shard in manifest.shards:
-        fits = groups and groups[-1][0].split == shard.split and size + shard.bytes <= shard_bytes
-        if fits:
+        more = shard.rows * per_row
+        if groups and groups[-1][0].split == shard.split and size + more <= shard_bytes:
             groups[-1].append(shard)
-            size += shard.bytes
+            size += more
         else:
             groups.append([shard])
-            size = shard.bytes
+            size = more
     return groups
 
 
