@@ -26,7 +26,7 @@ class DeviceBatch(NamedTuple):
 
 
 def prefetch(
-    batches: Iterable[Batch], *, device: jax.Device | None = None, ahead: int = 2
+    batches: Iterable[Batch], *, device: Any = None, ahead: int = 2
 ) -> Iterator[DeviceBatch]:
     """Send batches to a device, `ahead` of them before they are asked for.
 
@@ -36,7 +36,7 @@ def prefetch(
 
     Args:
         batches: for example of ``FeatureStore.batches``.
-        device: None is JAX's default.
+        device: a `jax.Device`; None is the default one.
         ahead: batches on the device besides the one in use, at least 1.
 
     Raises:
@@ -53,9 +53,7 @@ def prefetch(
     return _prefetch(batches, device, ahead)
 
 
-def _prefetch(
-    batches: Iterable[Batch], device: jax.Device | None, ahead: int
-) -> Iterator[DeviceBatch]:
+def _prefetch(batches: Iterable[Batch], device: Any, ahead: int) -> Iterator[DeviceBatch]:
     ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
@@ -89,7 +87,7 @@ def _prefetch(
         reader.join()
 
 
-def _send(batch: Batch, device: jax.Device | None) -> DeviceBatch:
+def _send(batch: Batch, device: Any) -> DeviceBatch:
     import jax
 
     labels = batch.labels.astype(np.int32)
