@@ -277,9 +277,9 @@ from extractors.storage import exclusive_lock
 with exclusive_lock(Path(sys.argv[1]), what="it"):
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     time.sleep(60)
 """
 
