@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from extractors.base import Approximate, Extractor, Rows
+from extractors.codec import StoreDtype, check_dtype
 from extractors.distributed import RayEngine, Shard
 from extractors.encode import EncodedRows, OnBadRow, encode_rows, plain_memory_errors
 from extractors.errors import BadRow, InputError
@@ -59,11 +60,24 @@ class Extraction:
     error: dict[str, Any] | None = None
 
 
+def fingerprint(
+    extractor: Extractor, data_fingerprint: dict[str, Any], dtype: StoreDtype = "float32"
+) -> dict[str, Any]:
+    """Everything that the stored numbers depend on: data, backbone, and how they are stored."""
+    parts: dict[str, Any] = {"data": data_fingerprint, "extractor": extractor.fingerprint()}
+    # float32 goes without saying, so that stores older than the choice keep their key.
+    return parts if dtype == "float32" else {**parts, "storage": dtype}
+
+
 def store_folder(
-    task: str, extractor: Extractor, data_fingerprint: dict[str, Any], cache_dir: Path | None = None
+    task: str,
+    extractor: Extractor,
+    data_fingerprint: dict[str, Any],
+    cache_dir: Path | None = None,
+    dtype: StoreDtype = "float32",
 ) -> Path:
     """Where the store of this data and this backbone lies: ``stores/TASK-BACKBONE-KEY``."""
-    key = store_key({"data": data_fingerprint, "extractor": extractor.fingerprint()})
+    key = store_key(fingerprint(extractor, data_fingerprint, dtype))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem or task).strip("-.")[:60]
     backbone = parse_name(extractor.name).slug
     return (cache_dir or default_cache_dir()) / "stores" / f"{name}-{backbone}-{key[:12]}"
@@ -79,6 +93,7 @@ def extract(
     cache_dir: Path | None = None,
     shard_rows: int = SHARD_ROWS,
     on_bad_row: OnBadRow = "fail",
+    dtype: StoreDtype = "float32",
     progress: Callable[[int], None] | None = None,
     on_start: Callable[[int, int], None] | None = None,
     engine: RayEngine | None = None,
@@ -97,6 +112,8 @@ def extract(
         cache_dir: holds the stores; None is ``default_cache_dir()``.
         shard_rows: rows per shard; what a crash can cost.
         on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
+        dtype: how features are stored: "float32", "float16" (half the bytes) or "int8" with a scale
+            per row (a quarter); what that loses is in ``store.manifest.storage_error``.
         progress: called with the number of rows done since the last call.
         on_start: called once with (rows asked for, rows already there).
         engine: encodes shards elsewhere; None encodes here. The store is the same.
@@ -120,8 +137,9 @@ def extract(
     began = time.perf_counter()
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    check_dtype(dtype)
     _check_unique(splits)
-    folder = store_folder(task, extractor, data_fingerprint, cache_dir)
+    folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
     store = FeatureStore.open(folder) if (folder / MANIFEST_NAME).exists() else None
     damaged = set(store.damaged_shards()) if store else set()
     present = _present(store, damaged)
@@ -133,7 +151,7 @@ def extract(
 
     if store is None or damaged or resumed + len(skipped) < total:
         new = Manifest(
-            fingerprint={"data": data_fingerprint, "extractor": extractor.fingerprint()},
+            fingerprint=fingerprint(extractor, data_fingerprint, dtype),
             task=task,
             backbone=extractor.name,
             modality=extractor.modality,
@@ -141,6 +159,7 @@ def extract(
             classes=tuple(classes),
             max_length=extractor.max_length,
             versions=installed_versions(),
+            dtype=dtype,
         )
         with FeatureStore.writer(folder, new) as writer, ExitStack() as stack:
 

@@ -12,11 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from extractors.codec import check_dtype
 from extractors.errors import InputError
 from extractors.fingerprint import store_key
 from extractors.storage import write_atomically
 
-SCHEMA_VERSION = 1
+# 2: float16 and int8 features, what they lose, where features begin in a shard, compaction. A
+# schema 1 manifest is one of schema 2 in which all of that has its default.
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 _NUMERIC_PACKAGES = ("convex-heads", "numpy", "pyarrow", "torch", "sentence-transformers", "timm")
 
@@ -33,6 +37,9 @@ class Shard:
         sha256: of the file, hexadecimal.
         truncated: rows longer than the backbone's ``max_length``.
         seconds: wall time that encoding these rows took.
+        offset: byte at which the features begin; None where it has not been noted.
+        error_mean: mean over rows of ||x - stored|| / ||x||; 0.0 for float32.
+        error_max: the same of the worst row.
     """
 
     file: str
@@ -42,6 +49,9 @@ class Shard:
     sha256: str
     truncated: int
     seconds: float
+    offset: int | None = None
+    error_mean: float = 0.0
+    error_max: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ class Manifest:
         shards: the shards that exist, grouped by split, in reading order.
         skipped: rows that could not be encoded.
         versions: packages and their versions when the store was created.
-        dtype: of the features; always "float32".
+        dtype: of the features as stored: "float32", "float16" or "int8".
+        generation: how often the store was compacted; part of the names of its shards.
         measured: figures about the features: ``tokens`` (see ``tokens.py``), ``autocast`` (error
             against float32, see ``precision.py``).
         key: sha256 of the fingerprint; computed.
@@ -85,6 +96,7 @@ class Manifest:
     skipped: tuple[SkippedRow, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     dtype: str = "float32"
+    generation: int = 0
     measured: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,6 +107,14 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """Splits that have rows, in order of first appearance."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+    @property
+    def storage_error(self) -> dict[str, float]:
+        """What storing as ``dtype`` lost: relative error of the mean and of the worst row."""
+        rows = sum(shard.rows for shard in self.shards)
+        lost = sum(shard.rows * shard.error_mean for shard in self.shards)
+        worst = max((shard.error_max for shard in self.shards), default=0.0)
+        return {"mean": float(f"{lost / rows if rows else 0.0:.4g}"), "max": worst}
 
     def with_shard(self, shard: Shard) -> Manifest:
         """A copy with one more shard, sorted into its split by file name."""
@@ -107,10 +127,14 @@ class Manifest:
         return replace(self, shards=tuple(s for s in self.shards if s.file not in files))
 
     def free_name(self, split: str) -> str:
-        """The first unused ``SPLIT-00000.arrow``; a shard that is redone gets its old name back."""
+        """The first unused ``SPLIT-00000.arrow``; a shard that is redone gets its old name back.
+
+        After the first compaction it is ``SPLIT.1-00000.arrow``, and so on.
+        """
         used = {shard.file for shard in self.shards}
+        start = f"{split}.{self.generation}" if self.generation else split
         number = 0
-        while (name := f"{split}-{number:05d}.arrow") in used:
+        while (name := f"{start}-{number:05d}.arrow") in used:
             number += 1
         return name
 
@@ -144,10 +168,16 @@ class Manifest:
         found = values.pop("schema_version", None) if isinstance(values, dict) else None
         if found is None:
             raise InputError(f"{path} is no feature store's manifest: it has no schema_version")
-        if found != SCHEMA_VERSION:
+        if isinstance(found, int) and found > SCHEMA_VERSION:
             raise InputError(
-                f"the store {folder} was written by another version (schema {found}, this version "
-                f"reads {SCHEMA_VERSION}): delete it and extract again, or install that version"
+                f"the store {folder} was written by a newer version of convex-heads (schema "
+                f"{found}, this version reads up to {SCHEMA_VERSION}): upgrade convex-heads, or "
+                "choose another --cache-dir"
+            )
+        if found not in READABLE_SCHEMAS:
+            raise InputError(
+                f"{path} is damaged (schema_version {found!r:.20}): delete {folder} and extract "
+                "again"
             )
         try:
             key = values.pop("key")
@@ -155,7 +185,8 @@ class Manifest:
             values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
             values["skipped"] = tuple(SkippedRow(**row) for row in values["skipped"])
             manifest = cls(**values)
-        except (KeyError, TypeError) as error:
+            check_dtype(manifest.dtype)
+        except (KeyError, TypeError, InputError) as error:
             raise InputError(
                 f"{path} is damaged ({error}): delete {folder} and extract again"
             ) from error

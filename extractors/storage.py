@@ -79,30 +79,59 @@ def exclusive_lock(path: Path, *, what: str) -> Iterator[None]:
     Raises:
         MachineError: another process holds it, or the file system has no locks.
     """
-    import fcntl  # POSIX only; reading a store needs no lock
-
-    with plain_disk_errors(path.parent):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _locked(path, what)
+    # A lock belongs to the open file, which children of a fork inherit: without this, one that
+    # outlives a killed owner would keep its lock.
+    _HELD.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip()
-            raise MachineError(
-                f"another process{f' (pid {owner})' if owner else ''} is writing to {what}: wait "
-                "until it has finished, or stop it; the work it finished is kept"
-            ) from error
-        except OSError as error:
-            raise MachineError(
-                f"the file system of {path.parent} has no file locks ({error.strerror}): choose "
-                "another --cache-dir"
-            ) from error
         with plain_disk_errors(path.parent):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
+        if descriptor in _HELD:
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+_HELD: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    for descriptor in _HELD:
         os.close(descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _locked(path: Path, what: str) -> int:
+    """An open and locked descriptor of the lock file that lies at ``path`` now."""
+    import fcntl  # POSIX only; reading a store needs no lock
+
+    while True:
+        with plain_disk_errors(path.parent):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+            os.close(descriptor)  # its last owner removed it together with the store
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 32).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise MachineError(
+                f"another process{f' (pid {owner})' if owner else ''} is writing to {what}: wait "
+                "until it has finished, or stop it; the work it finished is kept"
+            ) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise MachineError(
+                f"the file system of {path.parent} has no file locks ({error.strerror}): choose "
+                "another --cache-dir"
+            ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,14 +11,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from extractors.errors import InputError
 from extractors.fingerprint import file_sha256
+from extractors.gather import Gatherer
 from extractors.manifest import Manifest, Shard
-from extractors.shard import StoredRows, concatenate, read_shard, select
+from extractors.shard import Block, StoredRows, concatenate
 from extractors.writer import StoreWriter, open_writer
 
 __all__ = ["FeatureStore", "StoreWriter", "StoredRows", "default_cache_dir"]
@@ -35,6 +38,15 @@ def default_cache_dir() -> Path:
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser().absolute() / "convex-heads"
+
+
+class Batch(NamedTuple):
+    """Some rows of a split, for example a mini-batch."""
+
+    rows: np.ndarray  # (b,) positions in the split
+    features: np.ndarray  # (b, dim) float32, or as stored where decoding was declined
+    labels: np.ndarray  # (b,) int64
+    scale: np.ndarray | None  # (b,) float32 to multiply int8 features with; None where decoded
 
 
 @dataclass(frozen=True)
@@ -108,14 +120,77 @@ class FeatureStore:
         """Wall time that encoding everything in the store took, over all runs."""
         return sum(shard.seconds for shard in self.manifest.shards)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.manifest.shards)
+
     def ids(self, split: str) -> list[str]:
         """The ids of a split in reading order; an empty list for a split without rows."""
         return [name for block in self.blocks(split) for name in block.ids]
 
-    def blocks(self, split: str) -> Iterator[StoredRows]:
-        """The shards of a split one after another; features are memory-mapped, not copied."""
-        for shard in self._shards(split):
-            yield read_shard(self.path / shard.file)
+    def labels(self, split: str) -> np.ndarray:
+        """(n,) int64 labels of a split in reading order."""
+        return self._gatherer(split).labels
+
+    def blocks(self, split: str) -> Iterator[Block]:
+        """The shards of a split one after another; features are memory-mapped, not copied.
+
+        All are mapped before the first is given out, so that a writer that compacts the store in
+        the meantime takes nothing away.
+
+        Raises:
+            InputError: a shard is missing or cannot be read.
+        """
+        yield from self._blocks(split)
+
+    def batches(
+        self,
+        split: str,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        decode: bool = True,
+    ) -> Iterator[Batch]:
+        """Every row of a split once, in batches.
+
+        Args:
+            split: its name.
+            size: rows per batch; the last one may have fewer.
+            seed: None keeps the store's order; a number shuffles all rows, anew in each epoch.
+            epoch: counts the passes, from 0.
+            decode: False gives features as they are stored, for example to decode int8 on a device.
+
+        Raises:
+            InputError: a size below 1, or a shard that cannot be read.
+
+        Example:
+            >>> import tempfile
+            >>> new = Manifest(fingerprint={}, task="demo", backbone="toy:text-2", modality="image",
+            ...                dim=2, classes=("no", "yes"), max_length=None)
+            >>> folder = Path(tempfile.mkdtemp()) / "store"
+            >>> rows = StoredRows(list("abc"), np.array([0, 1, 1]), np.ones((3, 2), "f"), None)
+            >>> with FeatureStore.writer(folder, new) as writer:
+            ...     _ = writer.append("train", rows)
+            >>> store = FeatureStore.open(folder)
+            >>> [batch.labels.tolist() for batch in store.batches("train", 2)]
+            [[0, 1], [1]]
+            >>> sorted(int(r) for batch in store.batches("train", 2, seed=0) for r in batch.rows)
+            [0, 1, 2]
+        """
+        if size < 1:
+            raise InputError(f"a batch has at least 1 row, got {size}")
+        gatherer = self._gatherer(split)
+        if seed is None:
+            order = np.arange(gatherer.n)
+        else:
+            order = np.random.default_rng((seed, epoch)).permutation(gatherer.n)
+        for start in range(0, gatherer.n, size):
+            rows = order[start : start + size]
+            scale = None if decode else gatherer.scale(rows)
+            features = gatherer.features(rows) if decode else gatherer.encoded(rows)
+            yield Batch(rows, features, gatherer.labels[rows], scale)
 
     def read(self, split: str, ids: Sequence[str] | None = None) -> StoredRows:
         """Rows of one split.
@@ -125,16 +200,17 @@ class FeatureStore:
             ids: which rows, in which order; None reads all in the store's order.
 
         Returns:
-            n rows; a split in one shard that is read whole is not copied (and is read-only).
+            n rows; a split of float32 in one shard that is read whole is not copied (and is
+            read-only).
 
         Raises:
             InputError: an id is not stored in this split, or a shard cannot be read.
         """
-        blocks = list(self.blocks(split))
-        stored = [name for block in blocks for name in block.ids]
+        blocks = self._blocks(split)
+        stored = self.ids(split)
         if ids is None or list(ids) == stored:
             if len(blocks) == 1:
-                return blocks[0]
+                return blocks[0].rows()
             return concatenate(blocks, dim=self.dim, has_tokens=self._has_tokens)
         position = {name: row for row, name in enumerate(stored)}
         try:
@@ -145,7 +221,12 @@ class FeatureStore:
             ) from error
         if not len(rows):
             return concatenate([], dim=self.dim, has_tokens=self._has_tokens)
-        return select(blocks, rows, has_tokens=self._has_tokens)
+        gatherer = self._gatherer(split)
+        tokens = None
+        if self._has_tokens:
+            counts = [tokens for block in blocks if (tokens := block.tokens) is not None]
+            tokens = np.concatenate(counts)[rows]
+        return StoredRows(list(ids), gatherer.labels[rows], gatherer.features(rows), tokens)
 
     def truncated_fraction(self, ids: Mapping[str, Sequence[str]] | None = None) -> float:
         """Share of texts that are longer than the backbone reads; 0.0 for images.
@@ -188,16 +269,43 @@ class FeatureStore:
                 found[shard.file] = f"{size} bytes instead of {shard.bytes}"
             elif file_sha256(path) != shard.sha256:
                 found[shard.file] = "altered (its checksum differs)"
-            elif (rows := len(read_shard(path).ids)) != shard.rows:
-                found[shard.file] = f"{rows} rows instead of {shard.rows}"
+            elif problem := self._misfit(shard):
+                found[shard.file] = problem
         return found
+
+    def _misfit(self, shard: Shard) -> str | None:
+        """What the manifest says of a shard against what the file itself says."""
+        block = Block(self.path / shard.file)
+        if len(block) != shard.rows:
+            return f"{len(block)} rows instead of {shard.rows}"
+        width, dtype = block.encoded.shape[1], str(block.encoded.dtype)
+        if (width, dtype) != (self.dim, self.manifest.dtype):
+            return f"{width} x {dtype} per row instead of {self.dim} x {self.manifest.dtype}"
+        if shard.offset not in (None, block.offset):
+            return f"its features begin at byte {block.offset}, not {shard.offset}"
+        return None
 
     @property
     def _has_tokens(self) -> bool:
         return self.manifest.modality == "text"
 
-    def _shards(self, split: str) -> list[Shard]:
-        return [shard for shard in self.manifest.shards if shard.split == split]
+    @cached_property
+    def _mapped(self) -> dict[str, tuple[Block, ...]]:
+        return {}
+
+    @cached_property
+    def _gatherers(self) -> dict[str, Gatherer]:
+        return {}
+
+    def _blocks(self, split: str) -> tuple[Block, ...]:
+        if split not in self._mapped:
+            self._mapped[split] = self._map(split)
+        return self._mapped[split]
+
+    def _gatherer(self, split: str) -> Gatherer:
+        if split not in self._gatherers:
+            self._gatherers[split] = Gatherer(self._blocks(split), dim=self.dim)
+        return self._gatherers[split]
 
     def _tokens(self, split: str, ids: Sequence[str]) -> np.ndarray:
         """(n,) token counts of these rows, without touching their features."""
@@ -211,3 +319,46 @@ class FeatureStore:
             raise InputError(
                 f"the store {self.path} has no row {error} in split '{split}': extract it first"
             ) from error
+
+    def _map(self, split: str) -> tuple[Block, ...]:
+        """Map all shards of a split; where a writer has compacted them, what they became.
+
+        A writer may have added rows after that. They follow those that were there when the store
+        was opened, and are left out.
+        """
+        manifest = self.manifest
+        wanted = _rows(manifest, split)
+        while True:
+            blocks: list[Block] = []
+            left = wanted
+            try:
+                for shard in manifest.shards:
+                    if shard.split == split and left:
+                        n = min(shard.rows, left)
+                        blocks.append(
+                            Block(
+                                self.path / shard.file,
+                                size=shard.bytes,
+                                shape=(n, manifest.dim),
+                                dtype=manifest.dtype,
+                                offset=shard.offset,
+                            )
+                        )
+                        left -= n
+                return tuple(blocks)
+            except FileNotFoundError as error:
+                now = Manifest.read(self.path)
+                if now == manifest:
+                    raise InputError(
+                        f"the shard {error.filename} cannot be read (it is missing): extract again "
+                        "to redo it"
+                    ) from error
+                if now.key != manifest.key or _rows(now, split) < wanted:
+                    raise InputError(
+                        f"the store {self.path} changed while it was read: open it again"
+                    ) from error
+                manifest = now
+
+
+def _rows(manifest: Manifest, split: str) -> int:
+    return sum(shard.rows for shard in manifest.shards if shard.split == split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from extractors.codec import encode_features
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME, Manifest, Shard, SkippedRow
-from extractors.shard import StoredRows, shard_bytes
+from extractors.shard import StoredRows, features_offset, shard_bytes
 from extractors.storage import (
     TEMPORARY_PREFIX,
     exclusive_lock,
@@ -24,7 +25,7 @@ from extractors.storage import (
 )
 
 LOCK_NAME = ".lock"
-_SHARD_NAME = re.compile(r"\w+-\d{5,}\.arrow")
+_SHARD_NAME = re.compile(r"\w+(\.\d+)?-\d{5,}\.arrow")
 
 
 @dataclass
@@ -63,7 +64,8 @@ class StoreWriter:
 
         Raises:
             MachineError: the disk refuses; what was there before is untouched.
-            InputError: shapes that do not belong together, or features that are not finite.
+            InputError: shapes that do not belong together, features that are not finite, or too
+                large for the store's dtype.
         """
         manifest = replace(
             self.manifest,
@@ -73,7 +75,8 @@ class StoreWriter:
         shard = None
         if len(rows.ids):
             self._check(split, rows)
-            content = shard_bytes(split, rows)
+            encoded = encode_features(rows.features, manifest.dtype, rows.ids)
+            content = shard_bytes(split, rows, encoded)
             limit = manifest.max_length
             long = 0 if rows.tokens is None or limit is None else int((rows.tokens > limit).sum())
             shard = Shard(
@@ -84,6 +87,9 @@ class StoreWriter:
                 sha256=hashlib.sha256(content).hexdigest(),
                 truncated=long,
                 seconds=round(seconds, 3),
+                offset=features_offset(content),
+                error_mean=float(f"{encoded.error.mean():.4g}"),
+                error_max=float(f"{encoded.error.max():.4g}"),
             )
             # The shard first: until the manifest names it, it does not exist.
             write_atomically(self.path / shard.file, content)
@@ -99,13 +105,34 @@ class StoreWriter:
         self.manifest = manifest
         self.remove_leftovers()
 
+    def replace_all(self, contents: Iterable[tuple[Shard, memoryview]]) -> None:
+        """Put new shards in the place of all that exist, or change nothing.
+
+        Args:
+            contents: in reading order, shards whose files are not in the store, and their bytes.
+
+        Raises:
+            MachineError: the disk refuses; it must have room for old and new shards together.
+        """
+        shards = []
+        try:
+            for shard, content in contents:
+                write_atomically(self.path / shard.file, content)
+                shards.append(shard)
+            manifest = replace(
+                self.manifest, shards=tuple(shards), generation=self.manifest.generation + 1
+            )
+            manifest.write(self.path)
+            self.manifest = manifest
+        finally:
+            self.remove_leftovers()
+
     def remove_leftovers(self) -> None:
         """Delete half-written files and shards that the manifest does not list."""
         listed = {shard.file for shard in self.manifest.shards}
         with plain_disk_errors(self.path):
             for path in self.path.iterdir():
-                orphan = _SHARD_NAME.fullmatch(path.name) and path.name not in listed
-                if orphan or path.name.startswith(TEMPORARY_PREFIX):
+                if is_own(path.name) and path.name not in listed:
                     path.unlink(missing_ok=True)
 
     def _check(self, split: str, rows: StoredRows) -> None:
@@ -123,6 +150,11 @@ class StoreWriter:
         if not finite.all():
             row = rows.ids[int(np.argmin(finite))]
             raise InputError(f"row '{row}' has features that are NaN or infinite")
+
+
+def is_own(name: str) -> bool:
+    """Whether a file of this name in a store's folder is a shard, or half of something."""
+    return bool(_SHARD_NAME.fullmatch(name)) or name.startswith(TEMPORARY_PREFIX)
 
 
 @contextmanager
@@ -145,6 +177,11 @@ def open_writer(folder: Path, new: Manifest) -> Iterator[StoreWriter]:
                 raise InputError(
                     f"the store {folder} belongs to other data or another backbone (key "
                     f"{found.key[:12]}, expected {new.key[:12]})"
+                )
+            if found.dtype != new.dtype:
+                raise InputError(
+                    f"the store {folder} holds {found.dtype} features, {new.dtype} was asked for: "
+                    "delete the store and extract again"
                 )
             if found.dim != new.dim:
                 raise InputError(

@@ -19,6 +19,7 @@ from extractors.errors import InputError, MachineError
 from tasks import options as o
 from tasks.compile_cache import keep_compiled_code
 from tasks.config import (
+    CacheConfig,
     Config,
     DemoConfig,
     ExtractConfig,
@@ -47,8 +48,9 @@ def _config(kind: type[Config], context: typer.Context) -> Config:
     path = given.pop("config", None)
     for flag in ("json", "quiet", "debug"):
         given.pop(flag, None)
-    if "text" in given:
-        given["text"] = given["text"] or None
+    for repeated in ("text", "stores"):
+        if repeated in given:
+            given[repeated] = given[repeated] or None
     return load_config(kind, path, given)
 
 
@@ -127,6 +129,7 @@ def extract(
     long_text: o.LongText = None,
     autocast: o.Autocast = None,
     trust_remote_code: o.TrustRemoteCode = None,
+    store_dtype: o.StoreDtype = None,
     device: o.Device = None,
     engine: o.Engine = None,
     workers: o.Workers = None,
@@ -175,6 +178,7 @@ def fit(
     long_text: o.LongText = None,
     autocast: o.Autocast = None,
     trust_remote_code: o.TrustRemoteCode = None,
+    store_dtype: o.StoreDtype = None,
     activation: o.Activation = None,
     loss: o.Loss = None,
     n_gates: o.NGates = None,
@@ -268,6 +272,32 @@ def info(
 
     found = inspect_path(options.path)
     show_json(found) if json else show_inspection(found)
+
+
+@app.command()
+def cache(
+    context: typer.Context,
+    action: o.CacheAction = None,
+    stores: o.Stores = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """List, verify, compact or remove feature stores.
+
+    ls lists them. verify reads every byte and names what is damaged. compact merges small shards,
+    for faster reading. rm deletes.
+
+    Example: convex-heads cache compact imdb-minilm
+    """
+    options = _config(CacheConfig, context)
+    from tasks.cache import run_cache
+    from tasks.console import make_reporter
+
+    run_cache(options, as_json=json, reporter=make_reporter(quiet))
 
 
 @app.command()

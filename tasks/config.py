@@ -42,11 +42,14 @@ Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
 OutputFormat = Literal["table", "jsonl", "csv"]
+StoreDtype = Literal["float32", "float16", "int8"]
+CacheAction = Literal["ls", "verify", "compact", "rm"]
 
 # What to say when a field without a default is not given.
 _MISSING = {
     "data": "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder",
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
+    "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
 }
 
@@ -74,6 +77,21 @@ class InfoConfig(CommonConfig):
     """Options of `info`. path: a store or an artefact."""
 
     path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(CommonConfig):
+    """Options of `cache`. stores: names or folders; none means all for `ls` and `verify`."""
+
+    action: CacheAction
+    stores: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.action in ("compact", "rm") and not self.stores:
+            raise InputError(
+                f"say which stores to {self.action}: `convex-heads cache ls` lists them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +145,9 @@ class ExtractConfig(CommonConfig):
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
     means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
     features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
-    device: as torch names it; None means the best there is. engine: "ray" encodes in so many
-    workers (default 2) of a Ray started here, or of the one whose address is in RAY_ADDRESS.
+    store_dtype: of the features on disk; what float16 and int8 lose is reported. device: as torch
+    names it; None means the best there is. engine: "ray" encodes in so many workers (default 2) of
+    a Ray started here, or of the one whose address is in RAY_ADDRESS.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -153,6 +172,7 @@ class ExtractConfig(CommonConfig):
     long_text: LongText = "truncate"
     autocast: Autocast = "none"
     trust_remote_code: str | None = None
+    store_dtype: StoreDtype = "float32"
     device: str | None = None
     engine: Engine = "local"
     workers: int | None = None
@@ -329,6 +349,7 @@ def to_toml(config: CommonConfig) -> str:
     on_bad_row = "fail"
     long_text = "truncate"
     autocast = "none"
+    store_dtype = "float32"
     engine = "local"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -52,6 +52,9 @@ Autocast = Annotated[
 TrustRemoteCode = Annotated[
     str | None, Option(help="Run the Python code of this model.", metavar="MODEL")
 ]
+StoreDtype = Annotated[
+    str | None, Option(help="float32, float16 or int8 on disk [float32].", metavar="DTYPE")
+]
 Device = Annotated[
     str | None, Option(help="cpu, cuda, cuda:1, mps [best there is].", metavar="NAME")
 ]
@@ -91,6 +94,10 @@ DropLeaks = Annotated[
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
     Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")
+]
+CacheAction = Annotated[str | None, Argument(help="What to do.", metavar="ls|verify|compact|rm")]
+Stores = Annotated[
+    list[str] | None, Argument(help="Folder, or name or start of a name.", metavar="STORE...")
 ]
 Text = Annotated[list[str] | None, Option(help="A text; may be repeated.", metavar="T")]
 Input = Annotated[

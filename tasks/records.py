@@ -20,6 +20,7 @@ class ExtractRecord:
     feature_options: those that were chosen, see `extractors.options`. tokens: statistics of the
     texts, see `extractors.tokens`; None for images. autocast_error: of half precision against
     float32, see `extractors.precision`; None where all is float32.
+    storage_error: {mean, max} over rows of ||x - stored|| / ||x||; zero for float32.
     """
 
     task: str
@@ -36,6 +37,8 @@ class ExtractRecord:
     feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Any] | None = None
     autocast_error: Mapping[str, Any] | None = None
+    store_dtype: str = "float32"
+    storage_error: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.cli import main
 
-VERBS = ("demo", "tasks", "extract", "fit", "predict", "info", "doctor")
+VERBS = ("demo", "tasks", "extract", "fit", "predict", "info", "cache", "doctor")
 HEAVY = ("torch", "jax", "sklearn", "scipy", "transformers", "datasets", "pyarrow", "matplotlib")
 
 
@@ -35,7 +35,7 @@ def test_help_fits_a_screen_and_shows_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Example: convex-heads {verb}" in text
-    assert len(text.splitlines()) <= 64
+    assert len(text.splitlines()) <= 66
     for option in ("--json", "--seed", "--config", "--debug", "--quiet", "--cache-dir"):
         assert option in text
 
@@ -73,6 +73,10 @@ REFUSED = {
     "no config": (["extract", "digits", "--config", "no.toml"], "cannot read --config no.toml"),
     "no artefact": (["predict"], "say which artefact"),
     "no path": (["info"], "say which store or artefact"),
+    "no action": (["cache"], "say what to do with the stores: ls, verify, compact or rm"),
+    "no such action": (["cache", "purge"], "--action purge: must be 'ls', 'verify', 'compact' or"),
+    "no store to remove": (["cache", "rm"], "say which stores to rm"),
+    "no such store": (["cache", "verify", "no-such"], "there is no store 'no-such'"),
     "nothing there": (["info", "no/such/folder"], "no/such/folder does not exist"),
     "no data root": (["tasks", "--data-root", "no/such"], "--data-root no/such is not a folder"),
 }

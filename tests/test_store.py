@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from extractors import FeatureStore, InputError, MachineError
 from extractors.fingerprint import folder_sha256, store_key
-from extractors.manifest import Manifest, SkippedRow
+from extractors.manifest import Manifest, Shard, SkippedRow
 from extractors.shard import StoredRows
 from extractors.storage import write_atomically
 from extractors.store import default_cache_dir
@@ -147,28 +147,9 @@ def test_any_finite_features_round_trip_bit_for_bit(
             np.testing.assert_array_equal(read.tokens, tokens[order])
 
 
-def test_plain_pyarrow_and_datasets_read_a_shard(folder: Path) -> None:
-    import pyarrow as pa
-
-    shard = folder / FeatureStore.open(folder).manifest.shards[0].file
-    table = pa.ipc.open_stream(shard.read_bytes()).read_all()
-    assert table.num_rows == 8
-    assert table.schema.names == ["id", "label", "split", "tokens", "features"]
-    assert table.schema.field("features").type == pa.list_(pa.float32(), DIM)
-    assert set(table["split"].to_pylist()) == {"train"}
-
-    import datasets
-
-    rows = datasets.Dataset.from_file(str(shard)).with_format("numpy")
-    np.testing.assert_array_equal(
-        rows["features"][:], FeatureStore.open(folder).read("train").features[:8]
-    )
-    assert list(rows["id"][:2]) == ["row/0000", "row/0001"]
-
-
 def test_the_manifest_says_everything(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["key"] == store_key(manifest["fingerprint"])
     assert manifest["dtype"] == "float32"
     assert [s["file"] for s in manifest["shards"]] == [
@@ -177,7 +158,7 @@ def test_the_manifest_says_everything(folder: Path) -> None:
         "test-00000.arrow",
     ]
     for shard in manifest["shards"]:
-        assert set(shard) == {"file", "split", "rows", "bytes", "sha256", "truncated", "seconds"}
+        assert set(shard) == {field.name for field in fields(Shard)}
         assert (folder / shard["file"]).stat().st_size == shard["bytes"]
 
 
@@ -192,7 +173,13 @@ def damage(folder: Path, edit: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        ({"schema_version": 2}, r"written by another version \(schema 2, this version reads 1\)"),
+        (
+            {"schema_version": 3},
+            r"newer version of convex-heads \(schema 3, this version reads up to 2\): upgrade",
+        ),
+        ({"schema_version": 0}, r"damaged \(schema_version 0\)"),
+        ({"schema_version": "2"}, r"damaged \(schema_version '2'\)"),
+        ({"dtype": "float64"}, "stored as float32, float16, int8, not as 'float64'"),
         ({"schema_version": None}, "no schema_version"),
         ({"key": "0" * 64}, "altered"),
         ({"fingerprint": {"data": {}, "extractor": {}}}, "altered"),

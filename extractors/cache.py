@@ -1,0 +1,178 @@
+"""What is done to whole stores: list them, merge their small shards, remove them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from extractors.errors import InputError
+from extractors.manifest import MANIFEST_NAME, Manifest, Shard
+from extractors.shard import Block, features_offset, merged_bytes
+from extractors.storage import exclusive_lock, plain_disk_errors
+from extractors.store import FeatureStore, default_cache_dir
+from extractors.writer import LOCK_NAME, is_own, open_writer
+
+#: what merged shards grow to: large enough to be read at the disk's speed, small enough that one
+#: that is damaged is redone in minutes.
+SHARD_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Found:
+    """A store in the cache, or what is left of one.
+
+    Attributes:
+        path: its folder.
+        store: opened; None where it cannot be.
+        problem: why it cannot be opened; "" where it can.
+    """
+
+    path: Path
+    store: FeatureStore | None
+    problem: str = ""
+
+
+def list_stores(cache_dir: Path | None = None) -> list[Found]:
+    """Every store of a cache by name; a store that cannot be opened is listed with its problem.
+
+    Example:
+        >>> list_stores(Path("/no/such/folder"))
+        []
+    """
+    folder = (cache_dir or default_cache_dir()) / "stores"
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (path / MANIFEST_NAME).exists():
+            found.append(_open(path))
+    return found
+
+
+def find_store(name: str, cache_dir: Path | None = None) -> Path:
+    """The folder that is meant by a path, by a store's name, or by the only start of a name.
+
+    Raises:
+        InputError: no store is called so, or several are.
+    """
+    if (Path(name) / MANIFEST_NAME).exists():
+        return Path(name)
+    known = [found.path for found in list_stores(cache_dir)]
+    exact = [path for path in known if path.name == name]
+    close = exact or [path for path in known if path.name.startswith(name)]
+    if len(close) == 1:
+        return close[0]
+    if close:
+        raise InputError(
+            f"'{name}' may mean {' or '.join(path.name for path in close[:3])}: write more of it"
+        )
+    raise InputError(
+        f"there is no store '{name}': `convex-heads cache ls` lists those that there are"
+    )
+
+
+def compact(folder: Path, *, shard_bytes: int = SHARD_BYTES) -> FeatureStore:
+    """Merge small shards into large ones, for faster reading; all rows stay as they are.
+
+    Readers that have the store open go on reading. A crash on the way changes nothing.
+
+    Args:
+        folder: a store without damaged shards.
+        shard_bytes: size of the features that a merged shard has at most, unless one shard has
+            more already.
+
+    Returns:
+        The store, opened anew.
+
+    Raises:
+        InputError: no store, or a damaged one.
+        MachineError: another process is writing, or no room for the store a second time.
+    """
+    with open_writer(folder, Manifest.read(folder)) as writer:
+        store = FeatureStore(folder, writer.manifest)
+        for file, problem in store.damaged_shards().items():
+            raise InputError(f"{folder}: {file} is {problem}; extract again before compacting")
+        groups = _groups(store.manifest, shard_bytes)
+        if any(len(group) > 1 for group in groups):
+            writer.replace_all(_merged(store, groups))
+        return FeatureStore(folder, writer.manifest)
+
+
+def remove(folder: Path) -> int:
+    """Delete a store; files in its folder that are not its own stay, and so does the folder then.
+
+    Returns:
+        Bytes of the files deleted.
+
+    Raises:
+        InputError: no store.
+        MachineError: another process is writing to it, or the disk refuses.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        raise InputError(f"{folder} is no feature store: it has no {MANIFEST_NAME}")
+    with exclusive_lock(folder / LOCK_NAME, what=f"the store {folder}"), plain_disk_errors(folder):
+        # The manifest first: without it there is no store, however far this gets.
+        own = [path for path in folder.iterdir() if is_own(path.name)]
+        freed = 0
+        for path in (folder / MANIFEST_NAME, *own, folder / LOCK_NAME):
+            freed += path.stat().st_size
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return freed
+
+
+def _open(path: Path) -> Found:
+    try:
+        return Found(path, FeatureStore.open(path))
+    except InputError as error:
+        return Found(path, None, str(error))
+
+
+def _groups(manifest: Manifest, shard_bytes: int) -> list[list[Shard]]:
+    """The shards that are merged, in reading order.
+
+    Sizes are those of the features, which add up exactly: so what was merged once stays as it is.
+    """
+    per_row = manifest.dim * np.dtype(manifest.dtype).itemsize
+    groups: list[list[Shard]] = []
+    size = 0
+    for shard in manifest.shards:
+        more = shard.rows * per_row
+        if groups and groups[-1][0].split == shard.split and size + more <= shard_bytes:
+            groups[-1].append(shard)
+            size += more
+        else:
+            groups.append([shard])
+            size = more
+    return groups
+
+
+def _merged(
+    store: FeatureStore, groups: Sequence[Sequence[Shard]]
+) -> Iterator[tuple[Shard, memoryview]]:
+    number: dict[str, int] = {}
+    for group in groups:
+        split = group[0].split
+        content = merged_bytes([Block(store.path / shard.file) for shard in group])
+        rows = sum(shard.rows for shard in group)
+        lost = sum(shard.rows * shard.error_mean for shard in group) / rows
+        generation = store.manifest.generation + 1
+        yield (
+            Shard(
+                file=f"{split}.{generation}-{number.setdefault(split, 0):05d}.arrow",
+                split=split,
+                rows=rows,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+                truncated=sum(shard.truncated for shard in group),
+                seconds=round(sum(shard.seconds for shard in group), 3),
+                offset=features_offset(content),
+                error_mean=float(f"{lost:.4g}"),
+                error_max=max(shard.error_max for shard in group),
+            ),
+            content,
+        )
+        number[split] += 1

@@ -1,0 +1,72 @@
+"""Rows from many memory-mapped shards in one indexing operation.
+
+Taking the rows of a mini-batch shard by shard costs several NumPy calls per shard, and a shuffled
+batch touches almost as many shards as it has rows. But all mappings lie in one address space, so
+one array with overlapping rows, laid over all of them, makes every stored row reachable by one
+index: row r of the array begins r items after the lowest mapping. Only indices of stored rows are
+ever used, so nothing between the mappings is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from extractors.codec import decode_features
+from extractors.shard import Block
+
+
+class Gatherer:
+    """Rows of a split by their position in it.
+
+    Args:
+        blocks: the shards of the split in reading order; kept, so that their mappings stay.
+        dim: width of a feature vector.
+    """
+
+    def __init__(self, blocks: Sequence[Block], *, dim: int) -> None:
+        self._blocks = tuple(block for block in blocks if len(block))
+        arrays = [block.encoded for block in self._blocks]
+        counts = np.array([len(array) for array in arrays], np.int64)
+        #: rows of the split.
+        self.n = int(counts.sum())
+        self._scale: np.ndarray | None = None
+        #: (n,) int64 of all rows.
+        self.labels = np.concatenate([np.empty(0, np.int64), *(b.labels for b in self._blocks)])
+        if not arrays:
+            self._laid = np.empty((0, dim), np.float32)
+            self._index = np.empty(0, np.int64)
+            return
+        if arrays[0].dtype == np.int8:
+            self._scale = np.concatenate([block.scale for block in self._blocks])  # type: ignore[arg-type]
+        item = arrays[0].itemsize
+        places = np.array([array.ctypes.data for array in arrays], np.int64)
+        lowest = int(np.argmin(places))
+        first = (places - places[lowest]) // item  # mappings begin at pages, features at 8 bytes
+        reach = int((first + counts * dim).max()) - dim + 1
+        self._laid = np.lib.stride_tricks.as_strided(
+            arrays[lowest].reshape(-1), (reach, dim), (item, item), writeable=False
+        )
+        #: (n,) row of ``_laid`` for every row of the split.
+        self._index = np.repeat(first - (np.cumsum(counts) - counts) * dim, counts)
+        self._index += np.arange(self.n) * dim
+
+    def encoded(self, rows: np.ndarray) -> np.ndarray:
+        """(b, dim) as stored, copied; rows: (b,) positions, in any order, repeats allowed.
+
+        Raises:
+            IndexError: a position outside 0..n-1.
+        """
+        rows = np.asarray(rows, np.intp)
+        if rows.size and rows.min() < 0:
+            raise IndexError(f"rows must lie in 0..{self.n - 1}")
+        return self._laid[self._index[rows]]
+
+    def scale(self, rows: np.ndarray) -> np.ndarray | None:
+        """(b,) float32 that int8 rows are multiplied with; None for floating point."""
+        return None if self._scale is None else self._scale[rows]
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """(b, dim) float32, copied."""
+        return decode_features(self.encoded(rows), self.scale(rows))

@@ -1,0 +1,245 @@
+"""Rows that come one after the other -> a feature store, however many there are.
+
+The same store as that of ``extractors.extract.extract``, from any iterable: a generator over files
+or a database, without a length and larger than memory. What is in memory at any moment is one shard
+per split and a few dozen bytes per row that remember its id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from extractors.base import Extractor
+from extractors.codec import StoreDtype, check_dtype
+from extractors.encode import OnBadRow, encode_rows
+from extractors.errors import InputError
+from extractors.extract import SHARD_ROWS, Extraction, fingerprint, store_folder
+from extractors.known import KnownIds
+from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
+from extractors.shard import Block, StoredRows
+from extractors.store import FeatureStore, StoreWriter
+
+
+class StreamRow(NamedTuple):
+    """One raw row of a stream."""
+
+    id: str  # unique in the stream, and stable between runs
+    split: str  # letters, digits and underscore
+    input: Any  # as in ``extractors.base.Rows``
+    label: int
+
+
+def extract_stream(
+    rows: Iterable[StreamRow],
+    extractor: Extractor,
+    *,
+    task: str,
+    classes: tuple[str, ...],
+    data_fingerprint: dict[str, Any],
+    cache_dir: Path | None = None,
+    shard_rows: int = SHARD_ROWS,
+    on_bad_row: OnBadRow = "fail",
+    dtype: StoreDtype = "float32",
+    progress: Callable[[int], None] | None = None,
+) -> Extraction:
+    """Fill the feature store with every row of a stream that is not in it yet.
+
+    A stream that is given again after an interruption passes over the rows that are stored and goes
+    on from there. When nothing is missing the backbone is not loaded and nothing is written.
+
+    Args:
+        rows: the stream; it is gone through once.
+        extractor: the backbone.
+        task: the data set's name, for people.
+        classes: class names by label.
+        data_fingerprint: JSON-able identity of the data, known before they are read (a path and a
+            version, a query and a date).
+        cache_dir: holds the stores; None is ``default_cache_dir()``.
+        shard_rows: rows per shard; what a crash can cost for each split.
+        on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
+        dtype: how features are stored, see ``extractors.codec``.
+        progress: called with the number of rows encoded since the last call.
+
+    Returns:
+        As ``extract``; ``truncated_fraction`` is that of the whole store.
+
+    Raises:
+        InputError: a bad row under "fail", an id that repeats, data that do not fit their
+            fingerprint, a store of another version.
+        MachineError: disk full or read-only, another process writing the same store, no network.
+
+    Example:
+        >>> import tempfile
+        >>> from extractors import load_extractor
+        >>> rows = (StreamRow(f"r{i}", "train", f"text {i}", i % 2) for i in range(1000))
+        >>> done = extract_stream(rows, load_extractor("toy:text-4"), task="demo",
+        ...                       classes=("no", "yes"), data_fingerprint={"made": "here"},
+        ...                       cache_dir=Path(tempfile.mkdtemp()))
+        >>> done.rows, len(done.store.manifest.shards)
+        (1000, 2)
+    """
+    began = time.perf_counter()
+    if shard_rows < 1:
+        raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
+    check_dtype(dtype)
+    folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
+    found = FeatureStore.open(folder).manifest if (folder / MANIFEST_NAME).exists() else None
+    stored = _Stored(folder, found, on_bad_row)
+
+    def open_writer() -> StoreWriter:
+        new = Manifest(
+            fingerprint=fingerprint(extractor, data_fingerprint, dtype),
+            task=task,
+            backbone=extractor.name,
+            modality=extractor.modality,
+            dim=extractor.dim,
+            classes=tuple(classes),
+            max_length=extractor.max_length,
+            versions=installed_versions(),
+            dtype=dtype,
+        )
+        return stack.enter_context(FeatureStore.writer(folder, new))
+
+    with ExitStack() as stack:
+        writer: StoreWriter | None = None
+        if found is None or stored.damaged:
+            writer = open_writer()
+            stored = _Stored(folder, writer.manifest, on_bad_row)
+            writer.drop(stored.damaged)
+        waiting: dict[str, list[StreamRow]] = {}
+        seen = KnownIds()
+        resumed = 0
+
+        def flush(split: str) -> None:
+            assert writer is not None
+            _append(writer, split, waiting.pop(split), extractor, on_bad_row, progress)
+
+        for chunk in _chunks(rows, shard_rows):
+            repeated = seen.add([row.id for row in chunk])
+            if repeated.any():
+                row = chunk[int(np.argmax(repeated))]
+                raise InputError(f"the id '{row.id}' occurs twice (again in split '{row.split}')")
+            missing = ~stored.has(chunk)
+            if missing.any() and writer is None:
+                writer = open_writer()
+                if writer.manifest != found:  # another process has written since we looked
+                    stored = _Stored(folder, writer.manifest, on_bad_row)
+                    writer.drop(stored.damaged)
+                    missing = ~stored.has(chunk)
+            resumed += len(chunk) - int(missing.sum())
+            for row, wanted in zip(chunk, missing, strict=True):
+                if wanted:
+                    waiting.setdefault(row.split, []).append(row)
+                    if len(waiting[row.split]) == shard_rows:
+                        flush(row.split)
+        for split in list(waiting):
+            flush(split)
+        manifest = found if writer is None else writer.manifest
+
+    assert manifest is not None
+    store = FeatureStore(folder, manifest)
+    left_out = tuple(row for row in manifest.skipped if seen.contains([row.id])[0])
+    kept = len(seen) - len(left_out)
+    if len(seen) and not kept:
+        raise InputError(
+            f"none of the {len(seen)} rows can be encoded; the first: {left_out[0].reason}"
+        )
+    return Extraction(
+        store=store,
+        rows=kept,
+        dim=store.dim,
+        resumed_rows=resumed - len(stored.skipped_before & {row.id for row in left_out}),
+        truncated_fraction=store.truncated_fraction(),
+        seconds=time.perf_counter() - began,
+        skipped=left_out,
+    )
+
+
+class _Stored:
+    """The rows of a store, remembered well enough to be recognised in the stream."""
+
+    def __init__(self, folder: Path, manifest: Manifest | None, on_bad_row: OnBadRow) -> None:
+        self._folder = folder
+        self._ids, self._facts = KnownIds(), KnownIds()
+        self.damaged: set[str] = set()
+        self.skipped_before: set[str] = set()
+        if manifest is None:
+            return
+        self.damaged = set(FeatureStore(folder, manifest).damaged_shards())
+        for shard in manifest.shards:
+            if shard.file not in self.damaged:
+                block = Block(folder / shard.file)
+                ids = block.ids
+                self._ids.add(ids)
+                self._facts.add(
+                    [
+                        _fact(name, shard.split, label)
+                        for name, label in zip(ids, block.labels.tolist(), strict=True)
+                    ]
+                )
+        if on_bad_row == "skip":
+            self.skipped_before = {row.id for row in manifest.skipped}
+
+    def has(self, rows: list[StreamRow]) -> np.ndarray:
+        """(n,) bool: which rows need no encoding.
+
+        Raises:
+            InputError: a row is stored with another split or label.
+        """
+        there = self._ids.contains([row.id for row in rows])
+        same = self._facts.contains([_fact(row.id, row.split, int(row.label)) for row in rows])
+        if (there & ~same).any():
+            row = rows[int(np.argmax(there & ~same))]
+            raise InputError(
+                f"row '{row.id}' is stored in {self._folder} with another split or label than "
+                f"{(row.split, int(row.label))}: the data changed and their fingerprint did not; "
+                "delete that folder"
+            )
+        return there | np.array([row.id in self.skipped_before for row in rows], bool)
+
+
+def _fact(name: str, split: str, label: int) -> str:
+    return f"{split}\0{label}\0{name}"
+
+
+def _append(
+    writer: StoreWriter,
+    split: str,
+    rows: list[StreamRow],
+    extractor: Extractor,
+    on_bad_row: OnBadRow,
+    progress: Callable[[int], None] | None,
+) -> None:
+    clock = time.perf_counter()
+    encoded = encode_rows(
+        extractor,
+        [row.input for row in rows],
+        [row.id for row in rows],
+        on_bad_row=on_bad_row,
+        progress=progress,
+    )
+    kept = [rows[i] for i in encoded.kept.tolist()]
+    writer.append(
+        split,
+        StoredRows(
+            [row.id for row in kept],
+            np.array([row.label for row in kept], np.int64),
+            encoded.features,
+            encoded.tokens,
+        ),
+        seconds=time.perf_counter() - clock,
+        skipped=[SkippedRow(name, split, why) for name, why in encoded.skipped.items()],
+    )
+
+
+def _chunks(rows: Iterable[StreamRow], size: int) -> Iterator[list[StreamRow]]:
+    stream = iter(rows)
+    while chunk := list(islice(stream, size)):
+        yield chunk
