@@ -75,7 +75,8 @@ class FeatureSpace:
         self.mean = mean.astype(np.float32)
         self.scale = (1 / np.maximum(deviation, floor)).astype(np.float32)
         self.directions: NDArray[np.float32] | None = None
-        if d > 1.5 * _DIRECTIONS:
+        # The eigenvectors of d columns cost more than a search among fewer than d rows.
+        if d > 1.5 * _DIRECTIONS and n > d:
             Z = self.unit(features[_evenly(n, _SAMPLE)])
             self.directions = np.linalg.eigh(Z.T @ Z)[1][:, -_DIRECTIONS:]
 
