@@ -166,22 +166,48 @@ def _gradient(R: Array, omega: Array) -> Array:
     return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
 
 
+class Proximal(NamedTuple):
+    """A proximal step from W.
+
+    Attributes:
+        W: W+ (P, d, C).
+        z: F W+ (B, b, C).
+        R: residual at W (B, b, C).
+        dual: value of its dual point, ().
+        drift: what the error of the scores that stand for F W does to the objective, to first
+            order, ().
+    """
+
+    W: Array
+    z: Array
+    R: Array
+    dual: Array
+    drift: Array
+
+
 def proximal_step(
     program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State
-) -> tuple[Array, Array, Array, Array]:
-    """W+, F W+, and the residual R at W with its dual value. One data pass."""
+) -> Proximal:
+    """The proximal step from W. One data pass."""
     R = residual(program, loss, s.z)
     G = adjoint(program, R)
     h = metric(program, loss, R)
     W = penalty.prox(s.W - G / (s.L * h[None, :, None]), h, beta / s.L)
-    return W, apply(program, W), R, dual_value(program, loss, R, G, beta, penalty)
+    return Proximal(
+        W,
+        apply(program, W),
+        R,
+        dual_value(program, loss, R, G, beta, penalty),
+        # <R, F W> = <F'R, W>: both sides are there.
+        jnp.abs(jnp.vdot(R, s.z) - jnp.vdot(G, s.W)),
+    )
 
 
 def step(
     program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
 ) -> State:
     """One step; see the module's docstring. beta is the absolute penalty."""
-    W, z, R, dual = proximal_step(program, loss, penalty, beta, s)
+    W, z, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
     k = s.steps.shape[0]
     slot = s.iterations % k
     steps = s.steps.at[slot].set(W - s.W)
@@ -203,10 +229,13 @@ def step(
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     higher = dual > s.dual
     dual = jnp.maximum(dual, s.dual)
-    # Scores summed up over many steps drift: no gap is believed that rests on them, and a span
-    # whose images no longer belong to its steps is given up.
+    # Scores are summed up over many steps, and every search prefers the directions whose images
+    # err in its favour: no gap is believed that rests on them, and a span whose images no longer
+    # belong to its steps is given up.
+    drifted = drift > roundoff(s.primal)
     refresh = (
         ~good
+        | drifted
         | (s.iterations % _REFRESH == _REFRESH - 1)
         | (believed - dual <= tolerance * believed)
     )
@@ -218,8 +247,8 @@ def step(
     return State(
         W=W,
         z=z,
-        steps=jnp.where(sound, steps.at[slot].set(move), 0),
-        images=jnp.where(sound, images.at[:, slot].set(image), 0),
+        steps=jnp.where(sound & ~drifted, steps.at[slot].set(move), 0),
+        images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
         L=jnp.where(good, s.L / jnp.sqrt(jnp.clip(length, *_STRETCH)), 2 * s.L),
         primal=primal,
@@ -261,7 +290,7 @@ def sparsify(
 
     A step on the span leaves weights of round-off size at gates that are off at the optimum.
     """
-    W, z, R, dual = proximal_step(program, loss, penalty, beta, s)
+    W, z, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
     end = s._replace(
         W=W,
         z=z,

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from reference import random_problem
 
-from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, solve
-from convex_heads.certificate import beta_max
+from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, Status, solve
+from convex_heads.certificate import beta_max, loss_value
 from convex_heads.gated import SOLVERS, minimise, prepare, resume
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
-from convex_heads.operators import build_program
+from convex_heads.operators import apply, build_program
+from convex_heads.penalties import group_l21
 from convex_heads.selection import Judgement, choose, difference_errors, standard_error
 
 
@@ -204,7 +205,8 @@ def test_records_come_as_they_are_made_and_are_the_history(solver):
     for before, after in itertools.pairwise(records):
         assert after.passes > before.passes
         assert after.seconds >= before.seconds
-        assert after.primal <= before.primal * (1 + 1e-6)
+        # Single precision: scores that were added up over many steps are computed anew at times.
+        assert after.primal <= before.primal * (1 + 1e-5)
         assert after.dual >= before.dual
     assert all(r.dual <= r.primal * (1 + 1e-6) for r in records)
     assert records[-1].relative_gap <= 2e-2
@@ -237,3 +239,20 @@ def test_a_callback_that_raises_stops_the_fit():
 
     with pytest.raises(KeyboardInterrupt):
         ConvexHeadClassifier(n_gates=4).fit(X, y, on_record=stop)
+
+
+def test_a_search_that_lives_on_round_off_is_noticed():
+    # Small beta and nearly parallel steps: without the check of the images on the way, the
+    # objective that the solver believes in falls three percent below the truth.
+    X, y = noisy(300, 5)
+    Z = np.c_[X, np.ones(len(X))].astype(np.float32)
+    Y, loss = y[:, None].astype(np.float32), LOSSES["logistic"]
+    prepared = prepare(Z, Y, np.ones(len(X)), loss, 8, jax.random.key(0))
+    beta = 0.003 * prepared.beta_max
+    solution, _ = minimise(prepared, beta, limits=Limits(tolerance=1e-3, max_passes=400))
+    program = prepared.program
+    z = apply(program, solution.value)
+    true = loss_value(program, loss, z) + beta * group_l21(solution.value)
+    assert solution.status is Status.CONVERGED
+    assert solution.stats.primal == pytest.approx(float(true), rel=1e-5)
+    assert min(record.primal for record in solution.history) >= float(true) * (1 - 1e-5)

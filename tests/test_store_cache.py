@@ -337,9 +337,11 @@ def test_hundreds_of_shards_are_read_with_few_files_open(tmp_path: Path) -> None
 
 
 def test_the_verb_cache_lists_verifies_compacts_and_removes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks.cli import main
+
+    monkeypatch.setenv("COLUMNS", "160")
 
     def cache(*arguments: str) -> tuple[int, str, str]:
         code = main(["cache", *arguments, "--cache-dir", str(tmp_path)])
