@@ -37,6 +37,7 @@ def test_path(tmp_path):
     assert "relative gap" in out
 
 
+@pytest.mark.slow
 def test_imdb_sentiment(tmp_path, shared_data):
     out = run("imdb_sentiment.py", tmp_path, str(shared_data), "200", "100")
     assert "truncated at 256 tokens" in out

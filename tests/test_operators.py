@@ -22,7 +22,7 @@ def _random(seed, n, d, P, C, dtype):
     return X, D, Y, program
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 1000),
     n=st.integers(1, 9),

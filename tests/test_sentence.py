@@ -357,6 +357,7 @@ def try_names(*names: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterwards(
     hub: str, tmp_path: Path, tiny: Path, tiny_extractor: SentenceExtractor
 ) -> None:
