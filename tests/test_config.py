@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks import config
 from tasks.config import ExtractConfig, FitConfig, PredictConfig, load_config, to_toml
 from tasks.records import FitRecord, to_json
 
@@ -110,3 +112,19 @@ def test_records_are_strict_json():
         "path": [{"beta": None, "n": 3}],
         "place": "a",
     }
+
+
+def test_choices_of_the_command_line_are_those_of_the_library():
+    # Written out in tasks/config.py, which must not load JAX.
+    from convex_heads.gates import SAMPLERS
+    from convex_heads.losses import LOSSES
+    from convex_heads.penalties import PENALTIES
+    from convex_heads.programs import ACTIVATIONS
+
+    assert set(get_args(config.Gates)) == set(SAMPLERS)
+    assert set(get_args(config.Penalty)) == set(PENALTIES)
+    assert set(get_args(config.Loss)) == {"auto", *LOSSES}
+    solvers = {name: ("auto", *kind.solvers) for name, kind in ACTIVATIONS.items()}
+    assert solvers == config.SOLVERS
+    assert set(get_args(config.Activation)) == set(solvers)
+    assert set(get_args(config.Solver)) == {name for each in solvers.values() for name in each}

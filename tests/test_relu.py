@@ -97,10 +97,11 @@ def test_admm_finds_the_value_of_an_interior_point_method(x64, name, fraction, s
 
 
 @pytest.mark.slow
-def test_nystrom_preconditioned_admm_finds_the_same_value(x64):
+@pytest.mark.parametrize("rank", [6, "adaptive"])
+def test_nystrom_preconditioned_admm_finds_the_same_value(x64, rank):
     prepared = make(1, "softmax", P=4)
     beta = 0.1 * prepared.beta_max
-    recipe = cronos.Recipe(balance=False, rank=6)
+    recipe = cronos.Recipe(balance=False, rank=rank)
     solution, _ = cronos.minimise(
         prepared.program,
         prepared.loss,
