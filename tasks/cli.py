@@ -278,10 +278,11 @@ def compare(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Compare the head with what else could be done on DATA, and say what is worth it.
+    """Compare the head with other methods on DATA.
 
-    Every method is tuned on validation rows, over several seeds; the test rows are read once. What
-    is finished is kept: the same command goes on from there, also with more methods or seeds.
+    Every method is tuned on validation rows, over several seeds; the test rows are read once, and
+    paired tests say what is worth its time. What is finished is kept: the same command goes on from
+    there, also with more methods or seeds.
 
     Example: convex-heads compare reviews.csv --backbone minilm --out comparison
     """

@@ -70,7 +70,7 @@ METHODS = {
         "tasks.methods.convex:fit_relu",
         "ReLU head",
         "the head with ReLU neurons, its own path",
-        default=False,  # five times as slow as the gated head, and seldom better
+        default=False,  # ten times as slow as the gated head, and seldom better
     ),
     "cronos": Method(
         "tasks.methods.cronos:fit",

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of
 
 _C = np.geomspace(0.1, 300.0, 12)
-_PATIENCE = 3
+_FEWEST, _PATIENCE = 8, 3
 _MOST_TERMS = 200_000
 
 
@@ -40,8 +40,9 @@ def fit(problem: Problem) -> Fitted:
     model = LogisticRegression(max_iter=1000, warm_start=True, random_state=problem.seed)
     models, accuracies = [], []
     for C in _C:
-        if len(accuracies) - best_of(accuracies or [0]) > _PATIENCE:
-            break
+        tried = len(accuracies)
+        if tried >= _FEWEST and tried - 1 - best_of(accuracies) >= _PATIENCE:
+            break  # as the linear probe's path ends
         model.C = float(C)
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)
