@@ -166,6 +166,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
             "fraction": fraction,
             "n_classes": len(dataset.classes),
             "options": _head_options(config),
+            "calibrate": config.calibrate == "temperature",
         },
         reporter,
     )
@@ -185,6 +186,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
         n_pool=len(labels),
         n_test=len(tests[0].labels),
         validation_fraction=round(fraction, 4),
+        calibrate=config.calibrate,
         seeds=seeds,
         class_share=(float(counts.min() / counts.sum()), float(counts.max() / counts.sum())),
         rows=rows,
@@ -428,6 +430,7 @@ def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -
         "seed of the rows": config.seed if config.train_rows or config.test_rows else None,
         "validation fraction": fraction,
         "duplicates left out": config.drop_leaks,
+        "calibration": config.calibrate,
         "head": _head_options(config),
     }
 

@@ -219,11 +219,13 @@ def _protocol(record: CompareRecord) -> str:
         if few
         else f"{record.validation_fraction:.0%} of them choose and the others train"
     )
+    temperature = record.calibrate == "temperature"
+    calibrated = ", and a temperature for its probabilities," if temperature else ""
     return (
         f"{K} seed{'s' if K > 1 else ''}: for each, {held} among {record.n_pool:,} rows, drawn"
-        f" anew, and so are gates and first weights. Every method chooses its settings, and its"
-        f" temperature if it has one, on those validation rows; its {record.n_test:,} test rows are"
-        " read once, after that. Accuracies are means over seeds; +- is the standard error and the"
+        " anew, and so are gates and first weights. Every method chooses its settings"
+        f"{calibrated} on those validation rows; the {record.n_test:,} test rows are read once,"
+        " after that. Accuracies are means over seeds; +- is the standard error and the"
         " interval is 95%, over seeds and test rows together (bootstrap). Better means: McNemar's"
         " exact test, corrected by Holm for all pairs, is below 0.05, and the interval of the"
         " difference does not hold zero. Seconds include tuning and not the extraction of features;"

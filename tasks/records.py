@@ -144,6 +144,7 @@ class CompareRecord:
     n_pool: int
     n_test: int
     validation_fraction: float
+    calibrate: str
     seeds: tuple[int, ...]
     class_share: tuple[float, float]
     rows: Sequence[Mapping[str, Any]]

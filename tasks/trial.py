@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convex_heads.decode import probabilities
+from tasks.calibration import fit_temperature
 from tasks.draws import draw
 from tasks.ledger import Trial, prediction_name, write_array
 from tasks.methods.base import Part, Problem
@@ -94,10 +96,16 @@ def run(
             fitted = fit(problem)
             seconds = time.perf_counter() - began
         began = time.perf_counter()
-        p = fitted.predict_proba(asked).astype(np.float32)  # as they are kept
+        p = fitted.predict_proba(asked)
         seconds_predict = time.perf_counter() - began
+        raw, temperature = evaluate(p, test.labels), None
+        chosen_by = fitted.predict_proba(validation)
+        if job.get("calibrate"):
+            temperature = fit_temperature(_log(chosen_by), "softmax", validation.labels)
+            p = probabilities(_log(p), "softmax", temperature or 1.0)
+        p = p.astype(np.float32)  # as they are kept
         measured = evaluate(p, test.labels)
-        chose = evaluate(fitted.predict_proba(validation), validation.labels)
+        chose = evaluate(chosen_by, validation.labels)
         name = prediction_name(trial)
         write_array(out / name, p)
         yield {
@@ -109,6 +117,9 @@ def run(
             "test_balanced_accuracy": measured.balanced_accuracy,
             "test_nll": measured.nll,
             "test_ece": measured.ece,
+            "temperature": temperature,
+            "uncalibrated_nll": raw.nll,
+            "uncalibrated_ece": raw.ece,
             "n_train": len(train),
             "n_validation": len(validation),
             "n_test": measured.n,
@@ -124,6 +135,10 @@ def run(
             "seconds_predict": round(seconds_predict, 3),
             "peak_rss_mb": _peak_rss_mb(),
         }
+
+
+def _log(p: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.log(np.maximum(np.asarray(p, np.float64), 1e-12))
 
 
 def _peak_rss_mb() -> float:

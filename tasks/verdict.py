@@ -96,9 +96,9 @@ def _against_ours(
     worse = [name for name in others if pairs[name].better == OURS]
     if worse:
         words = ", ".join(
-            f"{_the(name)} ({100 * pairs[name].difference:+.1f} points)" for name in worse
+            f"{_the(name)} by {100 * abs(pairs[name].difference):.1f}" for name in worse
         )
-        said.append(f"{_the(OURS, capital=True)} beats {words}.")
+        said.append(f"{_the(OURS, capital=True)} beats {words} points.")
     return said
 
 
@@ -148,7 +148,7 @@ def _times(seconds: Mapping[str, float], name: str, other: str) -> str:
 
 def _the(name: str, *, capital: bool = False) -> str:
     title = METHODS[name].title
-    if name in ("knn", "tfidf", "cronos", "tabicl", "tabpfn", "lora", "finetune", "setfit"):
+    if name not in ("linear", "convex", "relu", "svm", "mlp"):
         return title[0].upper() + title[1:] if capital else title
     return f"{'The' if capital else 'the'} {title}"
 
