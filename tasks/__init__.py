@@ -14,12 +14,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.comparison import compare as compare
     from tasks.data import load_task as load_task
     from tasks.pipeline import ConvexHeadPipeline as ConvexHeadPipeline
 
-__all__ = ["ConvexHeadPipeline", "load_task"]
+__all__ = ["ConvexHeadPipeline", "compare", "load_task"]
 
-_HOME = {"load_task": "tasks.data", "ConvexHeadPipeline": "tasks.pipeline"}
+_HOME = {
+    "ConvexHeadPipeline": "tasks.pipeline",
+    "compare": "tasks.comparison",
+    "load_task": "tasks.data",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from tasks import options as o
 from tasks.compile_cache import keep_compiled_code
 from tasks.config import (
     CacheConfig,
+    CompareConfig,
     Config,
     DemoConfig,
     ExtractConfig,
@@ -51,6 +52,12 @@ def _config(kind: type[Config], context: typer.Context) -> Config:
     for repeated in ("text", "stores"):
         if repeated in given:
             given[repeated] = given[repeated] or None
+    for listed in ("methods", "shots"):
+        if listed in given:  # with commas, or the option again, or both
+            parts = [part.strip() for text in given[listed] or () for part in text.split(",")]
+            given[listed] = [part for part in parts if part] or None
+    if not given.get("backbone"):
+        given.pop("backbone", None)
     return load_config(kind, path, given)
 
 
@@ -217,6 +224,75 @@ def fit(
 
     record = run_fit(options, reporter=make_reporter(quiet))
     show_json(record) if json else show_fit(record)
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    data: o.Data = None,
+    backbone: o.Backbones = None,
+    methods: o.Methods = None,
+    seeds: o.Seeds = None,
+    shots: o.Shots = None,
+    curve: o.Curve = None,
+    out: o.CompareOut = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    train_rows: o.TrainRows = None,
+    test_rows: o.TestRows = None,
+    on_bad_row: o.OnBadRow = None,
+    layer: o.Layer = None,
+    pooling: o.Pooling = None,
+    projection: o.Projection = None,
+    prompt: o.Prompt = None,
+    normalize: o.Normalize = None,
+    max_length: o.MaxLength = None,
+    long_text: o.LongText = None,
+    autocast: o.Autocast = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    store_dtype: o.StoreDtype = None,
+    activation: o.Activation = None,
+    loss: o.Loss = None,
+    n_gates: o.NGates = None,
+    gates: o.Gates = None,
+    beta: o.Beta = None,
+    selection: o.Selection = None,
+    penalty: o.Penalty = None,
+    solver: o.Solver = None,
+    tolerance: o.Tolerance = None,
+    max_seconds: o.MaxSeconds = None,
+    class_weight: o.ClassWeight = None,
+    calibrate: o.Calibrate = None,
+    leak_check: o.LeakCheck = None,
+    drop_leaks: o.DropLeaks = None,
+    device: o.Device = None,
+    engine: o.Engine = None,
+    workers: o.Workers = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Compare the head with other methods on DATA.
+
+    Every method is tuned on validation rows, over several seeds; the test rows are read once, and
+    paired tests say what is worth its time. What is finished is kept: the same command goes on from
+    there, also with more methods or seeds.
+
+    Example: convex-heads compare reviews.csv --backbone minilm --out comparison
+    """
+    options = _config(CompareConfig, context)
+    from tasks.comparison import run_compare
+    from tasks.console import make_reporter
+    from tasks.show import show_comparison, show_json
+
+    record = run_compare(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_comparison(record)
 
 
 @app.command()

@@ -269,6 +269,46 @@ class FitConfig(ExtractConfig):
         _above_zero("--max-seconds", self.max_seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(FitConfig):
+    """Options of `compare`: those of `fit`, which are the convex head's, and the protocol.
+
+    backbone: one, or several; several are compared one by one and side by side (concatenated).
+    methods: none means those that fit the data. seeds: how many, from `seed` on. shots: few-shot
+    comparisons with so many training rows of every class. curve: learning curves over train size.
+    out: where records and report go; the same options go on with what is there.
+
+    >>> CompareConfig(data="imdb").seeds
+    5
+    """
+
+    backbone: str | tuple[str, ...] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    methods: tuple[str, ...] = ()
+    seeds: int = 5
+    shots: tuple[int, ...] = ()
+    curve: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--seeds", self.seeds, 1)
+        for shots in self.shots:
+            _at_least("--shots", shots, 1, " (training rows of every class)")
+        if self.shots and self.curve:
+            raise InputError("--shots and --curve are two comparisons: ask for one of them")
+        if len(set(self.backbones)) < len(self.backbones):
+            raise InputError("--backbone names the same backbone twice")
+        from tasks.methods import check_methods
+
+        check_methods(self.methods)
+
+    @property
+    def backbones(self) -> tuple[str | None, ...]:
+        """One at least; None is the default for the data."""
+        if isinstance(self.backbone, str) or self.backbone is None:
+            return (self.backbone,)
+        return self.backbone or (None,)
+
+
 def _at_least(option: str, value: int | None, least: int, more: str = "") -> None:
     if value is not None and value < least:
         raise InputError(f"{option} {value}: must be at least {least}{more}")
@@ -383,6 +423,11 @@ def as_command(verb: str, config: ExtractConfig) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
+        elif field.name == "backbone" and isinstance(value, tuple):
+            for each in value:
+                words += ["--backbone", each]
+        elif isinstance(value, tuple):
+            words += [f"--{name}", ",".join(map(str, value))]
         else:
             words += [f"--{name}", str(value)]
     return shlex.join(words)

@@ -236,6 +236,84 @@ def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str
     return _svg(figure, "reliability", "Reliability diagram of both heads")
 
 
+def seconds_figure(
+    names: Sequence[str],
+    seconds: Sequence[float],
+    accuracies: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    colours: Sequence[str],
+) -> str:
+    """Test accuracy against wall clock, tuning included: upper left is better.
+
+    Args:
+        names: of the methods.
+        seconds: of each, logarithmic axis.
+        accuracies: fractions of 1.
+        intervals: (low, high) around each.
+        colours: of each.
+
+    Example:
+        >>> svg = seconds_figure(["a"], [2.0], [0.9], [(0.88, 0.92)], [HEAD])
+        >>> svg.startswith("<svg") and "seconds" in svg
+        True
+    """
+    figure, (axes,) = _new(height=3.6)
+    x = np.maximum(seconds, 1e-3)
+    y = 100 * np.asarray(accuracies)
+    for name, at, accuracy, (low, high), colour in zip(
+        names, x, y, intervals, colours, strict=True
+    ):
+        axes.plot([at, at], [100 * low, 100 * high], color=colour, lw=5, alpha=0.25)
+        axes.plot(at, accuracy, "o", color=colour, ms=6)
+        axes.annotate(
+            name,
+            (at, accuracy),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            color=colour,
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.12)
+    axes.set_xlabel("seconds, tuning included (logarithmic)")
+    axes.set_ylabel("test accuracy, %")
+    return _svg(figure, "seconds", "Test accuracy of every method against its seconds")
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    colours: Mapping[str, str],
+    quantity: str,
+) -> str:
+    """Test accuracy against how much there was to learn from, a line for each method.
+
+    Args:
+        curves: points (size, accuracy, low, high) of each method.
+        colours: of each.
+        quantity: what the sizes count, for the axis.
+
+    Example:
+        >>> points = [(10, 0.5, 0.4, 0.6), (20, 0.6, 0.5, 0.7)]
+        >>> "training rows" in curves_figure({"a": points}, {"a": HEAD}, "training rows")
+        True
+    """
+    figure, (axes,) = _new(height=3.6)
+    for number, (name, points) in enumerate(curves.items()):
+        x, y, low, high = np.array(points, float).T
+        marker = "osD^v<>Pp*h"[number % 11]
+        axes.fill_between(x, 100 * low, 100 * high, color=colours[name], alpha=0.08, lw=0)
+        axes.plot(x, 100 * y, marker + "-", color=colours[name], ms=4, lw=1, label=name)
+    axes.set_xscale("log")
+    sizes = sorted({point[0] for points in curves.values() for point in points})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel(quantity)
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(frameon=False, ncols=2, fontsize="small")
+    return _svg(figure, "curves", f"Test accuracy of every method against {quantity}")
+
+
 def _new(
     height: float, rows: int = 1, ratios: Sequence[float] | None = None, *, sharex: bool = True
 ) -> tuple[Figure, list]:

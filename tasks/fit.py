@@ -43,7 +43,9 @@ DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_i
 
 
 @dataclass(frozen=True)
-class _Extracted:
+class Extracted:
+    """A data set, its backbone, and the store with its features."""
+
     dataset: Dataset
     extractor: Extractor
     extraction: Extraction
@@ -66,6 +68,7 @@ class _Extracted:
 
     @property
     def truncated_fraction(self) -> float | None:
+        """Share of the texts that the backbone reads in part; None for other rows."""
         return self.extraction.truncated_fraction if self.extractor.modality == "text" else None
 
     def feature_figures(self) -> dict[str, Any]:
@@ -78,6 +81,7 @@ class _Extracted:
 
     @property
     def skipped_rows(self) -> int:
+        """Rows that could not be used or encoded."""
         return len(self.dataset.skipped) + len(self.extraction.skipped)
 
 
@@ -96,7 +100,7 @@ def run_extract(
         InputError: data, backbone or rows that cannot be used.
         MachineError: disk, memory or network.
     """
-    found = _extract(config, reporter, extractor)
+    found = extract_features(config, reporter, extractor)
     return ExtractRecord(
         task=found.dataset.name,
         backbone=found.extractor.name,
@@ -140,7 +144,7 @@ def run_fit(
     out = config.out
     if out is not None:
         check_destination(out)
-    found = _extract(config, reporter, extractor)
+    found = extract_features(config, reporter, extractor)
     dataset = found.dataset
     rows = {split: found.rows(split) for split in ("train", "validation", "test")}
     began = time.perf_counter()
@@ -302,7 +306,10 @@ def _default_backbone(dataset: Dataset) -> str:
     return DEFAULT_BACKBONES[dataset.modality]
 
 
-def _extract(config: ExtractConfig, reporter: Reporter, given: Extractor | None) -> _Extracted:
+def extract_features(
+    config: ExtractConfig, reporter: Reporter, given: Extractor | None = None
+) -> Extracted:
+    """Loads the data and fills their store; what other verbs begin with."""
     if config.backbone not in (None, "precomputed") and given is None:
         parse_name(config.backbone)  # a misspelt name is said before the data are read
     dataset = load_task(
@@ -344,7 +351,7 @@ def _extract(config: ExtractConfig, reporter: Reporter, given: Extractor | None)
             f"features are stored as {config.store_dtype}: they differ from float32 by "
             f"{lost['mean']:.1e} of a row's norm in the mean, {lost['max']:.1e} at most"
         )
-    return _Extracted(dataset, extractor, extraction)
+    return Extracted(dataset, extractor, extraction)
 
 
 def _with_progress(

@@ -91,6 +91,24 @@ DropLeaks = Annotated[
     Option("--drop-leaks", help="Leave them out of train and validation."),
 ]
 
+Backbones = Annotated[
+    list[str] | None,
+    Option(
+        "--backbone", help="As for fit; several are compared, and side by side.", metavar="NAME"
+    ),
+]
+CompareOut = Annotated[
+    Path | None, Option(help="Folder for records and report [in the cache].", metavar="DIR")
+]
+Methods = Annotated[
+    list[str] | None, Option(help="[those that fit the data]", metavar="linear,convex,...")
+]
+Seeds = Annotated[int | None, Option(help="Draws of rows, gates and weights [5].", metavar="K")]
+Shots = Annotated[
+    list[str] | None, Option(help="Training rows of every class.", metavar="1,2,4,...")
+]
+Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
+
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
     Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")

@@ -120,6 +120,57 @@ class FitRecord:
         return to_json(self, indent=indent)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareRecord:
+    """A finished comparison.
+
+    rows: a line for every method of every backbone and training size, in the table's order:
+    {method, backbone, shots, train_rows, seeds, test_accuracy (mean over seeds), standard_error and
+    interval (95%, over seeds and test rows), validation_accuracy, test_macro_f1,
+    test_balanced_accuracy, test_nll, test_ece, seconds_cold (of the first trial of a process),
+    seconds_warm (without compiling), seconds (mean, as it was), peak_rss_mb, settings_tried,
+    parameters, chosen (of the first seed), notes}.
+    pairs: {backbone, shots, train_rows, first, second, difference, standard_error, interval,
+    mcnemar_p, mcnemar_holm, permutation_p, permutation_holm, better}; see `tasks.paired`.
+    verdict: sentences for each backbone and training size, {backbone, shots, train_rows, text}.
+    skipped: reason by method.
+    """
+
+    task: str
+    modality: str
+    backbones: tuple[str, ...]
+    classes: tuple[str, ...]
+    n_classes: int
+    n_pool: int
+    n_test: int
+    validation_fraction: float
+    calibrate: str
+    seeds: tuple[int, ...]
+    class_share: tuple[float, float]
+    rows: Sequence[Mapping[str, Any]]
+    pairs: Sequence[Mapping[str, Any]]
+    verdict: Sequence[Mapping[str, Any]]
+    skipped: Mapping[str, str]
+    leaks: Mapping[str, Any] | None
+    truncated_fraction: float | None
+    seconds: Mapping[str, float]
+    out: str
+    report: str
+    seed: int
+    versions: Mapping[str, str]
+    command: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether the largest class of the test rows has over twice the rows of the smallest."""
+        return self.class_share[1] > 2 * self.class_share[0]
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """One JSON object; a value that is not finite becomes null."""
+        return to_json(self, indent=indent)
+
+
 def to_json(record: Any, *, indent: int | None = None) -> str:
     """A dataclass, dict or list as strict JSON: numpy scalars as numbers, NaN and inf as null.
 

@@ -71,7 +71,7 @@ def write_report(
             )
     paired = mcnemar(p_head.argmax(axis=1) == y, p_probe.argmax(axis=1) == y)
     text = (
-        _templates(html=True)
+        templates(html=True)
         .get_template("report.html.j2")
         .render(
             r=record,
@@ -100,7 +100,7 @@ def write_model_card(directory: str | Path, record: FitRecord) -> Path:
         The file written.
     """
     text = (
-        _templates(html=False)
+        templates(html=False)
         .get_template("model_card.md.j2")
         .render(
             r=record,
@@ -115,7 +115,8 @@ def write_model_card(directory: str | Path, record: FitRecord) -> Path:
     return path
 
 
-def _templates(*, html: bool) -> Environment:
+def templates(*, html: bool) -> Environment:
+    """The pages' templates, with values escaped for HTML or taken as they are."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # StrictUndefined: a misspelt name is an error here, not a hole in somebody's report.

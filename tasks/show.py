@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
 from tasks.leak_words import leaks_in_words
-from tasks.records import ExtractRecord, FitRecord, to_json
+from tasks.records import CompareRecord, ExtractRecord, FitRecord, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +59,25 @@ def show_fit(record: FitRecord) -> None:
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
     print(f"next      convex-heads predict {shlex.quote(record.artefact)} {example}")
+
+
+def show_comparison(record: CompareRecord) -> None:
+    """The verdict, the table of every training size, and where things are."""
+    from tasks.comparison_report import table_of, where_in_words
+
+    for said in record.verdict:
+        where = where_in_words(record, said)
+        print(f"\n{record.task}{', ' + where if where else ''}")
+        for sentence in said["text"]:
+            print(f"  {sentence}")
+        header, lines = table_of(record, said)
+        table = make_table(*header)
+        for line in lines:
+            table.add_row(*line)
+        print_table(table)
+    print(f"records   {Path(record.out) / 'records.jsonl'}")
+    print(f"table     {Path(record.out) / 'report.md'}")
+    print(f"report    {record.report}")
 
 
 def _show_features(record: ExtractRecord | FitRecord) -> None:

@@ -1,0 +1,535 @@
+"""The honest comparison: every method tuned on the same rows, each in a process of its own.
+
+Rows are extracted once; for every seed the training and validation rows are drawn anew from all
+rows that are not test rows (`tasks.draws`), a method is fitted in its own process (`tasks.trial`),
+and a finished trial is a line on disk (`tasks.ledger`). Tests (`tasks.paired`) and words
+(`tasks.verdict`) come from the records alone, so that a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from extractors.errors import InputError, MachineError
+from extractors.manifest import installed_versions
+from extractors.store import StoredRows, default_cache_dir
+from tasks.config import CompareConfig, as_command
+from tasks.console import QuietReporter, Reporter, Stage
+from tasks.draws import curve_sizes, draw
+from tasks.fit import Extracted, extract_features
+from tasks.ledger import Ledger, Trial, groups, write_whole
+from tasks.methods import METHODS, default_methods
+from tasks.paired import Comparison, compare_right
+from tasks.records import CompareRecord, to_json
+from tasks.trial import FAILED, UNAVAILABLE, Rows
+from tasks.verdict import order, verdict
+
+_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn", "faiss-cpu")
+_JOIN = " + "
+_MOST_VALIDATION = 0.3
+# Of the head, as `ConvexHeadClassifier` names them.
+_HEAD = (
+    "activation",
+    "loss",
+    "n_gates",
+    "gates",
+    "beta",
+    "penalty",
+    "solver",
+    "tolerance",
+    "max_seconds",
+)
+Group = tuple[str, int | None, int | None]
+
+
+def compare(
+    data: str,
+    *,
+    backbone: str | Sequence[str] | None = None,
+    methods: Sequence[str] = (),
+    seeds: int = 5,
+    shots: Sequence[int] = (),
+    curve: bool = False,
+    out: str | Path | None = None,
+    train_rows: int | None = None,
+    test_rows: int | None = None,
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> CompareRecord:
+    """Compares heads on frozen features of one data set, and says what is worth its time.
+
+    Args:
+        data: task name, path, or ``hub:owner/name[:config]``.
+        backbone: one or several; None: the default for the data.
+        methods: names of :data:`tasks.methods.METHODS`; none: those that fit the data.
+        seeds: how many draws of training and validation rows, gates and first weights.
+        shots: few-shot comparisons with so many training rows of every class.
+        curve: learning curves over train size.
+        out: folder for records and report; what is finished there is not done again.
+        train_rows: so many rows to train and choose; None: all.
+        test_rows: so many test rows; None: all.
+        data_root: where named tasks lie.
+        cache_dir: where feature stores lie.
+        seed: the first one.
+        reporter: hears of progress.
+
+    Raises:
+        InputError: options, data, backbone or folder that cannot be used.
+        MachineError: disk, memory or network.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp()) / "digits"
+        >>> found = compare("digits", backbone="toy:image-16", methods=("linear", "ridge"),
+        ...                 seeds=2, out=out, train_rows=200, test_rows=100)
+        >>> [row["method"] for row in found.rows], (out / "report.html").exists()
+        (['linear', 'ridge'], True)
+    """
+    config = CompareConfig(
+        data=data,
+        backbone=backbone if backbone is None or isinstance(backbone, str) else tuple(backbone),
+        methods=tuple(methods),
+        seeds=seeds,
+        shots=tuple(shots),
+        curve=curve,
+        out=None if out is None else Path(out),
+        train_rows=train_rows,
+        test_rows=test_rows,
+        data_root=None if data_root is None else Path(data_root),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        seed=seed,
+    )
+    return run_compare(config, reporter=reporter or QuietReporter())
+
+
+def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
+    """As `compare`, with all options."""
+    from tasks.comparison_report import write_markdown, write_report
+
+    began = time.perf_counter()
+    found = [
+        extract_features(dataclasses.replace(config, backbone=name), reporter)
+        for name in config.backbones
+    ]
+    dataset = found[0].dataset
+    splits = _common_rows(found)
+    leaks = None
+    if config.leak_check:
+        leaks, splits = _leaks(config, found, splits, reporter)
+    names = [each.extractor.name for each in found]
+    if len(names) > 1:
+        names.append(_JOIN.join(names))
+    pools, tests = _rows(found[0], splits)
+    labels = pools[0].labels
+    given = (len(splits[0]["train"].ids), len(splits[0]["validation"].ids))
+    fraction = min(_MOST_VALIDATION, given[1] / sum(given))
+    sizes = _sizes(config, labels, pools[0].digests, fraction, len(dataset.classes))
+    seeds = tuple(range(config.seed, config.seed + config.seeds))
+    methods = order(config.methods or default_methods(dataset.modality))
+    out = config.out
+    if out is None:
+        folder = f"{Path(dataset.name).stem}-{_slug(names[0])}"
+        out = (config.cache_dir or default_cache_dir()) / "comparisons" / folder
+    ledger = Ledger.open(out, _about(config, found, fraction))
+    extracted = time.perf_counter() - began
+
+    began = time.perf_counter()
+    skipped = _run_all(
+        ledger,
+        {
+            name: [
+                Trial(method, name, shots, rows, seed)
+                for method in methods
+                # Words are the same beside every backbone: once is enough.
+                if name == names[0] or not METHODS[method].text_only
+                for shots, rows in sizes
+                for seed in seeds
+            ]
+            for name in names
+        },
+        dict(zip(names, zip(pools, tests, strict=True), strict=True)),
+        {
+            "fraction": fraction,
+            "n_classes": len(dataset.classes),
+            "options": _head_options(config),
+            "calibrate": config.calibrate == "temperature",
+        },
+        reporter,
+    )
+    _, counts = np.unique(tests[0].labels, return_counts=True)
+    truncated = [each.truncated_fraction for each in found]
+    rows, pairs, words = summarise(ledger, tests[0].labels, seeds, skipped, sizes, names)
+    ledger.skip(skipped)
+    if not rows:
+        told = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise InputError(f"no method could be compared: {told}")
+    record = CompareRecord(
+        task=dataset.name,
+        modality=dataset.modality,
+        backbones=tuple(names),
+        classes=dataset.classes,
+        n_classes=len(dataset.classes),
+        n_pool=len(labels),
+        n_test=len(tests[0].labels),
+        validation_fraction=round(fraction, 4),
+        calibrate=config.calibrate,
+        seeds=seeds,
+        class_share=(float(counts.min() / counts.sum()), float(counts.max() / counts.sum())),
+        rows=rows,
+        pairs=pairs,
+        verdict=words,
+        skipped=skipped,
+        leaks=leaks,
+        truncated_fraction=max((t for t in truncated if t is not None), default=None),
+        seconds={
+            "extract": round(extracted, 3),
+            "extract_all_runs": round(sum(f.extraction.store.seconds for f in found), 3),
+            "compare": round(time.perf_counter() - began, 3),
+        },
+        out=str(out),
+        report=str(out / "report.html"),
+        seed=config.seed,
+        versions={name: version(name) for name in _PACKAGES} | installed_versions(),
+        command=as_command("compare", config),
+        notes=dataset.notes,
+    )
+    with reporter.stage("report", total=None):
+        write_whole(out / "summary.json", record.to_json(indent=1) + "\n")
+        write_markdown(out, record)
+        write_report(out, record)
+    return record
+
+
+def summarise(
+    ledger: Ledger,
+    labels: np.ndarray,
+    seeds: Sequence[int],
+    skipped: dict[str, str],
+    sizes: Sequence[tuple[int | None, int | None]],
+    backbones: Sequence[str],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows, pairs and verdicts of what is finished; methods that are not finished are skipped."""
+    rows, pairs, words = [], [], []
+    for group in groups(ledger.records):
+        if group[0] not in backbones or group[1:] not in sizes:
+            continue  # of an earlier run with other options
+        comparison, records = _group(ledger, labels, seeds, group, skipped)
+        if comparison is None:
+            continue
+        names = dict(zip(("backbone", "shots", "train_rows"), group, strict=True))
+        table: list[dict[str, Any]] = [
+            {**_row(name, comparison, of), **names} for name, of in records.items()
+        ]
+        rows += table
+        pairs += [
+            names | dataclasses.asdict(pair) | {"better": pair.better} for pair in comparison.pairs
+        ]
+        seconds = {row["method"]: row["seconds_warm"] for row in table}
+        said = verdict(comparison, seconds, skipped)
+        words.append(names | {"text": said})
+    return rows, pairs, words
+
+
+def _group(
+    ledger: Ledger,
+    labels: np.ndarray,
+    seeds: Sequence[int],
+    group: Group,
+    skipped: dict[str, str],
+) -> tuple[Comparison | None, dict[str, list[dict[str, Any]]]]:
+    there = {t.method for t in ledger.records if (t.backbone, t.shots, t.train_rows) == group}
+    records, right = {}, {}
+    for method in order([name for name in there if name in METHODS]):
+        trials = [Trial(method, *group, seed) for seed in seeds]
+        done = [trial for trial in trials if trial in ledger.records]
+        if len(done) < len(trials):
+            skipped.setdefault(method, f"{len(done)} of {len(trials)} seeds are finished")
+            continue
+        records[method] = [ledger.records[trial] for trial in trials]
+        right[method] = np.stack(
+            [ledger.predictions(trial).argmax(axis=1) == labels for trial in trials]
+        )
+    return (compare_right(right) if right else None), records
+
+
+def _row(name: str, comparison: Comparison, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def mean(key: str) -> float:
+        return float(np.mean([record[key] for record in records]))
+
+    found = comparison.means[name]
+    cold = [record["seconds"] for record in records if record["cold"]]
+    notes = dict.fromkeys(note for record in records for note in record["notes"])
+    return {
+        "method": name,
+        "title": METHODS[name].title,
+        "seeds": len(records),
+        "n_train": records[0]["n_train"],
+        "test_accuracy": found.accuracy,
+        "standard_error": found.standard_error,
+        "interval": found.interval,
+        **{
+            key: mean(key)
+            for key in (
+                "validation_accuracy",
+                "test_macro_f1",
+                "test_balanced_accuracy",
+                "test_nll",
+                "test_ece",
+            )
+        },
+        "seconds": mean("seconds"),
+        "seconds_cold": cold[0] if cold else None,
+        # The median: one seed that waited for another program must not decide a ratio.
+        "seconds_warm": float(np.median([record["seconds_warm"] for record in records])),
+        "seconds_predict": mean("seconds_predict"),
+        "peak_rss_mb": max(record["peak_rss_mb"] for record in records),
+        "settings_tried": max(record["settings_tried"] for record in records),
+        "parameters": max(record["parameters"] for record in records),
+        "chosen": records[0]["chosen"],
+        "notes": list(notes),
+    }
+
+
+def _common_rows(found: Sequence[Extracted]) -> list[dict[str, StoredRows]]:
+    """Every backbone's rows of every split, those that all of them could encode."""
+    splits = [{name: each.rows(name) for name in ("train", "validation", "test")} for each in found]
+    if len(splits) == 1:
+        return splits
+    for name in splits[0]:
+        shared = set.intersection(*(set(each[name].ids) for each in splits))
+        for each in splits:
+            each[name] = _take(each[name], shared)
+    return splits
+
+
+def _take(rows: StoredRows, ids: set[str]) -> StoredRows:
+    kept = np.array([i for i, name in enumerate(rows.ids) if name in ids], dtype=np.intp)
+    return rows._replace(
+        ids=[rows.ids[i] for i in kept],
+        labels=rows.labels[kept],
+        features=rows.features[kept],
+        tokens=None if rows.tokens is None else rows.tokens[kept],
+    )
+
+
+def _leaks(
+    config: CompareConfig,
+    found: Sequence[Extracted],
+    splits: list[dict[str, StoredRows]],
+    reporter: Reporter,
+) -> tuple[Mapping[str, Any], list[dict[str, StoredRows]]]:
+    from tasks.leaks import check_leaks
+
+    first, dataset = splits[0], found[0].dataset
+    inputs = {
+        name: dict(zip(split.ids, split.inputs, strict=True))
+        for name, split in dataset.splits.items()
+    }
+    report, kept = check_leaks(
+        first,
+        found[0].digests(first),
+        drop=config.drop_leaks,
+        inputs=inputs,
+        reporter=reporter,
+    )
+    if not config.drop_leaks:
+        return report, splits
+    left = {name: set(part.ids) for name, part in kept.items()}
+    return report, [
+        {name: _take(part, left[name]) for name, part in each.items()} for each in splits
+    ]
+
+
+def _rows(found: Extracted, splits: Sequence[dict[str, StoredRows]]) -> tuple[list, list]:
+    """Pool and test rows for each backbone, and for all side by side."""
+    dataset = found.dataset
+    pools, tests = [], []
+    for each in splits:
+        digests = found.digests(each)
+        parts = {"pool": ("train", "validation"), "test": ("test",)}
+        made = {}
+        for name, members in parts.items():
+            texts = None
+            if dataset.modality == "text":
+                texts = []
+                for split in members:
+                    of = dataset.splits[split]
+                    by_id = dict(zip(of.ids, of.inputs, strict=True))
+                    texts += [by_id[i] for i in each[split].ids]
+            made[name] = Rows(
+                np.concatenate([each[split].features for split in members]).astype(np.float32),
+                np.concatenate([each[split].labels for split in members]).astype(np.int64),
+                [digest for split in members for digest in digests[split]],
+                texts,
+            )
+        pools.append(made["pool"])
+        tests.append(made["test"])
+    missing = np.setdiff1d(np.arange(len(dataset.classes)), pools[0].labels)
+    if len(missing):
+        raise InputError(
+            f"no usable row of the class '{dataset.classes[missing[0]]}' is left outside test"
+        )
+    if len(splits) > 1:
+        for sets in (pools, tests):
+            wide = np.concatenate([rows.features for rows in sets], axis=1)
+            sets.append(dataclasses.replace(sets[0], features=wide))
+    return pools, tests
+
+
+def _sizes(
+    config: CompareConfig,
+    labels: np.ndarray,
+    digests: Sequence[bytes],
+    fraction: float,
+    n_classes: int,
+) -> list[tuple[int | None, int | None]]:
+    """(shots, train_rows) of every comparison that was asked for; refused before any is begun."""
+    if config.shots:
+        for shots in config.shots:
+            draw(labels, digests, config.seed, fraction=fraction, shots=shots)
+        return [(shots, None) for shots in config.shots]
+    n_train = len(draw(labels, digests, config.seed, fraction=fraction).train)
+    points = curve_sizes(n_train, n_classes) if config.curve else ()
+    return [(None, rows) for rows in (*points, None)]
+
+
+def _head_options(config: CompareConfig) -> dict[str, Any]:
+    """Options of the convex head that are not its defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    options = {name: getattr(config, name) for name in _HEAD}
+    options = {name: value for name, value in options.items() if value != defaults[name]}
+    if config.class_weight != "none":
+        options["class_weight"] = config.class_weight
+    if config.selection != "best":
+        options["selection"] = config.selection.replace("-", "_")
+    return options
+
+
+def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -> dict[str, Any]:
+    """What makes two comparisons different ones."""
+    return {
+        "data": found[0].dataset.fingerprint,
+        "backbones": {each.extractor.name: each.extractor.fingerprint() for each in found},
+        "store dtype": config.store_dtype,
+        "train rows": config.train_rows,
+        "test rows": config.test_rows,
+        "seed of the rows": config.seed if config.train_rows or config.test_rows else None,
+        "validation fraction": fraction,
+        "duplicates left out": config.drop_leaks,
+        "calibration": config.calibrate,
+        "head": _head_options(config),
+    }
+
+
+def _run_all(
+    ledger: Ledger,
+    wanted: Mapping[str, Sequence[Trial]],
+    rows: Mapping[str, tuple[Rows, Rows]],
+    job: Mapping[str, Any],
+    reporter: Reporter,
+) -> dict[str, str]:
+    """Runs what is not finished, and returns why methods could not run."""
+    skipped: dict[str, str] = {}
+    total = sum(map(len, wanted.values()))
+    left = {name: [t for t in trials if t not in ledger.records] for name, trials in wanted.items()}
+    done = total - sum(map(len, left.values()))
+    if done == total:
+        return skipped
+    work = ledger.folder / "work"
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    try:
+        with reporter.stage("compare", total, done=done) as stage:
+            for number, (backbone, trials) in enumerate(left.items()):
+                folder = work / str(number)
+                folder.mkdir(parents=True)
+                if trials:
+                    for part, name in zip(rows[backbone], ("pool", "test"), strict=True):
+                        part.write(folder, name)
+                for method in dict.fromkeys(trial.method for trial in trials):
+                    mine = [trial for trial in trials if trial.method == method]
+                    reason = _run_method(ledger, folder, mine, job, stage)
+                    if reason is not None:
+                        skipped.setdefault(method, reason)
+                        reporter.note(f"{METHODS[method].title} is left out: {reason}")
+                shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return skipped
+
+
+def _run_method(
+    ledger: Ledger, folder: Path, trials: Sequence[Trial], job: Mapping[str, Any], stage: Stage
+) -> str | None:
+    """One method's process; None, or why it did not finish all trials."""
+    own = {**job, "out": str(ledger.folder.resolve()), "trials": [list(t) for t in trials]}
+    (folder / "job.json").write_text(to_json(own), "utf-8")
+    title = METHODS[trials[0].method].title
+    stage.detail(title)
+    command = [sys.executable, "-m", "tasks.trial", str(folder.resolve())]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # it ends when this end is closed, however that comes about
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            encoding="utf-8",
+        )
+        reason, finished = None, 0
+        try:
+            assert process.stdout is not None
+            for answer in _answers(process.stdout):
+                if "record" in answer:
+                    ledger.append(answer["record"])
+                    finished += 1
+                    stage.advance(1)
+                    stage.detail(f"{title}, {finished} of {len(trials)}")
+                else:
+                    reason = answer.get(UNAVAILABLE) or answer[FAILED]
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        if reason is None and finished < len(trials):
+            reason = _death(process.returncode, said)
+    if reason is not None and "No space left" in reason:
+        raise MachineError(f"no space left on the disk of {ledger.folder}")
+    return reason
+
+
+def _answers(stream: IO[str]) -> Iterator[dict[str, Any]]:
+    for line in stream:
+        if line.endswith("\n"):  # or half a line of a process that was killed
+            yield json.loads(line)
+
+
+def _death(code: int, said: IO[str]) -> str:
+    said.seek(0)
+    lines = [line.strip() for line in said if line.strip()]
+    last = f": {lines[-1]}" if lines and code >= 0 else ""
+    if code == -9:
+        return "its process was killed, as a system does that has run out of memory"
+    return f"its process ended with code {code}{last}"
+
+
+def _slug(name: str) -> str:
+    from extractors.names import parse_name
+
+    return parse_name(name).slug

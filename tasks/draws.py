@@ -1,0 +1,97 @@
+"""Which rows train and which choose, for every seed of a comparison.
+
+The test rows are fixed. All others are the pool, from which each seed draws anew: validation rows
+first, then training rows. A row's place depends on its own content and the seed, so equal rows are
+never on both sides, and a smaller training set is part of a larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extractors.errors import InputError
+from tasks.splits import hold_out, stratified_order
+
+# Of few labelled rows a person would not spend more than this on validation (Zhou et al. 2022,
+# "Learning to prompt for vision-language models", who take min(n, 4)).
+MOST_VALIDATION_SHOTS = 4
+CURVE = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # and all
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Row numbers in the pool."""
+
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+
+
+def draw(
+    labels: NDArray[np.integer],
+    digests: Sequence[bytes],
+    seed: int,
+    *,
+    fraction: float,
+    shots: int | None = None,
+    train_rows: int | None = None,
+) -> Draw:
+    """Training and validation rows of one seed.
+
+    Args:
+        labels: (n,) of the pool.
+        digests: of the pool's raw rows; equal rows have equal ones.
+        seed: another one draws others.
+        fraction: of every class that chooses.
+        shots: so many training rows of every class, and at most 4 that choose; None: all rows.
+        train_rows: so many training rows, stratified, chosen among those of the full draw by the
+            same validation rows; None: all.
+
+    Raises:
+        InputError: a class has too few rows.
+
+    Example:
+        >>> labels, digests = np.array([0, 0, 0, 1, 1, 1]), [b"a", b"b", b"c", b"d", b"e", b"f"]
+        >>> drawn = draw(labels, digests, 0, fraction=0.15, shots=2)
+        >>> np.bincount(labels[drawn.train]).tolist(), len(drawn.validation)
+        ([2, 2], 2)
+    """
+    seeded = [hashlib.sha256(b"%d\0%b" % (seed, digest)).digest() for digest in digests]
+    if shots is not None:
+        return _few(labels, seeded, shots)
+    held = hold_out(labels, seeded, fraction)
+    train, validation = np.flatnonzero(~held), np.flatnonzero(held)
+    if train_rows is not None:
+        order = stratified_order(labels[train], [seeded[i] for i in train])
+        train = np.sort(train[order[:train_rows]])
+    return Draw(train, validation)
+
+
+def curve_sizes(n_train: int, n_classes: int) -> tuple[int, ...]:
+    """Numbers of training rows of a learning curve, without the full one; each has every class.
+
+    >>> curve_sizes(1000, 2)
+    (62, 125, 250, 500)
+    """
+    return tuple(int(n_train * part) for part in CURVE if int(n_train * part) >= 2 * n_classes)
+
+
+def _few(labels: NDArray[np.integer], seeded: Sequence[bytes], shots: int) -> Draw:
+    choosing = min(shots, MOST_VALIDATION_SHOTS)
+    train, validation = [], []
+    for label in np.unique(labels):
+        rows = sorted(np.flatnonzero(labels == label).tolist(), key=seeded.__getitem__)
+        # Of equal rows one: otherwise the same text could be learnt and then asked for.
+        distinct = [i for k, i in enumerate(rows) if k == 0 or seeded[i] != seeded[rows[k - 1]]]
+        if len(distinct) < shots + choosing:
+            raise InputError(
+                f"--shots {shots}: a class has {len(distinct)} different rows, and {shots} to train"
+                f" and {choosing} to choose are needed; ask for fewer shots"
+            )
+        train += distinct[:shots]
+        validation += distinct[shots : shots + choosing]
+    return Draw(np.sort(np.array(train)), np.sort(np.array(validation)))

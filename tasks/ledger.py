@@ -1,0 +1,172 @@
+"""What is finished of a comparison: ``records.jsonl``, a line for each, and its predictions.
+
+A line is written when its predictions are on disk, and is flushed to the disk itself before the
+next trial begins. A process that is killed loses the trial it was at and no other; half a line at
+the end is dropped by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extractors.errors import InputError
+from tasks.records import to_json
+
+RECORDS, SKIPPED, ABOUT = "records.jsonl", "skipped.jsonl", "comparison.json"
+# Fields of a record that another run of the same seed need not repeat.
+MEASURED = ("seconds", "seconds_warm", "seconds_predict", "peak_rss_mb", "cold")
+
+
+class Trial(NamedTuple):
+    """One method, fitted once.
+
+    Attributes:
+        method: name.
+        backbone: whose features; several joined by " + ".
+        shots: training rows of every class, or None.
+        train_rows: of a point of the learning curve, or None for all.
+        seed: of the draw of rows and of the method.
+    """
+
+    method: str
+    backbone: str
+    shots: int | None
+    train_rows: int | None
+    seed: int
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Trial:
+        """The trial that a record tells of."""
+        return cls(*(record[name] for name in cls._fields))
+
+
+class Ledger:
+    """The records in a folder.
+
+    Example:
+        >>> import tempfile
+        >>> ledger = Ledger.open(Path(tempfile.mkdtemp()) / "out", {"data": "x"})
+        >>> ledger.append({"method": "knn", "backbone": "b", "shots": None, "train_rows": None,
+        ...                "seed": 0, "test_accuracy": 0.5})
+        >>> [trial.method for trial in ledger.records]
+        ['knn']
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[Trial, dict[str, Any]] = {}
+
+    @classmethod
+    def open(cls, folder: Path, about: Mapping[str, Any]) -> Ledger:
+        """Open or begin a comparison.
+
+        Args:
+            folder: made if it is not there.
+            about: what the records depend on besides the trial (data, features, options).
+
+        Raises:
+            InputError: the folder holds another comparison, or something else.
+        """
+        ledger = cls(folder)
+        told = json.loads(to_json(about))
+        path = folder / ABOUT
+        if path.exists():
+            try:
+                found = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise InputError(f"{path} is damaged ({error}): choose another --out") from None
+            for name in sorted({*found, *told}):
+                if found.get(name) != told.get(name):
+                    raise InputError(
+                        f"{folder} holds a comparison with another {name}: choose another --out,"
+                        " or remove the folder to begin anew"
+                    )
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no comparison: choose another --out")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(told, indent=1) + "\n")
+        ledger._read()
+        return ledger
+
+    def _read(self) -> None:
+        path = self.folder / RECORDS
+        if not path.exists():
+            return
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:  # a line that was being written when the process died
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self.records[Trial.of(record)] = record
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{path}, line {number} is no record: remove that line, and its trial is"
+                    " done again"
+                ) from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a finished trial, and see that it is on the disk."""
+        line = to_json(record)
+        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        kept = json.loads(line)
+        self.records[Trial.of(kept)] = kept
+
+    def skip(self, skipped: Mapping[str, str]) -> None:
+        """Write which methods could not run, and why; those of an earlier run are forgotten."""
+        lines = "".join(to_json({"method": m, "reason": r}) + "\n" for m, r in skipped.items())
+        write_whole(self.folder / SKIPPED, lines)
+
+    def predictions(self, trial: Trial) -> NDArray[np.float32]:
+        """The trial's test probabilities (n_test, C)."""
+        return np.load(self.folder / self.records[trial]["predictions"])
+
+
+def prediction_name(trial: Trial) -> str:
+    """Where in the folder a trial's test probabilities lie.
+
+    >>> prediction_name(Trial("knn", "minilm", 4, None, 0))
+    'predictions/knn_minilm_4-shots_seed-0.npy'
+    """
+    parts = [trial.method, "".join(c if c.isalnum() or c in "-." else "-" for c in trial.backbone)]
+    if trial.shots is not None:
+        parts.append(f"{trial.shots}-shots")
+    if trial.train_rows is not None:
+        parts.append(f"{trial.train_rows}-rows")
+    return f"predictions/{'_'.join(parts)}_seed-{trial.seed}.npy"
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def groups(records: Mapping[Trial, Any]) -> Iterator[tuple[str, int | None, int | None]]:
+    """The (backbone, shots, train_rows) that occur, in order: within one, methods are compared."""
+    yield from dict.fromkeys((t.backbone, t.shots, t.train_rows) for t in records)

@@ -1,0 +1,141 @@
+"""The methods that `compare` knows, one file for each of them or for each family.
+
+A method is a function ``fit(problem: Problem) -> Fitted`` (see ``base``); its file is imported when
+it is asked for. To add one: a file, a line in METHODS.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from extractors.errors import InputError
+
+if TYPE_CHECKING:
+    from tasks.methods.base import Fitted, Problem
+
+__all__ = ["METHODS", "Method", "check_methods", "default_methods", "load_method"]
+
+
+class Method(NamedTuple):
+    """Where a method is, and what it is in a few words.
+
+    Attributes:
+        home: module and function.
+        title: for tables and sentences.
+        about: model and tuning, in one line.
+        default: whether it is compared when nobody names methods.
+        text_only: whether it reads the texts themselves.
+    """
+
+    home: str
+    title: str
+    about: str
+    default: bool = True
+    text_only: bool = False
+
+
+METHODS = {
+    "linear": Method(
+        "tasks.methods.linear:fit",
+        "linear probe",
+        "multinomial logistic regression, warm-started path of 12 values of C",
+    ),
+    "convex": Method(
+        "tasks.methods.convex:fit", "convex head", "certified gated ReLU head at its defaults"
+    ),
+    "ridge": Method(
+        "tasks.methods.ridge:fit", "ridge", "least squares on one-hot targets, 16 penalties"
+    ),
+    "knn": Method(
+        "tasks.methods.knn:fit", "kNN", "cosine neighbours, k and temperature over 56 settings"
+    ),
+    "svm": Method(
+        "tasks.methods.svm:fit",
+        "RBF-SVM",
+        "RBF kernel, C and gamma over 16 settings; of many rows, Nyström features and a least"
+        " squares SVM over 48",
+    ),
+    "mlp": Method(
+        "tasks.methods.mlp:fit",
+        "MLP",
+        "256 ReLU units, AdamW, cosine schedule, 20 settings, early stopping",
+    ),
+    "ntk": Method(
+        "tasks.methods.convex:fit_ntk", "gated ridge", "the head's gates, squared loss, ridge path"
+    ),
+    "relu": Method(
+        "tasks.methods.convex:fit_relu",
+        "ReLU head",
+        "the head with ReLU neurons, its own path",
+        default=False,  # ten times as slow as the gated head, and seldom better
+    ),
+    "cronos": Method(
+        "tasks.methods.cronos:fit",
+        "CRONOS",
+        "the published ADMM recipe, squared loss, steps and beta on validation",
+    ),
+    "tfidf": Method(
+        "tasks.methods.tfidf:fit",
+        "TF-IDF",
+        "words and pairs of words, logistic regression, 12 values of C; no backbone",
+        text_only=True,
+    ),
+    "tabicl": Method(
+        "tasks.methods.tabular:fit_tabicl", "TabICL", "in-context table model", default=False
+    ),
+    "tabpfn": Method(
+        "tasks.methods.tabular:fit_tabpfn", "TabPFN", "in-context table model", default=False
+    ),
+    "lora": Method(
+        "tasks.methods.backbones:fit_lora", "LoRA", "low-rank updates of the backbone", False
+    ),
+    "finetune": Method(
+        "tasks.methods.backbones:fit_finetune", "fine-tuning", "all of the backbone", False
+    ),
+    "setfit": Method(
+        "tasks.methods.backbones:fit_setfit",
+        "SetFit",
+        "contrastive fine-tuning of a sentence encoder",
+        False,
+        True,
+    ),
+}
+
+
+def default_methods(modality: str) -> tuple[str, ...]:
+    """Those that are compared when nobody names any, in the order of the table.
+
+    >>> "tfidf" in default_methods("text"), "tfidf" in default_methods("image")
+    (True, False)
+    """
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if method.default and (modality == "text" or not method.text_only)
+    )
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse a name that is no method, with the nearest one.
+
+    >>> check_methods(["linaer"])
+    Traceback (most recent call last):
+    extractors.errors.InputError: --methods linaer: there is no such method; did you mean 'linear'?
+    """
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(METHODS)}"
+            raise InputError(f"--methods {name}: there is no such method; {hint}")
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise InputError(f"--methods names {twice[0]} twice")
+
+
+def load_method(name: str) -> Callable[[Problem], Fitted]:
+    """The method's fit; its libraries are imported here."""
+    module, function = METHODS[name].home.split(":")
+    return getattr(importlib.import_module(module), function)

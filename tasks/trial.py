@@ -1,0 +1,193 @@
+"""One method on its rows in a process of its own, so that memory, clock and crash are its own.
+
+Started by ``tasks.comparison`` as ``python -m tasks.trial FOLDER``: the folder holds the rows and
+the job. A JSON object for each finished trial goes to stdout. The process ends when its stdin does,
+so that it never outlives the one that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convex_heads.decode import probabilities
+from tasks.calibration import fit_temperature
+from tasks.draws import draw
+from tasks.ledger import Trial, prediction_name, write_array
+from tasks.methods.base import Part, Problem
+
+UNAVAILABLE, FAILED = "unavailable", "failed"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the pool or of the test split, as a trial's process maps them into memory."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    digests: Sequence[bytes]
+    texts: list[str] | None
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write them for ``read``."""
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(self.features, np.float32))
+        np.save(folder / f"{name}.labels.npy", self.labels.astype(np.int64))
+        packed = b"".join(self.digests)
+        (folder / f"{name}.digests").write_bytes(packed)
+        if self.texts is not None:
+            # ASCII, so that any string survives, halves of surrogate pairs too.
+            (folder / f"{name}.texts.json").write_text(json.dumps(list(self.texts)), "ascii")
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Rows:
+        """Map them into memory."""
+        packed = (folder / f"{name}.digests").read_bytes()
+        texts = folder / f"{name}.texts.json"
+        return cls(
+            np.load(folder / f"{name}.npy", mmap_mode="r"),
+            np.load(folder / f"{name}.labels.npy"),
+            [packed[i : i + 32] for i in range(0, len(packed), 32)],
+            json.loads(texts.read_text("ascii")) if texts.exists() else None,
+        )
+
+    def part(self, rows: NDArray[np.intp] | None = None) -> Part:
+        """The rows of these numbers, in memory; None: all."""
+        if rows is None:
+            rows = np.arange(len(self.labels))
+        texts = None if self.texts is None else [self.texts[i] for i in rows]
+        return Part(np.array(self.features[rows]), self.labels[rows], texts)
+
+
+def run(
+    folder: Path, out: Path, trials: Sequence[Trial], job: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Fits every trial and yields its record, predictions already written."""
+    from tasks.compile_clock import compile_clock
+    from tasks.methods import load_method
+    from tasks.metrics import evaluate
+
+    fit = load_method(trials[0].method)
+    pool, test = Rows.read(folder, "pool"), Rows.read(folder, "test")
+    asked = test.part()
+    for number, trial in enumerate(trials):
+        drawn = draw(
+            pool.labels,
+            pool.digests,
+            trial.seed,
+            fraction=job["fraction"],
+            shots=trial.shots,
+            train_rows=trial.train_rows,
+        )
+        train, validation = pool.part(drawn.train), pool.part(drawn.validation)
+        problem = Problem(train, validation, job["n_classes"], trial.seed, job["options"])
+        with compile_clock() as compiling:
+            began = time.perf_counter()
+            fitted = fit(problem)
+            seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        p = fitted.predict_proba(asked)
+        seconds_predict = time.perf_counter() - began
+        raw, temperature = evaluate(p, test.labels), None
+        chosen_by = fitted.predict_proba(validation)
+        if job.get("calibrate"):
+            temperature = fit_temperature(_log(chosen_by), "softmax", validation.labels)
+            p = probabilities(_log(p), "softmax", temperature or 1.0)
+        p = p.astype(np.float32)  # as they are kept
+        measured = evaluate(p, test.labels)
+        chose = evaluate(chosen_by, validation.labels)
+        name = prediction_name(trial)
+        write_array(out / name, p)
+        yield {
+            **trial._asdict(),
+            "status": "done",
+            "validation_accuracy": chose.accuracy,
+            "test_accuracy": measured.accuracy,
+            "test_macro_f1": measured.macro_f1,
+            "test_balanced_accuracy": measured.balanced_accuracy,
+            "test_nll": measured.nll,
+            "test_ece": measured.ece,
+            "temperature": temperature,
+            "uncalibrated_nll": raw.nll,
+            "uncalibrated_ece": raw.ece,
+            "n_train": len(train),
+            "n_validation": len(validation),
+            "n_test": measured.n,
+            "settings_tried": fitted.settings_tried,
+            "chosen": fitted.chosen,
+            "parameters": fitted.parameters,
+            "notes": fitted.notes,
+            "predictions": name,
+            # The first trial of a process compiles what the others find compiled.
+            "cold": number == 0,
+            "seconds": round(seconds, 3),
+            "seconds_warm": round(seconds - compiling.seconds, 3),
+            "seconds_predict": round(seconds_predict, 3),
+            "peak_rss_mb": _peak_rss_mb(),
+        }
+
+
+def _log(p: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.log(np.maximum(np.asarray(p, np.float64), 1e-12))
+
+
+def _peak_rss_mb() -> float:
+    """The most memory this process has had; on Linux getrusage tells its parent's too."""
+    try:
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main(folder: Path) -> None:
+    """Do the job in the folder."""
+    from tasks.methods.base import Unavailable
+    from tasks.records import to_json
+
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    # What libraries print must not come between the records.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads((folder / "job.json").read_text("utf-8"))
+    trials = [Trial(*fields) for fields in job["trials"]]
+
+    def answer(found: Mapping[str, Any]) -> None:
+        answers.write(to_json(found) + "\n")
+        answers.flush()
+
+    try:
+        for record in run(folder, Path(job["out"]), trials, job):
+            answer({"record": record})
+    except Unavailable as error:
+        answer({UNAVAILABLE: str(error)})
+    except MemoryError:
+        answer({FAILED: "out of memory"})
+    except Exception as error:
+        full = "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "OutOfMemoryError"
+        said = " ".join(str(error).split())
+        answer({FAILED: "out of memory" if full else f"{type(error).__name__}: {said}"})
+        if os.environ.get("CONVEX_HEADS_DEBUG"):
+            raise
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

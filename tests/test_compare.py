@@ -1,0 +1,413 @@
+"""`compare`: rows drawn honestly, finished trials kept, tests that are right, words that follow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from extractors.errors import InputError
+from tasks.cli import main
+from tasks.config import CompareConfig, as_command
+from tasks.draws import curve_sizes, draw
+from tasks.ledger import MEASURED, RECORDS, Ledger, Trial, write_array
+from tasks.methods import METHODS, check_methods, default_methods, load_method
+from tasks.methods.base import Part, Problem, Unavailable
+from tasks.methods.ridge import ridge_path
+from tasks.paired import compare_right, holm
+from tasks.verdict import verdict
+
+FAST = ("linear", "ridge", "knn", "svm")
+LONG = ("mlp", "convex", "ntk", "cronos", "relu")
+
+
+def digest(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+# Rows
+
+
+def test_equal_rows_are_never_on_both_sides() -> None:
+    labels = np.repeat([0, 1], 60)
+    contents = np.repeat(np.arange(40), 3)  # every row three times
+    digests = [digest(int(c)) for c in contents]
+    for seed in range(5):
+        drawn = draw(labels, digests, seed, fraction=0.2)
+        assert sorted([*drawn.train, *drawn.validation]) == list(range(120))
+        assert not set(contents[drawn.train]) & set(contents[drawn.validation])
+        few = draw(labels, digests, seed, fraction=0.2, shots=4)
+        assert np.bincount(labels[few.train]).tolist() == [4, 4]
+        assert len(set(contents[few.train]) | set(contents[few.validation])) == 16
+
+
+def test_seeds_draw_other_rows_and_smaller_sets_are_parts_of_larger_ones() -> None:
+    labels = np.arange(300) % 3
+    digests = [digest(i) for i in range(300)]
+    first, again, other = (draw(labels, digests, seed, fraction=0.15) for seed in (0, 0, 1))
+    assert np.array_equal(first.train, again.train)
+    assert set(first.validation) != set(other.validation)
+    smaller = [draw(labels, digests, 0, fraction=0.15, train_rows=n) for n in (30, 60)]
+    assert set(smaller[0].train) < set(smaller[1].train) < set(first.train)
+    assert np.array_equal(smaller[0].validation, first.validation)
+    assert np.bincount(labels[smaller[0].train]).tolist() == [10, 10, 10]
+    assert curve_sizes(48, 3) == (6, 12, 24)
+
+
+def test_more_shots_than_rows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"--shots 9: a class has 10 different rows, and 9 to"):
+        draw(np.arange(20) % 2, [digest(i) for i in range(20)], 0, fraction=0.1, shots=9)
+
+
+# Finished trials
+
+
+def record(seed: int, **more: object) -> dict:
+    return {**Trial("knn", "b", None, None, seed)._asdict(), "predictions": "p.npy", **more}
+
+
+def test_half_a_line_is_dropped_and_whole_ones_are_kept(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "out", {"data": 1})
+    ledger.append(record(0))
+    ledger.append(record(1))
+    file = tmp_path / "out" / RECORDS
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"method": "knn", "see')
+    again = Ledger.open(tmp_path / "out", {"data": 1})
+    assert [trial.seed for trial in again.records] == [0, 1]
+    again.append(record(2))
+    assert file.read_bytes().startswith(whole)
+    assert len(Ledger.open(tmp_path / "out", {"data": 1}).records) == 3
+
+
+def test_another_comparison_in_the_folder_is_refused(tmp_path: Path) -> None:
+    Ledger.open(tmp_path / "out", {"data": 1, "head": {}})
+    with pytest.raises(InputError, match="another head: choose another --out"):
+        Ledger.open(tmp_path / "out", {"data": 1, "head": {"beta": 0.1}})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="not empty and holds no comparison"):
+        Ledger.open(tmp_path / "mine", {})
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "out", {})
+    p = np.random.default_rng(0).random((5, 3), np.float32)
+    write_array(tmp_path / "out" / "p.npy", p)
+    ledger.append(record(0))
+    assert np.array_equal(ledger.predictions(next(iter(ledger.records))), p)
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+# Statistics
+
+
+def right(rates: dict[str, float], n: int = 3000, K: int = 3, noise: float = 0.02) -> dict:
+    """Methods that agree on which rows are hard, but for some noise."""
+    rng = np.random.default_rng(1)
+    hard = rng.random(n)
+    return {m: hard + noise * rng.normal(size=(K, n)) < rate for m, rate in rates.items()}
+
+
+def test_holm_is_that_of_its_definition() -> None:
+    p = [0.001, 0.2, 0.012, 0.04]
+    assert holm(p) == pytest.approx([0.004, 0.2, 0.036, 0.08])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_real_difference_is_found_and_none_is_not() -> None:
+    found = compare_right(right({"linear": 0.8, "convex": 0.83, "ridge": 0.8}))
+    better = found.pair("convex", "linear")
+    assert better.better == "convex"
+    assert better.interval[0] < better.difference < better.interval[1]
+    assert found.pair("linear", "convex").difference == -better.difference
+    assert found.pair("ridge", "linear").better is None
+    assert better.permutation_p == pytest.approx(0.25)  # 2 / 2^3: three seeds can show no more
+    assert compare_right(right({"linear": 0.8, "convex": 0.8}, K=1)).pairs[0].permutation_p is None
+
+
+def test_intervals_cover_what_they_should() -> None:
+    # 60 experiments with a true difference of zero, seeds and rows random in each.
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        hard, shift = rng.random(300), 0.02 * rng.normal(size=(2, 4, 1))
+        a, b = (hard + 0.1 * rng.normal(size=(4, 300)) + s < 0.8 for s in shift)
+        low, high = compare_right({"a": a, "b": b}).pairs[0].interval
+        covered += low <= 0 <= high
+    assert covered >= 53  # 57 are expected; fewer than 53 would happen once in 40 times
+
+
+# Words
+
+
+def test_verdict_follows_the_tests_and_not_the_order_of_two_numbers() -> None:
+    seconds = {"linear": 2.0, "convex": 6.0, "mlp": 30.0, "tfidf": 1.0}
+    said = verdict(compare_right(right({"linear": 0.80, "convex": 0.84})), seconds)
+    assert said[0].startswith("The convex head beats the linear probe by 4.")
+    assert said[0].endswith("at 3 times its time.")
+    close = compare_right(right({"linear": 0.8, "convex": 0.805}, n=300, noise=0.1))
+    assert close.pairs[0].difference != 0
+    text = " ".join(verdict(close, seconds))
+    assert "No difference in accuracy between the convex head and the linear probe" in text
+    assert "beats" not in text
+    assert "cannot exclude a gain of up to" in text  # 300 rows are too few for "is enough"
+    many = compare_right(right({"linear": 0.8, "convex": 0.8}, n=20_000, noise=0.001))
+    assert "The linear probe is enough" in " ".join(verdict(many, seconds))
+    lost = verdict(compare_right(right({"linear": 0.84, "convex": 0.8})), seconds)
+    assert lost[0].startswith("The convex head loses to the linear probe by 4.")
+
+
+def test_verdict_says_when_words_alone_are_better() -> None:
+    found = compare_right(right({"linear": 0.75, "convex": 0.76, "tfidf": 0.9}))
+    text = " ".join(verdict(found, dict.fromkeys(found.means, 1.0), {"lora": "it is not there"}))
+    assert "Words alone are better than these features" in text
+    assert "Not compared: LoRA (it is not there)." in text
+
+
+# Methods: one battery for all
+
+
+def problem(seed: int = 0) -> tuple[Problem, Part]:
+    X, y = load_digits(return_X_y=True)
+    X = X.astype(np.float32)
+    made = [Part(X[a:b], y[a:b].astype(np.int64)) for a, b in ((0, 400), (400, 500), (500, 800))]
+    return Problem(made[0], made[1], 10, seed), made[2]
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+)
+def test_method_keeps_its_contract(name: str) -> None:
+    given, test = problem()
+    fit = load_method(name)
+    fitted = fit(given)
+    p = fitted.predict_proba(test)
+    assert p.shape == (300, 10)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-4)
+    assert (p >= 0).all()
+    assert np.mean(p.argmax(axis=1) == test.labels) > 0.7
+    assert fitted.settings_tried >= 3 and fitted.parameters > 0
+    assert np.array_equal(fit(problem()[0]).predict_proba(test), p)  # to the bit
+
+
+def test_every_point_of_the_ridge_path_is_scikit_learns() -> None:
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(80, 5)) + 3, rng.integers(0, 3, 80)
+    Y = np.eye(3)[y]
+    centre, shares = X.mean(axis=0), Y.mean(axis=0)
+    moment = (X - centre).T @ (X - centre) / 80
+    cross = (X - centre).T @ (Y - shares) / 80
+    path = ridge_path(moment, cross, centre, shares, X, y, [1.0, 0.01])
+    for k, penalty in enumerate([1.0, 0.01]):
+        theirs = Ridge(alpha=80 * penalty * np.trace(moment) / 5).fit(X, Y)
+        np.testing.assert_allclose(X @ path.weights[k] + path.offsets[k], theirs.predict(X))
+
+
+def test_nystrom_features_stand_in_for_the_kernel_of_many_rows(monkeypatch) -> None:
+    from tasks.methods import svm
+
+    given, test = problem()
+    exact = svm.fit(given)
+    monkeypatch.setattr(svm, "EXACT_ROWS", 100)
+    monkeypatch.setattr(svm, "_LANDMARKS", 300)
+    near = svm.fit(given)
+    accuracies = [
+        np.mean(f.predict_proba(test).argmax(axis=1) == test.labels) for f in (exact, near)
+    ]
+    assert "Nyström" in near.chosen["kernel"]
+    assert accuracies[1] > accuracies[0] - 0.03
+
+
+def test_tfidf_reads_words_and_only_words() -> None:
+    rng = np.random.default_rng(0)
+    words = (["oak", "rose", "fern"], ["dog", "cat", "wolf"])
+    labels = rng.integers(0, 2, 200)
+    texts = [f"a {rng.choice(words[label])} number {i % 7}" for i, label in enumerate(labels)]
+    part = Part(np.zeros((200, 1), np.float32), labels, texts)
+    fitted = load_method("tfidf")(Problem(part, part, 2, 0))
+    assert np.mean(fitted.predict_proba(part).argmax(axis=1) == labels) == 1
+    with pytest.raises(Unavailable, match="not texts"):
+        load_method("tfidf")(problem()[0])
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if n not in (*FAST, *LONG)])
+def test_a_method_that_cannot_run_says_why_in_a_sentence(name: str) -> None:
+    try:
+        load_method(name)(problem()[0])
+    except Unavailable as error:
+        assert len(str(error)) > 20 and "\n" not in str(error)
+
+
+def test_misspelt_methods_and_options_are_refused(capsys) -> None:
+    with pytest.raises(InputError, match="did you mean 'linear'"):
+        check_methods(["liner"])
+    assert "relu" not in default_methods("image")
+    for wrong, told in (
+        (["--methods", "linear,nonsense"], "no such method"),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--shots", "2", "--curve"], "ask for one of them"),
+        (["--shots", "two"], "--shots"),
+        (["--backbone", "toy:image-8", "--backbone", "toy:image-8"], "same backbone twice"),
+    ):
+        assert main(["compare", "digits", *wrong]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_command_can_be_typed_again() -> None:
+    config = CompareConfig(data="x.csv", backbone=("a:1", "b:2"), methods=("knn",), shots=(1, 2))
+    assert as_command("compare", config) == (
+        "convex-heads compare x.csv --backbone a:1 --backbone b:2 --methods knn --shots 1,2"
+    )
+
+
+# The job
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("own") / "reviews.csv"
+    rng = np.random.default_rng(0)
+    words = {
+        "animal": ["dog", "cat", "horse", "bird", "wolf"],
+        "plant": ["oak", "rose", "fern", "moss"],
+    }
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("text", "label"))
+        for i in range(150):
+            for label, names in words.items():
+                lines.writerow((f"the {rng.choice(names)} and number {i}", label))
+    return path
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    own = [str(data), "--backbone", "toy:text-16", "--out", str(out), "--seeds", "2", "--quiet"]
+    return ["compare", *own, "--methods", "linear,tfidf,lora", *more]
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+
+
+def repeatable(out: Path) -> list[dict]:
+    found = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines(out)]
+    return sorted(found, key=lambda line: (line["method"], line["seed"]))
+
+
+@pytest.fixture(scope="module")
+def compared(reviews, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    assert main(command(reviews, out)) == 0
+    return out
+
+
+def test_records_skipped_and_report_are_there(compared: Path) -> None:
+    found = lines(compared)
+    assert len(found) == 2 * 2
+    for line in found:
+        assert line["status"] == "done"
+        assert 0 <= line["validation_accuracy"] <= 1 and 0 <= line["test_accuracy"] <= 1
+        assert line["seconds"] >= line["seconds_warm"] >= 0
+        assert line["settings_tried"] >= 8 and line["parameters"] > 0
+        assert 50 < line["peak_rss_mb"] < 4000
+        assert (compared / line["predictions"]).exists()
+    (skipped,) = [json.loads(s) for s in (compared / "skipped.jsonl").read_text().splitlines()]
+    assert skipped["method"] == "lora" and "backbone" in skipped["reason"]
+    summary = json.loads((compared / "summary.json").read_text())
+    assert [row["method"] for row in summary["rows"]] == ["linear", "tfidf"]
+    assert len(summary["pairs"]) == 1
+    page = (compared / "report.html").read_text()
+    for sentence in summary["verdict"][0]["text"]:
+        assert sentence.split(" (")[0] in page
+    for outside in ("<script", "http://", "https://", "url(http"):
+        assert outside not in page.replace("http://www.w3.org", "")
+    table = (compared / "report.md").read_text()
+    assert f"| linear probe | {100 * summary['rows'][0]['test_accuracy']:.2f} |" in table
+    assert not (compared / "work").exists()
+
+
+def test_the_same_command_does_nothing_again_and_answers_the_same(
+    compared: Path, reviews: Path, capsys
+) -> None:
+    before = (compared / RECORDS).read_bytes()
+    assert main(command(reviews, compared, "--json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (compared / RECORDS).read_bytes() == before
+    assert answer["verdict"][0]["text"]
+    assert main(command(reviews, compared, "--n-gates", "8")) == 2
+    assert "another head" in capsys.readouterr().err
+
+
+def wait_for_lines(out: Path, least: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        file = out / RECORDS
+        if file.exists() and file.read_bytes().count(b"\n") >= least:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {least} lines came: {process.poll()}")
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in found.stdout.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+def test_killed_at_once_loses_one_trial_and_repeats_to_the_bit(
+    compared: Path, reviews: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-m", "tasks.cli", *command(reviews, out)]
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for_lines(out, 1, process)
+    orphans = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in orphans)  # nobody works on unseen
+    kept = (out / RECORDS).read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    assert 1 <= kept.count(b"\n") < 4
+    assert main(command(reviews, out)) == 0
+    assert (out / RECORDS).read_bytes().startswith(kept)  # seconds too: not done again
+    assert repeatable(out) == repeatable(compared)
+    for line in lines(out):
+        mine, other = (np.load(folder / line["predictions"]) for folder in (out, compared))
+        assert np.array_equal(mine, other)
+
+
+@pytest.mark.slow
+def test_few_shots_curves_and_two_backbones(reviews: Path, tmp_path: Path) -> None:
+    own = ["compare", str(reviews), "--methods", "linear,knn,tfidf", "--seeds", "2", "--quiet"]
+    two = ["--backbone", "toy:text-16", "--backbone", "toy:text-8"]
+    assert main([*own, *two, "--out", str(tmp_path / "two")]) == 0
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    both = "toy:text-16 + toy:text-8"
+    assert summary["backbones"] == ["toy:text-16", "toy:text-8", both]
+    assert [r["method"] for r in summary["rows"] if r["backbone"] == both] == ["linear", "knn"]
+    one = two[:2]
+    assert main([*own, *one, "--shots", "1,4", "--out", str(tmp_path / "shots")]) == 0
+    found = lines(tmp_path / "shots")
+    assert {(line["shots"], line["n_train"], line["n_validation"]) for line in found} == {
+        (1, 2, 2),
+        (4, 8, 8),
+    }
+    assert main([*own, *one, "--curve", "--out", str(tmp_path / "curve")]) == 0
+    sizes = sorted({line["n_train"] for line in lines(tmp_path / "curve")})
+    assert len(sizes) == 5
+    assert "How much is there to learn from" in (tmp_path / "curve" / "report.html").read_text()
