@@ -280,9 +280,8 @@ def compare(
 ) -> None:
     """Compare the head with other methods on DATA.
 
-    Every method is tuned on validation rows, over several seeds; the test rows are read once, and
-    paired tests say what is worth its time. What is finished is kept: the same command goes on from
-    there, also with more methods or seeds.
+    All are tuned on validation rows, over several seeds; paired tests say what is worth its time.
+    The same command goes on from what is finished.
 
     Example: convex-heads compare reviews.csv --backbone minilm --out comparison
     """

@@ -55,10 +55,10 @@ def draw(
         InputError: a class has too few rows.
 
     Example:
-        >>> labels, digests = np.array([0, 0, 0, 1, 1, 1]), [b"a", b"b", b"c", b"d", b"e", b"f"]
+        >>> labels, digests = np.arange(8) % 2, [bytes([i]) for i in range(8)]
         >>> drawn = draw(labels, digests, 0, fraction=0.15, shots=2)
         >>> np.bincount(labels[drawn.train]).tolist(), len(drawn.validation)
-        ([2, 2], 2)
+        ([2, 2], 4)
     """
     seeded = [hashlib.sha256(b"%d\0%b" % (seed, digest)).digest() for digest in digests]
     if shots is not None:

@@ -93,12 +93,10 @@ DropLeaks = Annotated[
 
 Backbones = Annotated[
     list[str] | None,
-    Option(
-        "--backbone", help="As for fit; several are compared, and side by side.", metavar="NAME"
-    ),
+    Option("--backbone", help="May be repeated: also side by side.", metavar="NAME"),
 ]
 CompareOut = Annotated[
-    Path | None, Option(help="Folder for records and report [in the cache].", metavar="DIR")
+    Path | None, Option(help="Folder of the report [in the cache].", metavar="DIR")
 ]
 Methods = Annotated[
     list[str] | None, Option(help="[those that fit the data]", metavar="linear,convex,...")

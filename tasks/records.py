@@ -131,7 +131,8 @@ class CompareRecord:
     seconds_warm (without compiling), seconds (mean, as it was), peak_rss_mb, settings_tried,
     parameters, chosen (of the first seed), notes}.
     pairs: {backbone, shots, train_rows, first, second, difference, standard_error, interval,
-    mcnemar_p, mcnemar_holm, permutation_p, permutation_holm, better}; see `tasks.paired`.
+    rows_p, rows_holm, mcnemar_p, mcnemar_holm, permutation_p, permutation_holm, better}; see
+    `tasks.paired`.
     verdict: sentences for each backbone and training size, {backbone, shots, train_rows, text}.
     skipped: reason by method.
     """

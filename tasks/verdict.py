@@ -29,7 +29,7 @@ def verdict(
         >>> hard = np.random.default_rng(0).random((1, 2000))
         >>> found = compare_right({"linear": hard < 0.8, "convex": hard < 0.85})
         >>> verdict(found, {"linear": 1.0, "convex": 3.0})[0].split(" (")[0]
-        'The convex head beats the linear probe by 5.1 points'
+        'The convex head beats the linear probe by 5.6 points'
     """
     names = list(comparison.means)
     said: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from tasks.ledger import MEASURED, RECORDS, Ledger, Trial, write_array
 from tasks.methods import METHODS, check_methods, default_methods, load_method
 from tasks.methods.base import Part, Problem, Unavailable
 from tasks.methods.ridge import ridge_path
+from tasks.metrics import mcnemar
 from tasks.paired import compare_right, holm
 from tasks.verdict import verdict
 
@@ -133,6 +135,19 @@ def test_a_real_difference_is_found_and_none_is_not() -> None:
     assert found.pair("ridge", "linear").better is None
     assert better.permutation_p == pytest.approx(0.25)  # 2 / 2^3: three seeds can show no more
     assert compare_right(right({"linear": 0.8, "convex": 0.8}, K=1)).pairs[0].permutation_p is None
+
+
+def test_the_test_over_rows_is_mcnemars_with_one_seed_and_exact_with_more() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.random((2, 1, 200)) < 0.8
+    (pair,) = compare_right({"a": a, "b": b}).pairs
+    assert pair.rows_p == pytest.approx(mcnemar(a[0], b[0]).p_value) == pair.mcnemar_p
+    # Every sign of twelve rows, counted one by one.
+    a, b = rng.random((2, 3, 12)) < 0.6
+    d = a.sum(axis=0) - b.sum(axis=0).astype(int)
+    signs = np.array(list(itertools.product([-1, 1], repeat=12)))
+    share = np.mean(np.abs(signs @ d) >= abs(d.sum()))
+    assert compare_right({"a": a, "b": b}).pairs[0].rows_p == pytest.approx(share)
 
 
 def test_intervals_cover_what_they_should() -> None:
