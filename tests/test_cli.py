@@ -35,7 +35,7 @@ def test_help_fits_a_screen_and_shows_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Example: convex-heads {verb}" in text
-    assert len(text.splitlines()) <= 66
+    assert len(text.splitlines()) <= 72
     for option in ("--json", "--seed", "--config", "--debug", "--quiet", "--cache-dir"):
         assert option in text
 
