@@ -7,10 +7,11 @@ from (a folder, the Hub at one commit, its cache without a network) is settled h
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from extractors.hub import (
 )
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
+
+if TYPE_CHECKING:
+    import torch
 
 Loaded = TypeVar("Loaded")
 
@@ -88,13 +92,47 @@ class TorchBackbone:
         return found | ({"options": chosen} if chosen else {})
 
     def exact(self) -> Self | None:
-        """The same loaded model in float32, where this one computes in half precision."""
-        if self.options.autocast == "none":
+        """The same model in float32, where this one computes in less."""
+        if self.options.autocast == "none" and self.options.quantize == "none":
             return None
         assert self.dim  # loaded before it is shared
         twin = copy.copy(self)
-        twin.options = _without_autocast(self.options)
+        twin.options = replace(self.options, autocast="none", quantize="none")
+        if self.options.quantize != "none":  # the loaded weights are rounded: load them again
+            for name in ("_model", "_loaded"):
+                twin.__dict__.pop(name, None)
         return twin
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[int]:
+        """While it is open, that many threads may call ``encode``; on a CPU each has one core.
+
+        Passes beside each other never wait for each other, as the threads within one pass do after
+        each of its many small products.
+        """
+        import torch
+
+        threads = torch.get_num_threads()
+        if self._device != "cpu" or threads == 1 or not self._reentrant:
+            yield 1
+            return
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
+
+    @property
+    def _reentrant(self) -> bool:
+        """Whether ``encode`` may run in several threads at once."""
+        return True
+
+    def _finished(self, model: torch.nn.Module) -> None:
+        """Bring a loaded float32 model, in place, into the form in which it computes."""
+        if self.options.quantize == "int8":
+            from extractors.quantize import quantize_linear
+
+            quantize_linear(model, self.name, self._device)
 
     def encode(self, prepared: Any) -> np.ndarray:
         raise NotImplementedError
@@ -190,9 +228,3 @@ def plain_load_errors(error: Exception, name: str) -> Exception:
             "--trust-remote-code if you have read that code"
         )
     return InputError(f"{name} cannot be loaded: {text[:300]}")
-
-
-def _without_autocast(options: FeatureOptions) -> FeatureOptions:
-    from dataclasses import replace
-
-    return replace(options, autocast="none")

@@ -7,6 +7,7 @@ backbone, everything that those numbers depend on (its *fingerprint*). Nothing h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -63,6 +64,29 @@ class Approximate(Protocol):
 
     def exact(self) -> Extractor | None:
         """The same backbone in float32; None where this one computes in float32 already."""
+        ...
+
+
+@runtime_checkable
+class Parallel(Protocol):
+    """An extractor whose forward passes may run beside each other, in threads."""
+
+    def side_by_side(self) -> AbstractContextManager[int]:
+        """While it is open, that many threads may call ``encode`` at the same time."""
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An extractor of texts that reads each text once, ahead of the forward pass."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one forward pass, padding included, that use this device well."""
+        ...
+
+    def tokenize(self, prepared: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
+        """Rows as ``encode`` takes them too, and their (b,) int32 token counts untruncated."""
         ...
 
 

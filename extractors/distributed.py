@@ -13,24 +13,25 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from extractors.base import Extractor
-from extractors.encode import EncodedRows, OnBadRow, encode_rows
+from extractors.encode import Chunk, EncodedRows, OnBadRow, encode_rows
 from extractors.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from extractors.fill import Encode
 
 # Ray Data runs small tasks of its own. If the workers took every logical CPU, these would wait for
 # ever, and the workers for them.
 SPARE_CPUS = 2
 DEFAULT_WORKERS = 2
 _AHEAD = 2  # shards that wait at each worker
-
-Shard = tuple[Sequence[str], Sequence[Any]]  # ids and raw inputs
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ class RayEngine:
 
     @contextmanager
     def encoder(
-        self, extractor: Extractor, shards: Sequence[Shard], on_bad_row: OnBadRow
-    ) -> Iterator[Callable[..., EncodedRows]]:
-        """A function with the arguments of ``encode_rows`` that hands out the shards in order.
+        self, extractor: Extractor, chunks: Sequence[Chunk], on_bad_row: OnBadRow
+    ) -> Iterator[Encode]:
+        """A function with the arguments of ``encode_chunks`` for these very chunks.
 
         Args:
             extractor: the backbone as this process knows it.
-            shards: all that will be asked for.
+            chunks: all that will be asked for.
             on_bad_row: "fail" or "skip".
 
         Raises:
@@ -80,20 +81,19 @@ class RayEngine:
                 ray.init(logging_level="ERROR", log_to_driver=False, **start)
         try:
             _check_cpus(ray, self.workers * threads)
-            results = self._results(ray, extractor, shards, on_bad_row, threads)
+            results = self._results(ray, extractor, chunks, on_bad_row, threads)
 
             def encode(
-                _: Extractor,
-                inputs: Sequence[Any],
-                ids: Sequence[str],
+                extractor: Extractor,
+                chunks: Iterable[Chunk],
                 *,
-                progress: Callable[[int], None] | None = None,
-                **__: Any,
-            ) -> EncodedRows:
-                encoded = next(results)
-                if progress is not None:
-                    progress(len(ids))
-                return encoded
+                on_bad_row: OnBadRow,
+                progress: Callable[[int], None] | None,
+            ) -> Iterator[tuple[Chunk, EncodedRows]]:
+                for chunk, encoded in zip(chunks, results, strict=False):
+                    if progress is not None:
+                        progress(len(chunk.ids))
+                    yield chunk, encoded
 
             # Ray prints that a worker died to stdout, where only results belong.
             with closing(results), redirect_stdout(sys.stderr):
@@ -106,7 +106,7 @@ class RayEngine:
         self,
         ray: Any,
         extractor: Extractor,
-        shards: Sequence[Shard],
+        chunks: Sequence[Chunk],
         on_bad_row: OnBadRow,
         threads: int,
     ) -> Generator[EncodedRows, None, None]:
@@ -115,10 +115,10 @@ class RayEngine:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         # Small arguments only: a worker that is started anew needs them again.
-        rows = [ray.put((list(ids), list(inputs))) for ids, inputs in shards]
+        rows = [ray.put((list(chunk.ids), list(chunk.inputs))) for chunk in chunks]
         plan = ray.put(rows)
         numbers = ray.data.from_items(
-            [{"shard": i} for i in range(len(shards))], override_num_blocks=len(shards)
+            [{"shard": i} for i in range(len(chunks))], override_num_blocks=len(chunks)
         )
         encoded = numbers.map_batches(
             _Worker,
@@ -132,7 +132,7 @@ class RayEngine:
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(
-                size=min(self.workers, len(shards)), max_tasks_in_flight_per_actor=_AHEAD
+                size=min(self.workers, len(chunks)), max_tasks_in_flight_per_actor=_AHEAD
             ),
             num_cpus=threads,
             num_gpus=self.gpus or None,

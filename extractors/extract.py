@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import Approximate, Extractor, Rows
+from extractors.base import Extractor, Rows
 from extractors.codec import StoreDtype, check_dtype
-from extractors.distributed import RayEngine, Shard
-from extractors.encode import EncodedRows, OnBadRow, encode_rows, plain_memory_errors
-from extractors.errors import BadRow, InputError
+from extractors.distributed import RayEngine
+from extractors.encode import Chunk, EncodedRows, OnBadRow, encode_chunks, encode_rows
+from extractors.errors import InputError
+from extractors.fill import Encode, fill
 from extractors.fingerprint import store_key
 from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
 from extractors.names import parse_name
-from extractors.precision import MEASURED_ROWS, measure_error
-from extractors.shard import StoredRows
 from extractors.store import FeatureStore, StoreWriter, default_cache_dir
 from extractors.tokens import histogram_of
 
@@ -44,7 +43,8 @@ class Extraction:
         resumed_rows: those of ``rows`` that were there before.
         truncated_fraction: share of ``rows`` longer than the backbone reads; 0.0 for images.
         tokens: statistics of the texts among ``rows`` (see ``tokens.py``); None for others.
-        error: of features in half precision against float32 (see ``precision.py``), or None.
+        error: of features in half precision or int8 against float32 (see ``precision.py``), or
+            None.
         seconds: wall time of this call.
         skipped: rows asked for that cannot be encoded.
     """
@@ -67,6 +67,11 @@ def fingerprint(
     parts: dict[str, Any] = {"data": data_fingerprint, "extractor": extractor.fingerprint()}
     # float32 goes without saying, so that stores older than the choice keep their key.
     return parts if dtype == "float32" else {**parts, "storage": dtype}
+
+
+def reduced_error(manifest: Manifest) -> dict[str, Any] | None:
+    """What computing in less than float32 costs, as measured on the first rows; None: nothing."""
+    return manifest.measured.get("autocast") or manifest.measured.get("quantize")
 
 
 def store_folder(
@@ -162,13 +167,11 @@ def extract(
             dtype=dtype,
         )
         with FeatureStore.writer(folder, new) as writer, ExitStack() as stack:
-
-            def start(missing: Sequence[Shard]) -> Callable[..., EncodedRows]:
-                if engine is None or not missing:
-                    return encode_rows
-                return stack.enter_context(engine.encoder(extractor, missing, on_bad_row))
-
-            _fill(writer, splits, extractor, shard_rows, on_bad_row, progress, start)
+            missing = _missing(writer, splits, shard_rows, on_bad_row)
+            encode: Encode = encode_chunks
+            if engine is not None and missing:
+                encode = stack.enter_context(engine.encoder(extractor, missing, on_bad_row))
+            fill(writer, extractor, missing, encode, on_bad_row=on_bad_row, progress=progress)
             store = FeatureStore(folder, writer.manifest)
         skipped = _skipped(store, splits, on_bad_row)
 
@@ -186,81 +189,27 @@ def extract(
         seconds=time.perf_counter() - began,
         skipped=skipped,
         tokens=histogram_of(store, kept).statistics(store.manifest.max_length),
-        error=store.manifest.measured.get("autocast"),
+        error=reduced_error(store.manifest),
     )
 
 
-def _fill(
-    writer: StoreWriter,
-    splits: Mapping[str, Rows],
-    extractor: Extractor,
-    shard_rows: int,
-    on_bad_row: OnBadRow,
-    progress: Callable[[int], None] | None,
-    start_engine: Callable[[Sequence[Shard]], Callable[..., EncodedRows]],
-) -> None:
-    """Encode and append what is missing; another process may have written since we last looked."""
+def _missing(
+    writer: StoreWriter, splits: Mapping[str, Rows], shard_rows: int, on_bad_row: OnBadRow
+) -> list[Chunk]:
+    """What the store lacks; another process may have written since we last looked."""
     store = FeatureStore(writer.path, writer.manifest)
     if damaged := set(store.damaged_shards()):
         writer.drop(damaged)
     done = set(_present(store, damaged))
     done.update(row.id for row in _skipped(store, splits, on_bad_row))
-    seen = histogram_of(FeatureStore(writer.path, writer.manifest))
-    encode = start_engine(_missing_shards(splits, done, shard_rows))
+    chunks = []
     for split, rows in splits.items():
         missing = [i for i, name in enumerate(rows.ids) if name not in done]
         for start in range(0, len(missing), shard_rows):
-            shard = missing[start : start + shard_rows]
-            measured = {}
-            if "autocast" not in writer.manifest.measured:
-                measured = _autocast_error(extractor, [rows.inputs[i] for i in shard])
-            clock = time.perf_counter()
-            encoded = encode(
-                extractor,
-                [rows.inputs[i] for i in shard],
-                [rows.ids[i] for i in shard],
-                on_bad_row=on_bad_row,
-                progress=progress,
-            )
-            kept: list[int] = [shard[k] for k in encoded.kept.tolist()]
-            if encoded.tokens is not None:
-                seen.add(encoded.tokens)
-                measured["tokens"] = seen.statistics(writer.manifest.max_length)
-            writer.append(
-                split,
-                StoredRows(
-                    [rows.ids[i] for i in kept], rows.labels[kept], encoded.features, encoded.tokens
-                ),
-                seconds=time.perf_counter() - clock,
-                skipped=[SkippedRow(name, split, why) for name, why in encoded.skipped.items()],
-                measured=measured,
-            )
-
-
-def _autocast_error(extractor: Extractor, inputs: Sequence[Any]) -> dict[str, Any]:
-    """``{"autocast": ...}`` measured on the first rows, where the extractor is not exact."""
-    exact = extractor.exact() if isinstance(extractor, Approximate) else None
-    if exact is None:
-        return {}
-    prepared = []
-    for item in inputs[:MEASURED_ROWS]:
-        with suppress(BadRow):
-            prepared.append(extractor.prepare(item))
-    with plain_memory_errors(len(prepared)):
-        return {"autocast": measure_error(extractor, exact, prepared)} if prepared else {}
-
-
-def _missing_shards(
-    splits: Mapping[str, Rows], done: Collection[str], shard_rows: int
-) -> list[Shard]:
-    """Ids and inputs of the shards that ``_fill`` will ask for, in its order."""
-    shards = []
-    for rows in splits.values():
-        missing = [i for i, name in enumerate(rows.ids) if name not in done]
-        for start in range(0, len(missing), shard_rows):
-            shard = missing[start : start + shard_rows]
-            shards.append(([rows.ids[i] for i in shard], [rows.inputs[i] for i in shard]))
-    return shards
+            some = missing[start : start + shard_rows]
+            ids, inputs = [rows.ids[i] for i in some], [rows.inputs[i] for i in some]
+            chunks.append(Chunk(split, ids, inputs, rows.labels[some]))
+    return chunks
 
 
 def _check_unique(splits: Mapping[str, Rows]) -> None:

@@ -26,7 +26,7 @@ from extractors.transformer import check_complete
 if TYPE_CHECKING:
     import torch
 
-_OPTIONS = {"layer", "pooling", "projection", "normalize", "autocast"}
+_OPTIONS = {"layer", "pooling", "projection", "normalize", "autocast", "quantize"}
 
 # Kinds of model that hold an image and a text tower: the classes of the image tower alone, before
 # and after the projection into the common space (None: there is no projection).
@@ -55,6 +55,8 @@ class TransformerImageExtractor(TorchBackbone):
     @property
     def batch_size(self) -> int:
         """Images per forward pass; on a CPU small batches are faster, they stay in the cache."""
+        if self.options.quantize == "int8":
+            return 1  # see ``quantize.py``
         return 128 if self._device.startswith("cuda") else 8
 
     def fingerprint(self) -> dict[str, Any]:
@@ -154,6 +156,7 @@ class TransformerImageExtractor(TorchBackbone):
         self.fingerprint()  # refuses what cannot be meant before gigabytes are read
         self._check_projection()
         processor, model = self._load(self._load_from)
+        self._finished(model.float())
         return processor, model.float().eval().to(self._device)
 
     def _check_projection(self) -> None:

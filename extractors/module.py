@@ -6,6 +6,7 @@ outside, so the caller names a version of it and raises it when the code changes
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from extractors.text import unit_length
 if TYPE_CHECKING:
     import torch
 
-_OPTIONS = {"normalize", "autocast"}
+_OPTIONS = {"normalize", "autocast", "quantize"}
 
 
 class ModuleExtractor(TorchBackbone):
@@ -46,7 +47,7 @@ class ModuleExtractor(TorchBackbone):
         collate: prepared rows -> the module's input, where stacking is not it; what it gives has a
             method ``to(device)``.
         batch_size: rows per forward pass.
-        options: ``normalize`` and ``autocast``.
+        options: ``normalize``, ``autocast`` and ``quantize``.
         device: a torch device; None takes a GPU when there is one.
 
     Raises:
@@ -87,7 +88,7 @@ class ModuleExtractor(TorchBackbone):
                 )
         super().__init__(BackboneName("module", name), options=options, device=device)
         self.modality = modality
-        self.batch_size = batch_size
+        self.batch_size = 1 if self.options.quantize == "int8" else batch_size
         self._module = module
         self._preprocess = preprocess
         self._version = version
@@ -137,6 +138,10 @@ class ModuleExtractor(TorchBackbone):
             features = np.ascontiguousarray(found.float().cpu().numpy())
         return unit_length(features) if self.options.normalize == "l2" else features
 
+    @property
+    def _reentrant(self) -> bool:
+        return False  # nobody knows what the code of a module shares
+
     def _probe(self) -> Any:
         row = self._probe_row
         if row is None:
@@ -151,7 +156,11 @@ class ModuleExtractor(TorchBackbone):
     @cached_property
     def _model(self) -> torch.nn.Module:
         assert self._weights  # hashed as they were given
-        return self._module.float().eval().to(self._device)
+        if self.options.quantize == "none":
+            return self._module.float().eval().to(self._device)
+        copied = copy.deepcopy(self._module).float().eval()
+        self._finished(copied)
+        return copied
 
     @cached_property
     def _weights(self) -> str:

@@ -19,6 +19,7 @@ Projection = Literal["before", "after"]
 Normalize = Literal["none", "l2"]
 LongText = Literal["truncate", "windows"]
 Autocast = Literal["none", "bfloat16", "float16"]
+Quantize = Literal["none", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class FeatureOptions:
         long_text: texts above ``max_length`` are cut off ("truncate"), or read in consecutive
             windows whose vectors are averaged by their number of tokens ("windows").
         autocast: compute matrix products in half precision; the error is measured and recorded.
+        quantize: "int8" computes the linear layers in 8-bit integers, on a CPU (see
+            ``quantize.py``); the error is measured and recorded.
         trust_remote_code: the one model whose own Python code may be executed, by its id or folder.
 
     Raises:
@@ -60,6 +63,7 @@ class FeatureOptions:
     max_length: int | None = None
     long_text: LongText = "truncate"
     autocast: Autocast = "none"
+    quantize: Quantize = "none"
     trust_remote_code: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +80,8 @@ class FeatureOptions:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be one of {listed}")
         if self.max_length is not None and self.max_length < 4:
             raise InputError(f"--max-length {self.max_length}: must be at least 4 tokens")
+        if self.autocast != "none" and self.quantize != "none":
+            raise InputError("--autocast and --quantize: choose one of them")
 
     def chosen(self) -> dict[str, Any]:
         """What differs from the defaults and changes numbers, as plain JSON."""
@@ -130,6 +136,7 @@ _WORDS: dict[str, tuple[str | None, ...]] = {
     "normalize": (None, *get_args(Normalize)),
     "long_text": get_args(LongText),
     "autocast": get_args(Autocast),
+    "quantize": get_args(Quantize),
 }
 
 

@@ -21,7 +21,14 @@ from extractors.hub import HubModel, resolve_model
 from extractors.options import Pooling
 from extractors.precision import computing
 from extractors.quiet import quiet_loading
-from extractors.text import TextBackbone, count_tokens, token_offsets
+from extractors.text import (
+    TextBackbone,
+    count_tokens,
+    pad_tokens,
+    read_tokens,
+    token_offsets,
+    unit_length,
+)
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import position_limit
 
@@ -84,18 +91,71 @@ class SentenceExtractor(TextBackbone):
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         return token_offsets(self._model.tokenizer, text, self.name)
 
-    def _vectors(self, texts: list[str]) -> np.ndarray:
+    def _read(self, texts: list[str]) -> tuple[list[Any], np.ndarray]:
+        prompt = self._prompt
+        whole = [prompt + text for text in texts]
+        if self._filling is None:
+            return texts, self._count(whole)
+        return read_tokens(self._model.tokenizer, whole, self._limit)
+
+    def _vectors(self, rows: list[Any]) -> np.ndarray:
         model, options = self._model, self.options
         with computing(self._device, options.autocast):
-            features = model.encode(
-                texts,
-                prompt=options.prompt,
-                batch_size=len(texts),
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=options.normalize == "l2",
-            )
+            if self._filling is None:
+                with self._tokenizing:
+                    features = model.encode(
+                        rows,
+                        prompt=options.prompt,
+                        batch_size=len(rows),
+                        show_progress_bar=False,
+                        convert_to_numpy=True,
+                        normalize_embeddings=options.normalize == "l2",
+                    )
+            else:
+                tokens = pad_tokens(rows, self._filling, model.tokenizer.padding_side)
+                placed = {name: values.to(self._device) for name, values in tokens.items()}
+                features = model(placed)["sentence_embedding"].float().cpu().numpy()
+                features = unit_length(features) if options.normalize == "l2" else features
         return np.ascontiguousarray(features, dtype=np.float32)
+
+    @property
+    def _reentrant(self) -> bool:
+        return self._filling is not None
+
+    @cached_property
+    def _filling(self) -> dict[str, int] | None:
+        """Name of each tensor of tokens that the model reads -> what pads it.
+
+        None where the library does more with a text than its tokenizer (chat templates, static
+        embeddings, prompts left out of the mean): then the library is given the texts. Whether it
+        does is tried, on texts of several lengths.
+        """
+        model = self._model
+        tokenizer: Any = model.tokenizer
+        if getattr(tokenizer, "pad_token_id", None) is None:
+            return None
+        known = {"input_ids": tokenizer.pad_token_id}
+        known["token_type_ids"] = getattr(tokenizer, "pad_token_type_id", 0)
+        prompt = self._prompt
+        probes = ["dimension", "a fine film, and long " * 4 * (self._limit or 32), ""]
+        with self._tokenizing:
+            if hasattr(model, "preprocess"):
+                expected = model.preprocess(probes, prompt=prompt or None)
+            else:  # before sentence-transformers 6
+                expected = model.tokenize([prompt + text for text in probes])
+            names = expected.keys() & known.keys()
+            filling = {name: known[name] for name in sorted(names)}
+            rows, _ = read_tokens(tokenizer, [prompt + text for text in probes], self._limit)
+        if "prompt_length" in expected or any(not filling.keys() <= row.keys() for row in rows):
+            return None
+        if any(not len(row["input_ids"]) for row in rows):
+            return None
+        found = pad_tokens(rows, filling, tokenizer.padding_side)
+        tensors = {name for name, value in expected.items() if hasattr(value, "shape")}
+        same = tensors == found.keys() and all(
+            found[name].tolist() == expected[name].tolist() for name in tensors
+        )
+        return filling if same else None
 
     @cached_property
     def _hub(self) -> HubModel:
@@ -134,6 +194,7 @@ class SentenceExtractor(TextBackbone):
             model = self._load(self._load_from)
         if self.options.chosen():
             self._adapt(model)
+        self._finished(model)
         return model
 
     def _load_from(self, files: ModelFiles) -> SentenceTransformer:

@@ -2,7 +2,7 @@
 
 The same store as that of ``extractors.extract.extract``, from any iterable: a generator over files
 or a database, without a length and larger than memory. What is in memory at any moment is one shard
-per split and a few dozen bytes per row that remember its id.
+per split, the next of them, and a few dozen bytes per row that remember its id.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +18,13 @@ import numpy as np
 
 from extractors.base import Extractor
 from extractors.codec import StoreDtype, check_dtype
-from extractors.encode import OnBadRow, encode_rows
+from extractors.encode import Chunk, OnBadRow, encode_chunks
 from extractors.errors import InputError
-from extractors.extract import SHARD_ROWS, Extraction, fingerprint, store_folder
+from extractors.extract import SHARD_ROWS, Extraction, fingerprint, reduced_error, store_folder
+from extractors.fill import fill
 from extractors.known import KnownIds
-from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
-from extractors.shard import Block, StoredRows
+from extractors.manifest import MANIFEST_NAME, Manifest, installed_versions
+from extractors.shard import Block
 from extractors.store import FeatureStore, StoreWriter
 
 
@@ -68,7 +69,7 @@ def extract_stream(
         progress: called with the number of rows encoded since the last call.
 
     Returns:
-        As ``extract``; ``truncated_fraction`` is that of the whole store.
+        As ``extract``; ``truncated_fraction`` and ``tokens`` are those of the whole store.
 
     Raises:
         InputError: a bad row under "fail", an id that repeats, data that do not fit their
@@ -113,34 +114,43 @@ def extract_stream(
             writer = open_writer()
             stored = _Stored(folder, writer.manifest, on_bad_row)
             writer.drop(stored.damaged)
-        waiting: dict[str, list[StreamRow]] = {}
         seen = KnownIds()
         resumed = 0
 
-        def flush(split: str) -> None:
-            assert writer is not None
-            _append(writer, split, waiting.pop(split), extractor, on_bad_row, progress)
+        def missing_chunks() -> Iterator[Chunk]:
+            nonlocal writer, stored, resumed
+            waiting: dict[str, list[StreamRow]] = {}
+            for some in _portions(rows, shard_rows):
+                repeated = seen.add([row.id for row in some])
+                if repeated.any():
+                    row = some[int(np.argmax(repeated))]
+                    raise InputError(
+                        f"the id '{row.id}' occurs twice (again in split '{row.split}')"
+                    )
+                missing = ~stored.has(some)
+                if missing.any() and writer is None:
+                    writer = open_writer()
+                    if writer.manifest != found:  # another process has written since we looked
+                        stored = _Stored(folder, writer.manifest, on_bad_row)
+                        writer.drop(stored.damaged)
+                        missing = ~stored.has(some)
+                resumed += len(some) - int(missing.sum())
+                for row, wanted in zip(some, missing, strict=True):
+                    if wanted:
+                        waiting.setdefault(row.split, []).append(row)
+                        if len(waiting[row.split]) == shard_rows:
+                            yield _chunk(waiting.pop(row.split))
+            for split in list(waiting):
+                yield _chunk(waiting.pop(split))
 
-        for chunk in _chunks(rows, shard_rows):
-            repeated = seen.add([row.id for row in chunk])
-            if repeated.any():
-                row = chunk[int(np.argmax(repeated))]
-                raise InputError(f"the id '{row.id}' occurs twice (again in split '{row.split}')")
-            missing = ~stored.has(chunk)
-            if missing.any() and writer is None:
-                writer = open_writer()
-                if writer.manifest != found:  # another process has written since we looked
-                    stored = _Stored(folder, writer.manifest, on_bad_row)
-                    writer.drop(stored.damaged)
-                    missing = ~stored.has(chunk)
-            resumed += len(chunk) - int(missing.sum())
-            for row, wanted in zip(chunk, missing, strict=True):
-                if wanted:
-                    waiting.setdefault(row.split, []).append(row)
-                    if len(waiting[row.split]) == shard_rows:
-                        flush(row.split)
-        for split in list(waiting):
-            flush(split)
+        chunks = missing_chunks()
+        first = next(chunks, None)  # before it there is no writer
+        if first is not None:
+            assert writer is not None
+            fill(
+                writer, extractor, chain([first], chunks), encode_chunks,
+                on_bad_row=on_bad_row, progress=progress,
+            )  # fmt: skip
         manifest = found if writer is None else writer.manifest
 
     assert manifest is not None
@@ -159,6 +169,8 @@ def extract_stream(
         truncated_fraction=store.truncated_fraction(),
         seconds=time.perf_counter() - began,
         skipped=left_out,
+        tokens=store.manifest.measured.get("tokens"),
+        error=reduced_error(store.manifest),
     )
 
 
@@ -209,37 +221,12 @@ def _fact(name: str, split: str, label: int) -> str:
     return f"{split}\0{label}\0{name}"
 
 
-def _append(
-    writer: StoreWriter,
-    split: str,
-    rows: list[StreamRow],
-    extractor: Extractor,
-    on_bad_row: OnBadRow,
-    progress: Callable[[int], None] | None,
-) -> None:
-    clock = time.perf_counter()
-    encoded = encode_rows(
-        extractor,
-        [row.input for row in rows],
-        [row.id for row in rows],
-        on_bad_row=on_bad_row,
-        progress=progress,
-    )
-    kept = [rows[i] for i in encoded.kept.tolist()]
-    writer.append(
-        split,
-        StoredRows(
-            [row.id for row in kept],
-            np.array([row.label for row in kept], np.int64),
-            encoded.features,
-            encoded.tokens,
-        ),
-        seconds=time.perf_counter() - clock,
-        skipped=[SkippedRow(name, split, why) for name, why in encoded.skipped.items()],
-    )
+def _chunk(rows: list[StreamRow]) -> Chunk:
+    labels = np.array([row.label for row in rows], np.int64)
+    return Chunk(rows[0].split, [row.id for row in rows], [row.input for row in rows], labels)
 
 
-def _chunks(rows: Iterable[StreamRow], size: int) -> Iterator[list[StreamRow]]:
+def _portions(rows: Iterable[StreamRow], size: int) -> Iterator[list[StreamRow]]:
     stream = iter(rows)
     while chunk := list(islice(stream, size)):
         yield chunk

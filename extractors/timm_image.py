@@ -25,7 +25,7 @@ from extractors.torchvision_compat import ensure_torchvision_imports
 if TYPE_CHECKING:
     import torch
 
-_OPTIONS = {"layer", "pooling", "normalize", "autocast"}
+_OPTIONS = {"layer", "pooling", "normalize", "autocast", "quantize"}
 
 
 class TimmImageExtractor(TorchBackbone):
@@ -44,6 +44,8 @@ class TimmImageExtractor(TorchBackbone):
     @property
     def batch_size(self) -> int:
         """Images per forward pass; on a CPU small batches are faster, they stay in the cache."""
+        if self.options.quantize == "int8":
+            return 1  # see ``quantize.py``
         return 128 if self._device.startswith("cuda") else 8
 
     def fingerprint(self) -> dict[str, Any]:
@@ -156,6 +158,7 @@ class TimmImageExtractor(TorchBackbone):
     def _model(self) -> torch.nn.Module:
         self.fingerprint()  # refuses what cannot be loaded, in plain words
         model = self._load(self._load_from)
+        self._finished(model.float())
         import torch
 
         # Convolutions are 15 to 60% faster with the channels innermost; other layers do not mind.

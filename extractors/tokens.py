@@ -1,4 +1,4 @@
-"""How long the texts of a store are, in tokens, and how much of them was cut off."""
+"""How long texts are, in tokens: batches of them, statistics, how much of them was cut off."""
 
 from __future__ import annotations
 
@@ -59,6 +59,30 @@ class TokenHistogram:
             "tokens": total,
             "tokens_lost": int(self._texts @ over),
         }
+
+
+def batches_of_tokens(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Rows of similar length, longest first, whose padded tokens stay within a budget.
+
+    Args:
+        tokens: (n,) tokens of each row.
+        budget: tokens in a batch; a longer row is a batch of its own.
+
+    Returns:
+        Positions of the rows, batch by batch.
+
+    Example:
+        >>> [batch.tolist() for batch in batches_of_tokens(np.array([2, 9, 3, 4]), 8)]
+        [[1], [3, 2], [0]]
+    """
+    order = np.argsort(-tokens, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(tokens[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
 
 
 def histogram_of(

@@ -17,14 +17,23 @@ from extractors.errors import InputError
 from extractors.options import Pooling
 from extractors.precision import computing
 from extractors.quiet import quiet_loading
-from extractors.text import TextBackbone, count_tokens, token_offsets, unit_length
+from extractors.text import (
+    TextBackbone,
+    TokenRow,
+    count_tokens,
+    pad_tokens,
+    read_tokens,
+    token_offsets,
+    unit_length,
+)
 from extractors.torchvision_compat import ensure_torchvision_imports
 
 if TYPE_CHECKING:
     import torch
 
 _NO_LIMIT = 10**9  # tokenizers that know no limit say 10**30
-_OPTIONS = {"layer", "pooling", "prompt", "normalize", "max_length", "long_text", "autocast"}
+_OPTIONS = {"layer", "pooling", "prompt", "normalize", "max_length", "long_text"}
+_OPTIONS |= {"autocast", "quantize"}
 
 
 class TransformerTextExtractor(TextBackbone):
@@ -69,38 +78,25 @@ class TransformerTextExtractor(TextBackbone):
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         return token_offsets(self._tokenizer, text, self.name)
 
-    def _vectors(self, texts: list[str]) -> np.ndarray:
+    def _read(self, texts: list[str]) -> tuple[list[TokenRow], np.ndarray]:
+        whole = [self._prompt + text for text in texts]
+        rows, counts = read_tokens(self._tokenizer, whole, self._limit)
+        for row in rows:  # a decoder's tokenizer makes no token of an empty text; a model needs one
+            if not len(row["input_ids"]):
+                row["input_ids"] = np.array([self._filler], np.int32)
+        return rows, counts
+
+    def _vectors(self, rows: list[TokenRow]) -> np.ndarray:
         from extractors.pooling import pool_layers
 
-        ids, mask = self._tokens([self._prompt + text for text in texts])
+        tokens = pad_tokens(rows, {"input_ids": self._padding})
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         with computing(self._device, self.options.autocast):
             hidden = self._hidden(ids.to(self._device), mask.to(self._device))
             how: Pooling = self.options.pooling or "mean"
             features = pool_layers(hidden, mask.to(self._device), how).cpu().numpy()
         features = np.ascontiguousarray(features, dtype=np.float32)
         return unit_length(features) if self._normalized else features
-
-    def _tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, t) token ids and mask, padded on the right to the longest."""
-        import torch
-
-        limit = self._limit
-        rows: Sequence[list[int]] = self._tokenizer(
-            texts,
-            truncation=limit is not None,
-            max_length=limit,
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        # A decoder's tokenizer makes no token of an empty text; a model needs one.
-        rows = [row or [self._filler] for row in rows]
-        ids = torch.full((len(rows), max(map(len, rows))), self._padding, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        return ids, mask
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """The layers asked for, each (b, t, d)."""
@@ -143,6 +139,7 @@ class TransformerTextExtractor(TextBackbone):
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
         model.config.use_cache = False
+        self._finished(model.float())
         return tokenizer, model.float().eval().to(self._device)
 
     def _load_from(self, files: ModelFiles) -> tuple[Any, Any]:

@@ -24,6 +24,7 @@ from extractors.options import (
     Normalize,
     Pooling,
     Projection,
+    Quantize,
     parse_layers,
 )
 
@@ -171,6 +172,7 @@ class ExtractConfig(CommonConfig):
     max_length: int | None = None
     long_text: LongText = "truncate"
     autocast: Autocast = "none"
+    quantize: Quantize = "none"
     trust_remote_code: str | None = None
     store_dtype: StoreDtype = "float32"
     device: str | None = None
@@ -197,6 +199,7 @@ class ExtractConfig(CommonConfig):
             max_length=self.max_length,
             long_text=self.long_text,
             autocast=self.autocast,
+            quantize=self.quantize,
             trust_remote_code=self.trust_remote_code,
         )
 
@@ -389,6 +392,7 @@ def to_toml(config: CommonConfig) -> str:
     on_bad_row = "fail"
     long_text = "truncate"
     autocast = "none"
+    quantize = "none"
     store_dtype = "float32"
     engine = "local"
     """

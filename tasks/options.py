@@ -49,6 +49,9 @@ LongText = Annotated[str | None, Option(help="[truncate]", metavar="truncate|win
 Autocast = Annotated[
     str | None, Option(help="[none]; the error is recorded.", metavar="none|bfloat16|float16")
 ]
+Quantize = Annotated[
+    str | None, Option(help="[none], on a CPU; the error is recorded.", metavar="none|int8")
+]
 TrustRemoteCode = Annotated[
     str | None, Option(help="Run the Python code of this model.", metavar="MODEL")
 ]

@@ -18,8 +18,8 @@ class ExtractRecord:
 
     truncated_fraction: share of the rows cut at the backbone's maximum length; None for images.
     feature_options: those that were chosen, see `extractors.options`. tokens: statistics of the
-    texts, see `extractors.tokens`; None for images. autocast_error: of half precision against
-    float32, see `extractors.precision`; None where all is float32.
+    texts, see `extractors.tokens`; None for images. autocast_error: of half precision or int8
+    against float32, see `extractors.precision`; None where all is float32.
     storage_error: {mean, max} over rows of ||x - stored|| / ||x||; zero for float32.
     """
 

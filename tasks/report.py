@@ -212,7 +212,8 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
     if record.autocast_error:
         mean, most = record.autocast_error["mean"], record.autocast_error["max"]
         error = f"{mean:.1e} from float32 on average, {most:.1e} at most (relative)"
-        facts.append(("half precision", error))
+        int8 = "quantize" in (record.feature_options or {})
+        facts.append(("int8" if int8 else "half precision", error))
     if record.truncated_fraction is not None:
         share = _percent(record.truncated_fraction)
         cut = f"{share} of the texts are longer than the backbone reads, and were cut"

@@ -96,8 +96,9 @@ def _show_features(record: ExtractRecord | FitRecord) -> None:
         print(truncation(record.truncated_fraction) + lost)
     if record.autocast_error:
         e = record.autocast_error
+        how = "int8" if "quantize" in record.feature_options else "half precision"
         print(
-            f"half precision differs from float32 by {e['mean']:.1e} on average and {e['max']:.1e} "
+            f"{how} differs from float32 by {e['mean']:.1e} on average and {e['max']:.1e} "
             f"at most (relative, {e['rows']} rows)"
         )
 

@@ -323,6 +323,8 @@ def test_layers_are_numbers_with_commas_on_the_command_line_and_in_toml(tmp_path
         (["--max-length", "2"], "--max-length 2: must be at least 4"),
         (["--long-text", "split"], "--long-text split: must be"),
         (["--autocast", "int8"], "--autocast int8: must be"),
+        (["--quantize", "int4"], "--quantize int4: must be"),
+        (["--quantize", "int8", "--autocast", "bfloat16"], "--autocast and --quantize: choose"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_data_are_read(

@@ -227,6 +227,7 @@ def test_every_option_changes_the_fingerprint_and_none_does_not(
             {"max_length": 16},
             {"long_text": "windows"},
             {"autocast": "bfloat16"},
+            {"quantize": "int8"},
         )
     ]
     keys = {json.dumps(found, sort_keys=True) for found in fingerprints}
