@@ -12,8 +12,8 @@ PYTEST_ARGS ?=
 # checkout has dead scripts), it is written last, and so an interrupted installation has none.
 KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)
 DEMO_EXTRAS := demo,onnx
-TEST_EXTRAS := demo,onnx,test
-LINT_EXTRAS := demo,onnx,test,lint
+TEST_EXTRAS := demo,onnx,finetune,serve,test
+LINT_EXTRAS := demo,onnx,finetune,serve,test,lint
 LINT_STAMP := $(VENV)/.installed-lint-$(KEY)
 # A larger set of extras serves for a smaller one: `make test` is never followed by a second installation for the demo.
 TEST_STAMP := $(or $(wildcard $(LINT_STAMP)),$(VENV)/.installed-test-$(KEY))
