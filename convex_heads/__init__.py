@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from convex_heads.regressor import ConvexHeadRegressor
     from convex_heads.robustness import robustness_radius
     from convex_heads.solution import Solution, Status
+    from convex_heads.sources import Shards
     from convex_heads.verify import certify
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "Network": "convex_heads.decode",
     "Options": "convex_heads.programs",
     "ReluNetwork": "convex_heads.decode",
+    "Shards": "convex_heads.sources",
     "Solution": "convex_heads.solution",
     "Status": "convex_heads.solution",
     "certify": "convex_heads.verify",
@@ -44,6 +46,7 @@ __all__ = [
     "Network",
     "Options",
     "ReluNetwork",
+    "Shards",
     "Solution",
     "Status",
     "certify",

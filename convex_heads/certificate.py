@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from convex_heads.losses import Loss
-from convex_heads.operators import Program, adjoint, apply, columns_of, hidden
+from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
 
 _CLIMBERS = 16
@@ -113,7 +113,7 @@ def _bounds(
 @jax.jit
 def _norms(program: Program, R: Array, gates: Array) -> Array:
     """||X'D_g R||_F of gates (P', d): (P',)."""
-    return group_norms(adjoint(_with_gates(program, gates), R))
+    return group_norms(adjoint_of_gates(program, gates, R))
 
 
 @jax.jit
@@ -123,7 +123,7 @@ def _uphill(program: Program, R: Array, gates: Array) -> Array:
     With V = X' D_g R, row j adds x_j' V R_j to the square of the norm while it is switched on; the
     least-squares-like direction sum_j (x_j' V R_j) x_j switches on the rows that add.
     """
-    V = adjoint(_with_gates(program, gates), R)
+    V = adjoint_of_gates(program, gates, R)
     P, d, _ = V.shape
     columns = columns_of(V)
 
@@ -133,10 +133,6 @@ def _uphill(program: Program, R: Array, gates: Array) -> Array:
         return total + gain.T @ X, None
 
     return jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))[0]
-
-
-def _with_gates(program: Program, gates: Array) -> Program:
-    return program._replace(D=jnp.einsum("nbd,pd->nbp", program.X, gates) >= 0)
 
 
 def pattern_violation(

@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight
 
 from convex_heads.decode import probabilities
 from convex_heads.gates import DEFAULT_SAMPLER
-from convex_heads.head import ConvexHead, check_validation, raw_dtypes
+from convex_heads.head import ConvexHead, check_validation
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
 
@@ -140,7 +140,10 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         """Fits and certifies the head.
 
         Args:
-            X: features (n, d), finite.
+            X: features (n, d), finite. A memory-mapped array or a row source
+                (:mod:`convex_heads.sources`) is read in chunks and may be larger than memory: its
+                standardised rows go to a temporary file, and the order and the repeats of its
+                rows stay as they are.
             y: class labels (n,), at least two classes.
             sample_weight: (n,), non-negative.
             X_val: validation features (m, d) to choose beta by; they are never trained on.
@@ -153,7 +156,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        X, y = validate_data(self, X, y, dtype=raw_dtypes(X), ensure_min_samples=2)
+        X, y = self._check_rows(X, y)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self.classes_, label = np.unique(y, return_inverse=True)

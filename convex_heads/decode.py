@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from convex_heads.scaling import Scaling
+from convex_heads.sources import RowSource
 
 _BLOCK_ENTRIES = 4 << 20
 
@@ -56,7 +57,7 @@ class TwoLayer(ABC):
         """Number of raw features."""
         return len(self.scaling.mean)
 
-    def scores(self, X: np.ndarray) -> np.ndarray:
+    def scores(self, X: RowSource) -> np.ndarray:
         """f(x) for raw features (n, d): (n, C), streamed in row blocks."""
         out = np.tile(self.offset, (len(X), 1))
         if self._width() == 0:

@@ -14,8 +14,10 @@ rows than features, only the span of the rows is kept: weights outside it cost a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -31,16 +33,17 @@ from convex_heads.certificate import (
 from convex_heads.gates import (
     DEFAULT_SAMPLER,
     WeightedRows,
-    activation_patterns,
     distinct_patterns,
+    patterns_of,
     row_basis,
     sample_gates,
 )
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
-from convex_heads.operators import Program, build_program
+from convex_heads.operators import Program, build_program, spool_program
 from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution
+from convex_heads.sources import RowSource, chunks
 
 # beta_max is known to so many units in the last place of the sum that it is the norm of; the
 # thousandth part of it must still be above round-off.
@@ -78,7 +81,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    X: np.ndarray,
+    X: RowSource,
     Y: np.ndarray,
     omega: np.ndarray,
     loss: Loss,
@@ -90,7 +93,8 @@ def prepare(
     """Draws gates, takes patterns and rotates.
 
     Args:
-        X: features (n, d), standardised; the last column is the constant one.
+        X: features (n, d), standardised; the last column is the constant one. A row source that
+            is no array is read in chunks, and its rotated rows go to a temporary file.
         Y: targets (n, C).
         omega: non-negative row weights (n,), not all zero; rows of weight zero get scores but do
             not count (validation rows).
@@ -103,26 +107,28 @@ def prepare(
     Raises:
         ValueError: shapes that do not belong together.
     """
-    if X.ndim != 2 or Y.ndim != 2 or omega.shape != (len(X),) or len(Y) != len(X):
+    n = len(X)
+    if len(X.shape) != 2 or Y.ndim != 2 or omega.shape != (n,) or len(Y) != n:
         raise ValueError(
-            f"X (n, d), Y (n, C) and omega (n,) must agree; got {X.shape}, {Y.shape}, {omega.shape}"
+            f"X (n, d), Y (n, C) and omega (n,) must agree; got {tuple(X.shape)}, {Y.shape}, "
+            f"{omega.shape}"
         )
     dtype = X.dtype
     omega = np.asarray(omega, np.float64) / omega.sum()
     basis = row_basis(X)
-    X = X if basis is None else X @ basis
-    moment = (X.T * omega) @ X
+    X = X if basis is None else X[:] @ basis
+    moment = _second_moment(X, omega)
     second_moment = jnp.asarray(moment, dtype)
     gates = np.asarray(
         sample_gates(key, second_moment, n_gates, sampler=sampler, rows=WeightedRows(X, omega))
     )
-    D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates)))
+    D = patterns_of(X, gates)
     # Without this, a pattern drawn twice would be one group counted as two.
     keep = distinct_patterns(D)
     gates, D = gates[keep], D[:, keep]
     eigenvalues, Q = np.linalg.eigh(moment)
     z0 = loss.offset(jnp.asarray(omega @ Y, dtype))
-    program = build_program(X @ Q.astype(dtype), D, Y, omega.astype(dtype), z0)
+    program = _rotated_program(X, Q.astype(dtype), D, Y, omega.astype(dtype), z0)
     return Prepared(
         program=program,
         loss=loss,
@@ -137,6 +143,25 @@ def prepare(
     )
 
 
+def _second_moment(X: RowSource, omega: np.ndarray) -> np.ndarray:
+    """X' diag(omega) X, (d, d) in double precision."""
+    total = np.zeros((X.shape[1], X.shape[1]))
+    for rows in chunks(X):
+        block = X[rows]
+        total += (block.T * omega[rows]) @ block
+    return total
+
+
+def _rotated_program(
+    X: RowSource, Q: np.ndarray, D: np.ndarray, Y: np.ndarray, omega: np.ndarray, z0: Array
+) -> Program:
+    """The program of the features X Q: in memory if X is."""
+    if isinstance(X, np.ndarray):
+        return build_program(X @ Q, D, Y, omega, z0)
+    rotated = (X[rows] @ Q for rows in chunks(X))
+    return spool_program(rotated, Q.shape[1], D, Y, omega, z0)
+
+
 def _beta_max(program: Program, loss: Loss) -> float:
     """beta_max, or what it could be told from.
 
@@ -146,6 +171,7 @@ def _beta_max(program: Program, loss: Loss) -> float:
     return max(float(beta_max(program, loss)), float(beta_floor(program, loss)))
 
 
+@partial(jax.jit, static_argnames=("loss",))
 def beta_floor(program: Program, loss: Loss) -> Array:
     """The least beta_max that can be told from round-off, ()."""
     R = residual(program, loss, jnp.zeros_like(program.Y))
@@ -203,11 +229,11 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
     return subspace.state_at(program, W)
 
 
-def held_out_program(prepared: Prepared, X: np.ndarray, Y: np.ndarray) -> Program:
+def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program:
     """Validation rows (m, d), (m, C) under the gates, axes and offset of a prepared program."""
-    D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(prepared.gates)))
-    rotated = X @ prepared.Q.astype(X.dtype)
-    return build_program(rotated, D, Y, np.ones(len(X), X.dtype), prepared.program.z0)
+    D = patterns_of(X, prepared.gates)
+    omega = np.ones(len(X), X.dtype)
+    return _rotated_program(X, prepared.Q.astype(X.dtype), D, Y, omega, prepared.program.z0)
 
 
 def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:

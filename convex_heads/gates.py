@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from convex_heads.sources import RowSource, chunks
+
 SAMPLERS = ("aligned", "gaussian", "geometric", "pairs")
 DEFAULT_SAMPLER = "aligned"
 # Variances below this share of the largest are round-off, not part of the span of the data.
@@ -49,7 +51,7 @@ class WeightedRows(NamedTuple):
             says, one of weight zero never.
     """
 
-    X: np.ndarray
+    X: RowSource
     omega: np.ndarray
 
 
@@ -93,7 +95,7 @@ def sample_gates(
     return jnp.concatenate([always_on, drawn])
 
 
-def row_basis(X: np.ndarray) -> np.ndarray | None:
+def row_basis(X: RowSource) -> np.ndarray | None:
     """An orthonormal basis (d, n + 1) of the span of rows (n, d) whose last column is constant.
 
     The constant column keeps an axis of its own, the last one. None where n + 1 >= d: all of the
@@ -108,7 +110,7 @@ def row_basis(X: np.ndarray) -> np.ndarray | None:
     n, d = X.shape
     if n + 1 >= d:
         return None
-    span, _ = np.linalg.qr(X[:, :-1].T)
+    span, _ = np.linalg.qr(X[:][:, :-1].T)
     basis = np.zeros((d, n + 1), X.dtype)
     basis[:-1, :-1] = span
     basis[-1, -1] = 1
@@ -156,7 +158,7 @@ def _pairs(key: Array, rows: WeightedRows, m: int) -> np.ndarray:
     # The second row is one of the others: the share of the first is cut out of the line.
     rest = u[1] * (ends[-1] - omega[a])
     b = _index(ends, np.where(rest < ends[a] - omega[a], rest, rest + omega[a]))
-    x_a, x_b = rows.X[a, :-1].astype(np.float64), rows.X[b, :-1].astype(np.float64)
+    x_a, x_b = (rows.X[index][:, :-1].astype(np.float64) for index in (a, b))
     threshold = np.sum((x_a - x_b) * (x_a + x_b), axis=1) / 2
     return np.c_[x_a - x_b, -threshold]
 
@@ -170,6 +172,14 @@ def _index(ends: np.ndarray, u: np.ndarray) -> np.ndarray:
 def activation_patterns(X: Array, gates: Array) -> Array:
     """1[X g_i >= 0]: features (n, d), gates (P, d) -> bool (n, P)."""
     return X @ gates.T >= 0
+
+
+def patterns_of(X: RowSource, gates: np.ndarray) -> np.ndarray:
+    """:func:`activation_patterns` of rows that are read in chunks: (n, P) bool."""
+    D = np.empty((len(X), len(gates)), bool)
+    for rows in chunks(X):
+        D[rows] = activation_patterns(jnp.asarray(X[rows]), jnp.asarray(gates))
+    return D
 
 
 def distinct_patterns(D: np.ndarray) -> np.ndarray:

@@ -28,10 +28,11 @@ from jax import Array
 from convex_heads import subspace
 from convex_heads.certificate import beta_max, climb, residual
 from convex_heads.gated import SOLVERS, Prepared, fresh_gates, minimise
-from convex_heads.gates import activation_patterns, check_sampler
+from convex_heads.gates import check_sampler, patterns_of
 from convex_heads.limits import Limits
 from convex_heads.operators import rows
 from convex_heads.solution import Solution
+from convex_heads.sources import RowSource
 
 # A pattern that agrees with one already chosen on all but this share of the rows adds little.
 _APART = 0.02
@@ -116,7 +117,7 @@ class Grown(NamedTuple):
 
 def grow(
     prepared: Prepared,
-    X: np.ndarray,
+    X: RowSource,
     beta: float,
     key: Array,
     growth: Growth | None = None,
@@ -204,10 +205,10 @@ def _candidates(
     return np.asarray(gates @ Q.T)[order], np.asarray(norms)[order]
 
 
-def _extend(prepared: Prepared, X: np.ndarray, gates: np.ndarray, room: int) -> Prepared:
+def _extend(prepared: Prepared, X: RowSource, gates: np.ndarray, room: int) -> Prepared:
     """Adds the first gates whose patterns are new, at most ``room``; the same object if none is."""
     program = prepared.program
-    D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates)))
+    D = patterns_of(X, gates)
     known = rows(program.D, len(X))
     chosen: list[int] = []
     for i in range(len(gates)):

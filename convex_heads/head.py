@@ -30,7 +30,13 @@ from convex_heads.programs import ACTIVATIONS, Options
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
-from convex_heads.training import MIN_ROWS_TO_SELECT, TrainingSet, feature_dtype
+from convex_heads.sources import RowSource, check_source, is_streamed
+from convex_heads.training import (
+    MIN_ROWS_TO_SELECT,
+    TrainingSet,
+    feature_dtype,
+    standardised,
+)
 
 # Rows for each gate offered by "auto": with fewer of them single rows would have gates of their
 # own.
@@ -154,6 +160,22 @@ class ConvexHead(BaseEstimator):
         self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
+    def _check_rows(self, X: Any, y: Any, **options: Any) -> tuple[RowSource, np.ndarray]:
+        """X (n, d) and y (n,) or (n, C), checked; a streamed X is read and left where it is."""
+        dtypes = raw_dtypes(X)
+        if not is_streamed(X):
+            X, y = validate_data(self, X, y, dtype=dtypes, ensure_min_samples=2, **options)
+            return X, y
+        X = check_source("X", X, dtypes)
+        y = np.asarray(validate_data(self, "no_validation", y, **options))
+        check_consistent_length(X, y)
+        if len(X) < 2:
+            raise ValueError("Found array with 1 sample(s) while a minimum of 2 is required.")
+        self.n_features_in_ = X.shape[1]
+        # Of an earlier fit on named columns.
+        vars(self).pop("feature_names_in_", None)
+        return X, y
+
     def _options(self, data: TrainingSet, loss_name: str) -> Options:
         """The options as checked numbers; beta is still to be chosen."""
         n_gates = self.n_gates
@@ -182,7 +204,7 @@ class ConvexHead(BaseEstimator):
         self, data: TrainingSet, scaling: Scaling, options: Options, key: jax.Array
     ) -> tuple[Prepared, tuple[Round, ...]]:
         """The program with its gates, drawn or grown, and the rounds of growing."""
-        X = scaling.transform(data.X, feature_dtype())
+        X = standardised(scaling, data.X)
         growing = self.n_gates == "grow"
         prepared = ACTIVATIONS[options.activation].prepare(
             X,
@@ -234,6 +256,14 @@ class ConvexHead(BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
+        if is_streamed(X):
+            X = check_source("X", X, raw_dtypes(X))
+            if X.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input"
+                )
+            return self.network_.scores(X)
         X = validate_data(self, X, dtype=raw_dtypes(X), reset=False)
         return self.network_.scores(np.asarray(X))
 
@@ -255,9 +285,12 @@ def raw_dtypes(X: Any) -> list[type]:
     return [np.float64, np.float32] if feature_dtype() is np.float32 else [np.float64]
 
 
-def check_validation(X: np.ndarray, X_val: Any, y_val: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_validation(X: RowSource, X_val: Any, y_val: Any) -> tuple[RowSource, np.ndarray]:
     """Validation features (m, d) and targets (m,) or (m, C), checked against the features X."""
-    X_val = check_array(X_val, dtype=X.dtype.name)
+    if is_streamed(X_val):
+        X_val = check_source("X_val", X_val, [X.dtype])
+    else:
+        X_val = check_array(X_val, dtype=X.dtype.name)
     if X_val.shape[1] != X.shape[1]:
         raise ValueError(f"X_val has {X_val.shape[1]} features, X has {X.shape[1]}")
     if y_val is None:

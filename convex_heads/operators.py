@@ -9,6 +9,7 @@ in blocks, so that nothing of size (n, P, C) ever exists: the largest temporary 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from convex_heads.scratch import spooled
 
 # Largest number of entries in one (b, C P) temporary: 16 MB in float32. Gates run along its last
 # axis, where masking and summing them vectorise; of blocks of 256 to 14,336 rows, 512 are fastest
@@ -66,15 +69,45 @@ def build_program(
         z0: offset (C,).
     """
     X, D, Y, omega = np.asarray(X), np.asarray(D), np.asarray(Y), np.asarray(omega)
-    n = X.shape[0]
+    b = block_rows(len(X), D.shape[1], Y.shape[1])
+    return Program(
+        _blocks(X, b),
+        _blocks(D, b),
+        _blocks(Y, b),
+        _blocks(omega / omega.sum(), b),
+        jnp.asarray(z0),
+    )
+
+
+def spool_program(
+    X: Iterable[np.ndarray], d: int, D: np.ndarray, Y: np.ndarray, omega: np.ndarray, z0: ArrayLike
+) -> Program:
+    """As :func:`build_program`, for features larger than memory: they go to a temporary file.
+
+    Args:
+        X: features (n, d) in the dtype of Y, some rows at a time.
+        d: their width.
+        D: patterns (n, P), bool.
+        Y: targets (n, C).
+        omega: row weights (n,), non-negative; normalised here to sum to one.
+        z0: offset (C,).
+    """
+    n = len(Y)
     b = block_rows(n, D.shape[1], Y.shape[1])
-    pad = -n % b
+    return Program(
+        spooled((-(-n // b), b, d), Y.dtype, X),
+        _blocks(D, b),
+        _blocks(Y, b),
+        _blocks(omega / omega.sum(), b),
+        jnp.asarray(z0),
+    )
 
-    def blocks(A: np.ndarray) -> Array:
-        A = np.concatenate([A, np.zeros((pad, *A.shape[1:]), A.dtype)]) if pad else A
-        return jnp.asarray(A.reshape(-1, b, *A.shape[1:]))
 
-    return Program(blocks(X), blocks(D), blocks(Y), blocks(omega / omega.sum()), jnp.asarray(z0))
+def _blocks(A: np.ndarray, b: int) -> Array:
+    """(n, ...) -> (B, b, ...), the last block padded with zeros."""
+    pad = -len(A) % b
+    A = np.concatenate([A, np.zeros((pad, *A.shape[1:]), A.dtype)]) if pad else A
+    return jnp.asarray(A.reshape(-1, b, *A.shape[1:]))
 
 
 def rows(program_array: Array, n: int) -> np.ndarray:
@@ -130,3 +163,37 @@ def adjoint(program: Program, R: Array) -> Array:
 
     total, _ = jax.lax.scan(block, jnp.zeros((d, C * P), R.dtype), (program.X, program.D, R))
     return weights_of(total, P)
+
+
+@jax.jit
+def adjoint_of_gates(program: Program, gates: Array, R: Array) -> Array:
+    """X' D_g R of other gates (P', d), in the coordinates of program.X: (P', d, C).
+
+    At most as many of them at a time as the program has gates; their patterns are not kept.
+    """
+    P, d, C = min(program.shape[0], len(gates)), program.shape[1], R.shape[-1]
+    groups = jnp.pad(gates, ((0, -len(gates) % P), (0, 0))).reshape(-1, P, d)
+
+    def of_group(group: Array) -> Array:
+        def block(total: Array, XR: tuple[Array, Array]) -> tuple[Array, None]:
+            X, r = XR
+            on = X @ group.T >= 0
+            gated = jnp.where(on[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
+            return total + pull_back(X, gated), None
+
+        total, _ = jax.lax.scan(block, jnp.zeros((d, C * P), R.dtype), (program.X, R))
+        return weights_of(total, P)
+
+    return jax.lax.map(of_group, groups).reshape(-1, d, C)[: len(gates)]
+
+
+@jax.jit
+def column_moments(program: Program) -> Array:
+    """The diagonal (d,) of X' diag(omega) X."""
+
+    def block(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+        X, omega = rows
+        return total + omega @ (X * X), None
+
+    start = jnp.zeros(program.X.shape[2], program.X.dtype)
+    return jax.lax.scan(block, start, (program.X, program.omega))[0]

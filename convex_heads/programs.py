@@ -19,6 +19,7 @@ from convex_heads.losses import LOSSES
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import PENALTIES
 from convex_heads.solution import Record, Solution
+from convex_heads.sources import RowSource, is_streamed
 from convex_heads.traced import is_traced, solve_traced
 
 
@@ -158,7 +159,7 @@ class Options:
 
 
 def solve(
-    X: Array | np.ndarray,
+    X: Array | RowSource,
     Y: Array | np.ndarray,
     options: Options,
     key: Array,
@@ -168,7 +169,8 @@ def solve(
     """Solves the gated or the ReLU program of features X and targets Y.
 
     Args:
-        X: features (n, d), standardised, the last column constant one.
+        X: features (n, d), standardised, the last column constant one; memory-mapped ones and row
+            sources (:mod:`convex_heads.sources`) may be larger than memory.
         Y: targets (n, C): one-hot for softmax, 0/1 with C = 1 for logistic, real for squared.
         options: the program and the limits.
         key: JAX random key of the gates.
@@ -220,7 +222,7 @@ def solve(
             key,
             options.limits,
         )
-    X, Y = np.asarray(X), np.asarray(Y)
+    X, Y = X if is_streamed(X) else np.asarray(X), np.asarray(Y)
     activation = ACTIVATIONS[options.activation]
     prepared = activation.prepare(
         X,

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight
 
-from convex_heads.head import ConvexHead, check_validation, raw_dtypes
+from convex_heads.head import ConvexHead, check_validation
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
 
@@ -47,7 +47,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         """Fits and certifies the head.
 
         Args:
-            X: features (n, d), finite.
+            X: features (n, d), finite; memory-mapped ones and row sources as for the classifier.
             y: real targets (n,) or (n, C).
             sample_weight: (n,), non-negative.
             X_val: validation features (m, d) to choose beta by; they are never trained on.
@@ -59,15 +59,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=raw_dtypes(X),
-            multi_output=True,
-            y_numeric=True,
-            ensure_min_samples=2,
-        )
+        X, y = self._check_rows(X, y, multi_output=True, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._one_output = y.ndim == 1
         y = np.asarray(y, np.float64).reshape(len(X), -1)

@@ -35,6 +35,7 @@ from convex_heads.operators import (
     Program,
     adjoint,
     build_program,
+    column_moments,
     columns_of,
     hidden,
     pull_back,
@@ -43,6 +44,7 @@ from convex_heads.operators import (
 from convex_heads.penalties import GROUP, Penalty, dual_scale, neuron_norms
 from convex_heads.scaling import Scaling
 from convex_heads.solution import Record, Solution
+from convex_heads.sources import RowSource
 
 SOLVERS = ("descent", "admm")
 # Multipliers of the cones, for a certificate and for beta_max: more steps, tighter bounds.
@@ -51,7 +53,7 @@ _CLIMBS = 3
 
 
 def prepare(
-    X: np.ndarray,
+    X: RowSource,
     Y: np.ndarray,
     omega: np.ndarray,
     loss: Loss,
@@ -85,8 +87,7 @@ def beta_max(program: Program, loss: Loss, h: Array) -> float:
 
 def _moments(prepared: Prepared) -> Array:
     """The diagonal (d,) of X' diag(omega) X; all of it, unless rows were weighted anew."""
-    program = prepared.program
-    return jnp.einsum("nb,nbd->d", program.omega, program.X * program.X)
+    return column_moments(prepared.program)
 
 
 def start(prepared: Prepared) -> Array:
@@ -254,7 +255,7 @@ def certify_neurons(
         hard = np.linalg.norm(slopes, axis=1) > beta
         norm = jnp.asarray(np.linalg.norm(slopes[~hard], axis=1).max(initial=0), V.dtype)
         if hard.any():
-            owned = program._replace(D=jnp.einsum("nbd,md->nbm", program.X, own[hard]) > 0)
+            owned = program._replace(D=jax.lax.map(lambda X: X @ own[hard].T > 0, program.X))
             bounds, _ = projection_norms(
                 owned, h, jnp.asarray(slopes[hard])[:, :, None], steps=_MULTIPLIER_STEPS, rho=1
             )

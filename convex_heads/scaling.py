@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from convex_heads.sources import RowSource
 
 # A column whose spread is below so many units in the last place of its own largest entry holds
 # nothing but round-off. It is judged by itself and not against other columns: their scales are the
@@ -34,12 +36,13 @@ class Scaling(NamedTuple):
     keep: np.ndarray
 
     @classmethod
-    def fit(cls, X: np.ndarray, omega: np.ndarray) -> Scaling:
+    def fit(cls, X: RowSource, omega: np.ndarray) -> Scaling:
         """Weighted mean and spread of the columns of X (n, d), in double precision."""
         weights = np.asarray(omega, np.float64) / np.sum(omega, dtype=np.float64)
         # In units of a power of two near its largest entry no column's square over- or underflows.
-        # (X.max and X.min make no copy of X.)
-        largest = np.maximum(np.abs(X.max(axis=0)), np.abs(X.min(axis=0))).astype(np.float64)
+        largest = np.zeros(X.shape[1])
+        for rows in _blocks(len(X)):
+            largest = np.maximum(largest, np.abs(X[rows]).max(axis=0))
         unit = _power_of_two(largest)
         mean, square = np.zeros(X.shape[1]), np.zeros(X.shape[1])
         for rows in _blocks(len(X)):
@@ -56,7 +59,7 @@ class Scaling(NamedTuple):
         scale = np.where(keep, scale, 1)
         return cls((mean * unit).astype(dtype), scale.astype(dtype), keep)
 
-    def transform(self, X: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
+    def transform(self, X: RowSource, dtype: DTypeLike | None = None) -> np.ndarray:
         """Features (n, d) -> (n, d + 1), the last column one; dtype is that of X if not given."""
         out = np.ones((X.shape[0], X.shape[1] + 1), X.dtype if dtype is None else dtype)
         # In double precision, and halves, so that no difference of two large entries overflows.
@@ -73,6 +76,21 @@ class Scaling(NamedTuple):
         return out
 
 
+class Standardised:
+    """Raw rows (n, d) of a source as standardised rows (n, d + 1), computed when they are read."""
+
+    def __init__(self, source: RowSource, scaling: Scaling, dtype: DTypeLike) -> None:
+        self._source, self._scaling = source, scaling
+        self.shape: tuple[int, ...] = (source.shape[0], source.shape[1] + 1)
+        self.dtype: np.dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        return self._scaling.transform(self._source[rows], self.dtype)
+
+
 def _blocks(n: int) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, n, _BLOCK)]
 
@@ -85,6 +103,8 @@ def _power_of_two(x: np.ndarray) -> np.ndarray:
 class Canonical(NamedTuple):
     """A training set without repeats, in an order that depends on its content alone.
 
+    (One that is streamed stays as it is: sorting it would be random reads of a disk.)
+
     Attributes:
         X: distinct rows (m, d).
         target: their targets (m, ...).
@@ -93,7 +113,7 @@ class Canonical(NamedTuple):
             make a random subset that repeats of a row never straddle.
     """
 
-    X: np.ndarray
+    X: RowSource
     target: np.ndarray
     weight: np.ndarray
     uniform: np.ndarray
@@ -119,9 +139,22 @@ def canonical(X: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Canonica
     _, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
     total = np.zeros(len(first))
     np.add.at(total, inverse, np.asarray(weight, np.float64)[alive])
-    uniform = np.array([int.from_bytes(row_digest[i][:8], "big") / 2.0**64 for i in first])
+    uniform = np.array([_uniform(row_digest[i]) for i in first])
     chosen = alive[first]
     return Canonical(X[chosen], target[chosen], total, uniform)
+
+
+def as_given(X: RowSource, target: np.ndarray, weight: np.ndarray) -> Canonical:
+    """The counterpart of :func:`canonical` for rows that are streamed: order and repeats stay."""
+    uniform = [
+        _uniform(_digest(row)) for rows in _blocks(len(X)) for row in X[rows] + X.dtype.type(0)
+    ]
+    return Canonical(X, target, np.asarray(weight, np.float64), np.array(uniform))
+
+
+def _uniform(digest: bytes) -> float:
+    """A number in [0, 1)."""
+    return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
 def _digest(row: np.ndarray) -> bytes:

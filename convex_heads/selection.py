@@ -24,7 +24,7 @@ from jax import Array
 from convex_heads.gated import Prepared, held_out_program
 from convex_heads.operators import Program, rows
 from convex_heads.scaling import Scaling
-from convex_heads.training import TrainingSet, feature_dtype
+from convex_heads.training import TrainingSet, standardised
 
 SELECTIONS = ("best", "one_se")
 
@@ -145,7 +145,7 @@ def validation_score(
 
     if data.validation is not None:
         X_val, target_val = data.validation
-        program = held_out_program(prepared, scaling.transform(X_val, feature_dtype()), target_val)
+        program = held_out_program(prepared, standardised(scaling, X_val), target_val)
         weight = np.ones(len(X_val))
         return lambda W, _: judge(rows(scores(program, W), len(X_val)) + z0, target_val, weight)
     chosen = np.flatnonzero(data.held_out)

@@ -48,7 +48,9 @@ from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import Span, roundoff, search
 
 # Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
-MEMORY = 8
+_MEMORY = 8
+# Entries of their images, which are as large as the scores: many rows and classes get fewer steps.
+_IMAGE_ENTRIES = 1 << 26
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
 _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
@@ -104,9 +106,11 @@ def objective(
     return loss_value(program, loss, z) + beta * penalty.value(W)
 
 
-def zero_state(program: Program, memory: int) -> State:
-    """State at W = 0, before :func:`restate` has given it a penalty."""
+def zero_state(program: Program, memory: int | None = None) -> State:
+    """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`."""
     B, b, C = program.Y.shape
+    if memory is None:
+        memory = min(_MEMORY, max(2, _IMAGE_ENTRIES // (B * b * C)))
     dtype = program.X.dtype
     z = jnp.zeros((B, b, C), dtype)
     W = jnp.zeros(program.shape, dtype)
@@ -125,9 +129,9 @@ def zero_state(program: Program, memory: int) -> State:
     )
 
 
-def state_at(program: Program, W: Array, memory: int = MEMORY) -> State:
+def state_at(program: Program, W: Array) -> State:
     """State at weights W (P, d, C) without a span, for a warm start. Half a data pass."""
-    return zero_state(program, memory)._replace(W=W, z=apply(program, W))
+    return zero_state(program)._replace(W=W, z=apply(program, W))
 
 
 @partial(jax.jit, static_argnames=("loss", "penalty"))
@@ -312,7 +316,7 @@ def minimise(
     warm: State | None = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> tuple[Solution, State]:
     """Solves one gated program for one beta.
 
@@ -326,7 +330,8 @@ def minimise(
             weights and its span are where this one starts. None starts from zero.
         limits: when to stop.
         on_record: called with every history record, every few steps.
-        memory: steps kept for the span, >= 1; each costs the memory of W and of F W.
+        memory: steps kept for the span, >= 1; each costs the memory of W and of F W. Default 8, or
+            as many as keep them within 256 MB, but at least 2.
 
     Returns:
         The solution and the final state, which serves warm starts.

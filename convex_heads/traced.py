@@ -76,7 +76,7 @@ def solve_traced(
     program = _blocked(X @ Q, activation_patterns(X, gates), Y, loss.offset(jnp.mean(Y, axis=0)))
     beta = fraction * jnp.maximum(beta_max(program, loss), gated.beta_floor(program, loss))
     tolerance = jnp.asarray(limits.tolerance, dtype)
-    start = subspace.zero_state(program, subspace.MEMORY)
+    start = subspace.zero_state(program)
     state = subspace.advance(
         program,
         loss,

@@ -8,7 +8,8 @@ from typing import NamedTuple, Self
 import jax
 import numpy as np
 
-from convex_heads.scaling import canonical
+from convex_heads.scaling import Scaling, Standardised, as_given, canonical
+from convex_heads.sources import RowSource, is_streamed
 
 # Below this many distinct rows a held-out share is too small to choose by.
 MIN_ROWS_TO_SELECT = 100
@@ -18,6 +19,13 @@ HELD_OUT = 0.15
 def feature_dtype() -> type:
     """What programs are solved in: float32, or float64 where JAX has been told to compute in it."""
     return np.float64 if jax.dtypes.canonicalize_dtype(np.float64) == np.float64 else np.float32
+
+
+def standardised(scaling: Scaling, X: RowSource) -> RowSource:
+    """Rows (n, d) -> (n, d + 1), in the dtype of programs; streamed ones stay streamed."""
+    if is_streamed(X):
+        return Standardised(X, scaling, feature_dtype())
+    return scaling.transform(X, feature_dtype())
 
 
 class TrainingSet(NamedTuple):
@@ -32,11 +40,11 @@ class TrainingSet(NamedTuple):
         validation: separate rows (X (m, d), target (m, C)), which are never fitted, or None.
     """
 
-    X: np.ndarray
+    X: RowSource
     target: np.ndarray
     omega: np.ndarray
     held_out: np.ndarray
-    validation: tuple[np.ndarray, np.ndarray] | None = None
+    validation: tuple[RowSource, np.ndarray] | None = None
 
     @property
     def weight(self) -> np.ndarray:
@@ -46,18 +54,18 @@ class TrainingSet(NamedTuple):
     @classmethod
     def build(
         cls,
-        X: np.ndarray,
+        X: RowSource,
         target: np.ndarray,
         weight: np.ndarray,
         *,
-        validation: tuple[np.ndarray, np.ndarray] | None,
+        validation: tuple[RowSource, np.ndarray] | None,
         hold_out: bool,
         classes: bool,
     ) -> Self:
         """Canonical rows, 15% of them held out by a hash of their content where it makes sense.
 
         Args:
-            X: raw features (n, d).
+            X: raw features (n, d). Where they are streamed their order and repeats stay.
             target: one-hot or real targets (n, C).
             weight: (n,), non-negative.
             validation: separate validation rows; then none are held out.
@@ -67,7 +75,11 @@ class TrainingSet(NamedTuple):
         """
         # Only ratios of weights count; a power of two changes no digit, and no sum overflows.
         largest = float(np.max(weight, initial=0))
-        rows = canonical(X, target, np.ldexp(weight, -math.frexp(largest)[1]))
+        weight = np.ldexp(weight, -math.frexp(largest)[1])
+        if is_streamed(X):
+            rows = as_given(X, target, weight)
+        else:
+            rows = canonical(np.asarray(X), target, weight)
         held_out = np.zeros(len(rows.X), bool)
         if hold_out and validation is None and len(rows.X) >= MIN_ROWS_TO_SELECT:
             held_out = rows.uniform < HELD_OUT

@@ -20,6 +20,9 @@ from extractors.shard import Block
 class Gatherer:
     """Rows of a split by their position in it.
 
+    ``gatherer[rows]`` is ``features``, for slices too: with its ``shape`` and ``dtype`` it is a row
+    source that estimators read in chunks (``convex_heads.sources``).
+
     Args:
         blocks: the shards of the split in reading order; kept, so that their mappings stay.
         dim: width of a feature vector.
@@ -51,6 +54,22 @@ class Gatherer:
         #: (n,) row of ``_laid`` for every row of the split.
         self._index = np.repeat(first - (np.cumsum(counts) - counts) * dim, counts)
         self._index += np.arange(self.n) * dim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, dim)."""
+        return self.n, self._laid.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the features that are handed out."""
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        return self.features(np.arange(self.n)[rows] if isinstance(rows, slice) else rows)
 
     def encoded(self, rows: np.ndarray) -> np.ndarray:
         """(b, dim) as stored, copied; rows: (b,) positions, in any order, repeats allowed.

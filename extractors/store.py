@@ -131,7 +131,7 @@ class FeatureStore:
 
     def labels(self, split: str) -> np.ndarray:
         """(n,) int64 labels of a split in reading order."""
-        return self._gatherer(split).labels
+        return self.source(split).labels
 
     def blocks(self, split: str) -> Iterator[Block]:
         """The shards of a split one after another; features are memory-mapped, not copied.
@@ -181,7 +181,7 @@ class FeatureStore:
         """
         if size < 1:
             raise InputError(f"a batch has at least 1 row, got {size}")
-        gatherer = self._gatherer(split)
+        gatherer = self.source(split)
         if seed is None:
             order = np.arange(gatherer.n)
         else:
@@ -221,12 +221,25 @@ class FeatureStore:
             ) from error
         if not len(rows):
             return concatenate([], dim=self.dim, has_tokens=self._has_tokens)
-        gatherer = self._gatherer(split)
+        gatherer = self.source(split)
         tokens = None
         if self._has_tokens:
             counts = [tokens for block in blocks if (tokens := block.tokens) is not None]
             tokens = np.concatenate(counts)[rows]
         return StoredRows(list(ids), gatherer.labels[rows], gatherer.features(rows), tokens)
+
+    def source(self, split: str) -> Gatherer:
+        """Features (n, dim) and ``labels`` of a split that stay on disk until rows are read.
+
+        Estimators take it in place of an array, also where it is larger than memory:
+        ``head.fit(source, source.labels)``.
+
+        Raises:
+            InputError: a shard that cannot be read.
+        """
+        if split not in self._gatherers:
+            self._gatherers[split] = Gatherer(self._blocks(split), dim=self.dim)
+        return self._gatherers[split]
 
     def truncated_fraction(self, ids: Mapping[str, Sequence[str]] | None = None) -> float:
         """Share of texts that are longer than the backbone reads; 0.0 for images.
@@ -301,11 +314,6 @@ class FeatureStore:
         if split not in self._mapped:
             self._mapped[split] = self._map(split)
         return self._mapped[split]
-
-    def _gatherer(self, split: str) -> Gatherer:
-        if split not in self._gatherers:
-            self._gatherers[split] = Gatherer(self._blocks(split), dim=self.dim)
-        return self._gatherers[split]
 
     def _tokens(self, split: str, ids: Sequence[str]) -> np.ndarray:
         """(n,) token counts of these rows, without touching their features."""
