@@ -40,7 +40,7 @@ test: $(TEST_STAMP)
 	$(FAST_COMPILER) $(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(TEST_STAMP)
-	$(PYTEST) -m slow --durations 10 $(PYTEST_ARGS)
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m slow --durations 10 $(PYTEST_ARGS)
 
 lint: $(LINT_STAMP)
 	$(PY) -m ruff check .
