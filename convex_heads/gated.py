@@ -43,7 +43,7 @@ from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program, spool_program
 from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution
-from convex_heads.sources import RowSource, chunks
+from convex_heads.sources import RowSource, chunks, is_streamed
 
 # beta_max is known to so many units in the last place of the sum that it is the norm of; the
 # thousandth part of it must still be above round-off.
@@ -156,8 +156,8 @@ def _rotated_program(
     X: RowSource, Q: np.ndarray, D: np.ndarray, Y: np.ndarray, omega: np.ndarray, z0: Array
 ) -> Program:
     """The program of the features X Q: in memory if X is."""
-    if isinstance(X, np.ndarray):
-        return build_program(X @ Q, D, Y, omega, z0)
+    if not is_streamed(X):
+        return build_program(X[:] @ Q, D, Y, omega, z0)
     rotated = (X[rows] @ Q for rows in chunks(X))
     return spool_program(rotated, Q.shape[1], D, Y, omega, z0)
 
