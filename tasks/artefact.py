@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from convex_heads.scaling import Scaling
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors, write_atomically
 from tasks.records import to_json
+
+if TYPE_CHECKING:
+    from tasks.export import TorchHead
 
 SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -45,6 +48,12 @@ class Head:
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Raw features (n, d) -> probabilities (n, C)."""
         return self.network.probabilities(features, self.temperature)
+
+    def to_torch(self) -> TorchHead:
+        """The same head as a ``torch.nn.Module``; see `tasks.export.TorchHead`."""
+        from tasks.export import to_torch
+
+        return to_torch(self)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tasks.config import (
     CompareConfig,
     Config,
     DemoConfig,
+    ExportConfig,
     ExtractConfig,
     FitConfig,
     InfoConfig,
@@ -326,6 +327,37 @@ def predict(
     from tasks.predict import run_predict
 
     run_predict(options, as_json=json, reporter=make_reporter(quiet))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    format: o.ExportFormat = None,
+    out: o.ExportOut = None,
+    with_backbone: o.WithBackbone = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a saved head for ONNX or torch.
+
+    The file takes features, or with --with-backbone tokens or pixels; it is run and compared with
+    the head before it appears.
+
+    Example: convex-heads export my-head --format onnx --out head.onnx
+    """
+    options = _config(ExportConfig, context)
+    from tasks.console import make_reporter
+    from tasks.export import run_export
+    from tasks.show import show_export, show_json
+
+    record = run_export(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_export(record)
 
 
 @app.command()

@@ -43,6 +43,7 @@ Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
 OutputFormat = Literal["table", "jsonl", "csv"]
+ExportFormat = Literal["onnx", "torch"]
 StoreDtype = Literal["float32", "float16", "int8"]
 CacheAction = Literal["ls", "verify", "compact", "rm"]
 
@@ -52,6 +53,7 @@ _MISSING = {
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
     "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
+    "out": "say where to write: --out, such as head.onnx",
 }
 
 
@@ -136,6 +138,20 @@ class PredictConfig(CommonConfig):
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
     device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CommonConfig):
+    """Options of `export`: which head, as what, and whether its backbone goes before it.
+
+    out: the file to write. format: "onnx", or "torch" for a `torch.export` program.
+    """
+
+    artefact: str
+    out: Path
+    format: ExportFormat = "onnx"
+    with_backbone: bool = False
+    trust_remote_code: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,11 @@ Input = Annotated[
 ]
 Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="FILE")]
 Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv")]
+ExportFormat = Annotated[str | None, Option("--format", help="[onnx]", metavar="onnx|torch")]
+ExportOut = Annotated[Path | None, Option("--out", help="File to write.", metavar="PATH")]
+WithBackbone = Annotated[
+    bool | None, Option("--with-backbone", help="From tokens or pixels, not from features.")
+]
 
 CacheDir = Annotated[
     Path | None, Option(help="Where stores lie [CONVEX_HEADS_CACHE].", metavar="DIR")

@@ -120,6 +120,26 @@ class ConvexHeadPipeline:
         """Primal, dual, relative gap and the rest, as they were proven when the head was fitted."""
         return dict(self._artefact.config.get("certificate", {}))
 
+    @property
+    def extractor(self) -> Extractor:
+        """The backbone, checked to be the one that the head was fitted on."""
+        return self._extractor
+
+    def describe(self) -> dict[str, Any]:
+        """What other programs should know of the head: names, backbone, certificate; JSON-able."""
+        config = self._artefact.config
+        return {
+            "library": "convex-heads",
+            "classes": list(self.classes),
+            "modality": self.modality,
+            "backbone": self.backbone,
+            "backbone_options": config.get("backbone_options", {}),
+            "activation": config["activation"],
+            "loss": config["loss"],
+            "temperature": self.head.temperature,
+            "certificate": self.certificate,
+        }
+
     def __call__(self, items: Any) -> dict[str, Any] | list[dict[str, Any]]:
         """Labels one item, or a list of them.
 

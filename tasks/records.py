@@ -172,6 +172,26 @@ class CompareRecord:
         return to_json(self, indent=indent)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """An exported head.
+
+    inputs and outputs: names of the program's tensors, the batch first. max_difference: of its
+    probabilities from the head's, measured on the written file. opset: of ONNX.
+    """
+
+    artefact: str
+    out: str
+    format: str
+    with_backbone: bool
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...]
+    opset: int | None
+    max_difference: float
+    bytes: int
+
+
 def to_json(record: Any, *, indent: int | None = None) -> str:
     """A dataclass, dict or list as strict JSON: numpy scalars as numbers, NaN and inf as null.
 

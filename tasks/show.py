@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
 from tasks.leak_words import leaks_in_words
-from tasks.records import CompareRecord, ExtractRecord, FitRecord, to_json
+from tasks.records import CompareRecord, ExportRecord, ExtractRecord, FitRecord, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,6 +129,15 @@ def show_extract(record: ExtractRecord) -> None:
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
     print(f"store  {record.store}")
+
+
+def show_export(record: ExportRecord) -> None:
+    """Where the file is, what goes in and comes out, and how closely it agrees."""
+    opset = "" if record.opset is None else f", opset {record.opset}"
+    print(f"{record.out}  {record.bytes / 1e6:.1f} MB, {record.format}{opset}")
+    print(f"inputs    {', '.join(record.inputs)} (any batch)")
+    print(f"outputs   {', '.join(record.outputs)}")
+    print(f"checked   probabilities differ from the head's by {record.max_difference:.1e} at most")
 
 
 def show_tasks(tasks: Sequence[TaskInfo]) -> None:
