@@ -107,7 +107,7 @@ class TorchHead(nn.Module):
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """What the network computes, before temperature: (n, d) -> (n, C); C = 1 if logistic."""
-        x = torch.clamp((x - self.mean) / self.scale, -_FARTHEST, _FARTHEST)
+        x = torch.clamp((x - self.mean) / self.scale, -_FARTHEST, _FARTHEST).to(self.offset.dtype)
         if self.gated:
             P, k, C = self.weights.shape
             on = nn.functional.linear(x, self.gates[:, :-1], self.gates[:, -1]) >= 0

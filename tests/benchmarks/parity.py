@@ -2,8 +2,8 @@
 
 Heads are fitted on real features: of wordnet6 through MiniLM, of hymenoptera through the timm
 models of --models. For each backbone the gated and the ReLU head, with the softmax, the logistic
-(two classes) and the squared loss. Differences are the largest over all test rows; a gated head jumps at its
-gates, and rows whose distance to a gate is within float32 round-off are counted and left out.
+(two classes) and the squared loss. Differences are the largest over all test rows; a gated head
+jumps at its gates, and rows within float32 round-off of a gate are counted and left out.
 
     python tests/benchmarks/parity.py --models DIR [--data-root DIR] [--cache-dir DIR]
 """
