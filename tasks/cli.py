@@ -23,11 +23,13 @@ from tasks.config import (
     CompareConfig,
     Config,
     DemoConfig,
+    EvaluateConfig,
     ExportConfig,
     ExtractConfig,
     FitConfig,
     InfoConfig,
     PredictConfig,
+    ServeConfig,
     TasksConfig,
     load_config,
 )
@@ -330,6 +332,43 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    data: o.Data = None,
+    split: o.Split = None,
+    by: o.By = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    on_bad_row: o.OnBadRow = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure a saved head on other labelled rows.
+
+    Accuracy, F1, NLL and calibration with 95% intervals, also for each value of a column.
+
+    Example: convex-heads evaluate my-head new-reviews.csv --by source
+    """
+    options = _config(EvaluateConfig, context)
+    from tasks.console import make_reporter
+    from tasks.evaluate import run_evaluate
+    from tasks.show import show_evaluation, show_json
+
+    record = run_evaluate(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_evaluation(record)
+
+
+@app.command()
 def export(
     context: typer.Context,
     artefact: o.Artefact = None,
@@ -358,6 +397,41 @@ def export(
 
     record = run_export(options, reporter=make_reporter(quiet))
     show_json(record) if json else show_export(record)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    host: o.Host = None,
+    port: o.Port = None,
+    max_batch: o.MaxBatch = None,
+    max_queue: o.MaxQueue = None,
+    max_rows: o.MaxRows = None,
+    max_body_mb: o.MaxBodyMb = None,
+    timeout_seconds: o.TimeoutSeconds = None,
+    shutdown_seconds: o.ShutdownSeconds = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Answer requests over HTTP with a saved head.
+
+    POST /predict, GET /health, GET /metrics, and a page to try it at /. Only this machine can
+    reach it unless --host says otherwise.
+
+    Example: convex-heads serve my-head --port 8000
+    """
+    options = _config(ServeConfig, context)
+    from tasks.console import make_reporter
+    from tasks.serve import run_serve
+
+    run_serve(options, reporter=make_reporter(quiet))
 
 
 @app.command()

@@ -42,7 +42,7 @@ Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
-OutputFormat = Literal["table", "jsonl", "csv"]
+OutputFormat = Literal["table", "jsonl", "csv", "parquet"]
 ExportFormat = Literal["onnx", "torch"]
 StoreDtype = Literal["float32", "float16", "int8"]
 CacheAction = Literal["ls", "verify", "compact", "rm"]
@@ -138,6 +138,61 @@ class PredictConfig(CommonConfig):
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
     device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(CommonConfig):
+    """Options of `evaluate`: a saved head, and labelled rows.
+
+    data, data_root and *_column: as in ExtractConfig. split: None takes test where there is one,
+    otherwise all rows. by: a column of the table; metrics are given for each of its values.
+    """
+
+    artefact: str
+    data: str
+    split: Literal["train", "validation", "test"] | None = None
+    by: str | None = None
+    data_root: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    features_column: str | None = None
+    on_bad_row: OnBadRow = "fail"
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(CommonConfig):
+    """Options of `serve`: which head, where, and how much at once.
+
+    host: loopback unless another is named. port: 0 takes a free one. max_batch: rows that are
+    encoded together. max_queue: rows that may wait; beyond, requests are answered with 503.
+    max_rows and max_body_mb: of one request. timeout_seconds: until a request is answered with 504.
+    shutdown_seconds: that requests are given to end.
+    """
+
+    artefact: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 64
+    max_queue: int = 1024
+    max_rows: int = 256
+    max_body_mb: float = 16.0
+    timeout_seconds: float = 60.0
+    shutdown_seconds: int = 30
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--port", self.port, 0)
+        if self.port > 65535:
+            raise InputError(f"--port {self.port}: must be at most 65535")
+        for name in ("max_batch", "max_queue", "max_rows", "shutdown_seconds"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        _above_zero("--max-body-mb", self.max_body_mb)
+        _above_zero("--timeout-seconds", self.timeout_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,6 +173,38 @@ class CompareRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateRecord:
+    """A head measured on n labelled rows.
+
+    Every figure is followed by its 95% interval (low, high): Wilson's for the accuracy, else from
+    1000 draws of rows. slices: the same figures for each value of the column `by`, with its name as
+    "slice". classes_without_rows: those that these rows say nothing about.
+    """
+
+    artefact: str
+    data: str
+    split: str
+    classes: tuple[str, ...]
+    classes_without_rows: tuple[str, ...]
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    balanced_accuracy: float
+    balanced_accuracy_interval: tuple[float, float]
+    nll: float
+    nll_interval: tuple[float, float]
+    ece: float
+    ece_interval: tuple[float, float]
+    by: str | None
+    slices: Sequence[Mapping[str, Any]]
+    skipped: Sequence[Mapping[str, str]]
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRecord:
     """An exported head.
 

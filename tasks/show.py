@@ -11,7 +11,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
 from tasks.leak_words import leaks_in_words
-from tasks.records import CompareRecord, ExportRecord, ExtractRecord, FitRecord, to_json
+from tasks.records import (
+    CompareRecord,
+    EvaluateRecord,
+    ExportRecord,
+    ExtractRecord,
+    FitRecord,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,6 +136,33 @@ def show_extract(record: ExtractRecord) -> None:
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
     print(f"store  {record.store}")
+
+
+def show_evaluation(record: EvaluateRecord) -> None:
+    """The figures with their intervals, then a line for every slice."""
+    where = "" if record.split == "all" else f", {record.split} split"
+    print(f"\n{record.data}{where}: {record.n:,} rows, {len(record.classes)} classes\n")
+    names = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece")
+    table = make_table("", "value", "95% interval")
+    for name in names:
+        interval = getattr(record, f"{name}_interval")
+        table.add_row(name.replace("_", " "), f"{getattr(record, name):.4f}", _interval(interval))
+    print_table(table)
+    if record.slices:
+        table = make_table(str(record.by), "rows", "accuracy", "95% interval", "macro F1", "ECE")
+        for part in record.slices:
+            table.add_row(
+                part["slice"],
+                f"{part['n']:,}",
+                f"{part['accuracy']:.4f}",
+                _interval(part["accuracy_interval"]),
+                f"{part['macro_f1']:.4f}",
+                f"{part['ece']:.4f}",
+            )
+        print_table(table)
+    if record.classes_without_rows:
+        shown = ", ".join(record.classes_without_rows[:10])
+        print(f"classes of the head that no row has: {shown}")
 
 
 def show_export(record: ExportRecord) -> None:

@@ -66,7 +66,8 @@ found = read_artefact(Path(sys.argv[1]))
 for i in range(100_000):
     write_artefact(
         Path(sys.argv[2]), found.head, modality="text", backbone="toy:text-8",
-        backbone_fingerprint={}, facts={"turn": i}, write_more=lambda f: (f / "README.md").write_text("x" * i),
+        backbone_fingerprint={}, facts={"turn": i},
+        write_more=lambda f: (f / "README.md").write_text("x" * i),
     )
     if i == 0:
         print("ready", flush=True)
