@@ -29,6 +29,7 @@ from tasks.config import (
     FitConfig,
     InfoConfig,
     PredictConfig,
+    RefitConfig,
     ServeConfig,
     TasksConfig,
     load_config,
@@ -366,6 +367,44 @@ def evaluate(
 
     record = run_evaluate(options, reporter=make_reporter(quiet))
     show_json(record) if json else show_evaluation(record)
+
+
+@app.command()
+def refit(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    data: o.Data = None,
+    out: o.RefitOut = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    on_bad_row: o.OnBadRow = None,
+    tolerance: o.Tolerance = None,
+    max_seconds: o.MaxSeconds = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Add labelled rows, also of new classes, to a saved head.
+
+    The head is solved again on its own rows, from their store, and the new ones.
+
+    Example: convex-heads refit my-head more-reviews.csv --out my-head-2
+    """
+    options = _config(RefitConfig, context)
+    from tasks.console import make_reporter
+    from tasks.refit import run_refit
+    from tasks.show import show_json, show_refit
+
+    record = run_refit(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_refit(record)
 
 
 @app.command()

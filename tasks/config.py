@@ -53,7 +53,7 @@ _MISSING = {
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
     "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
-    "out": "say where to write: --out, such as head.onnx",
+    "out": "say where to write, with --out",
 }
 
 
@@ -160,6 +160,34 @@ class EvaluateConfig(CommonConfig):
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
     device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitConfig(CommonConfig):
+    """Options of `refit`: a saved head, labelled rows to add, and where the new head goes.
+
+    Backbone, standardisation, gates and penalty are those of the head. The others are as in
+    FitConfig.
+    """
+
+    artefact: str
+    data: str
+    out: Path
+    data_root: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    features_column: str | None = None
+    on_bad_row: OnBadRow = "fail"
+    tolerance: float | None = None
+    max_seconds: float | None = None
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _above_zero("--tolerance", self.tolerance, _GAP)
+        _above_zero("--max-seconds", self.max_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)

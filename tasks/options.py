@@ -126,6 +126,9 @@ Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="
 Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv|parquet")]
 Split = Annotated[str | None, Option(help="[test, or all rows]", metavar="train|validation|test")]
 By = Annotated[str | None, Option(help="Metrics for each value of a column.", metavar="COLUMN")]
+RefitOut = Annotated[
+    Path | None, Option("--out", help="Folder for the new artefact.", metavar="DIR")
+]
 Host = Annotated[str | None, Option(help="Address to listen on [127.0.0.1].", metavar="HOST")]
 Port = Annotated[int | None, Option(help="[8000]; 0 takes a free one.", metavar="N")]
 MaxBatch = Annotated[int | None, Option(help="Rows encoded together [64].", metavar="N")]

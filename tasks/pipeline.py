@@ -211,6 +211,11 @@ class ConvexHeadPipeline:
         names = ("weights_sha256", "temperature", "classes", "backbone_fingerprint")
         return {name: config[name] for name in names}
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The whole of ``config.json``: the record of the fit, where features lie, and the rest."""
+        return dict(self._artefact.config)
+
     def describe(self) -> dict[str, Any]:
         """What other programs should know of the head: names, backbone, certificate; JSON-able."""
         config = self._artefact.config

@@ -173,6 +173,43 @@ class CompareRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefitRecord:
+    """A head solved again on its own rows and new ones.
+
+    n: rows by split and origin (``train_before``, ``train_new``, ...). primal_before: the objective
+    of all rows at the old weights, where the solve began; primal, dual and relative_gap: where it
+    ended. test_accuracy: on the test rows of both; test_accuracy_before_rows: on those of the first
+    fit, beside what the old head reaches on them. Rows of new data without splits are divided as
+    `fit` does. None where there are no such rows.
+    """
+
+    artefact: str
+    before: str
+    data: str
+    classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+    n: Mapping[str, int]
+    loss: str
+    beta: float
+    primal_before: float
+    primal: float
+    dual: float
+    relative_gap: float
+    passes: int
+    test_accuracy: float
+    test_accuracy_interval: tuple[float, float]
+    test_accuracy_before_rows: float | None
+    test_accuracy_before_rows_old_head: float | None
+    test_accuracy_new_rows: float | None
+    calibration_temperature: float | None
+    store: str
+    new_store: str
+    seconds: float
+    seed: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateRecord:
     """A head measured on n labelled rows.
 

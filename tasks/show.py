@@ -17,6 +17,7 @@ from tasks.records import (
     ExportRecord,
     ExtractRecord,
     FitRecord,
+    RefitRecord,
     to_json,
 )
 
@@ -163,6 +164,30 @@ def show_evaluation(record: EvaluateRecord) -> None:
     if record.classes_without_rows:
         shown = ", ".join(record.classes_without_rows[:10])
         print(f"classes of the head that no row has: {shown}")
+
+
+def show_refit(record: RefitRecord) -> None:
+    """How many rows came, what became of the objective, and of the test rows."""
+    n = record.n
+    new = f"; new classes: {', '.join(record.new_classes)}" if record.new_classes else ""
+    print(f"\n{n['train_before']:,} + {n['train_new']:,} training rows{new}")
+    print(
+        f"objective {record.primal_before:.6g} before, {record.primal:.6g} after, relative gap "
+        f"{record.relative_gap:.1e}, {record.passes} passes"
+    )
+    table = make_table("test rows", "rows", "accuracy")
+    lines = [("all", n["test_before"] + n["test_new"], record.test_accuracy)]
+    if record.test_accuracy_before_rows_old_head is not None:
+        was = record.test_accuracy_before_rows_old_head
+        lines.append(("of the first fit, old head", n["test_before"], was))
+    if record.test_accuracy_before_rows is not None:
+        lines.append(("of the first fit", n["test_before"], record.test_accuracy_before_rows))
+    if record.test_accuracy_new_rows is not None:
+        lines.append(("new", n["test_new"], record.test_accuracy_new_rows))
+    for name, rows, accuracy in lines:
+        table.add_row(name, f"{rows:,}", f"{accuracy:.4f}")
+    print_table(table)
+    print(f"artefact  {record.artefact}")
 
 
 def show_export(record: ExportRecord) -> None:

@@ -45,7 +45,7 @@ def test_there_is_a_sample_of_this_schema():
 def test_damaged_artefacts_are_refused_or_harmless(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found: dict[tuple[str, str], int] = {}
-    for seed in range(600):
+    for seed in range(300):
         source = SAMPLES / ALL[seed % len(ALL)]
         kind = damage(source, tmp_path / "head", seed)
         result = outcome(tmp_path / "head")
@@ -55,7 +55,7 @@ def test_damaged_artefacts_are_refused_or_harmless(tmp_path):
     kinds = {kind for kind, _ in found}
     assert len(kinds) == 4
     for kind in kinds:  # all kinds of damage are really done
-        assert found[kind, "refused"] > 20, found
+        assert found[kind, "refused"] > 10, found
 
 
 _WRITER = """
@@ -77,7 +77,7 @@ for i in range(100_000):
 def test_a_writer_killed_at_any_moment_leaves_a_whole_artefact(tmp_path):
     place = tmp_path / "head"
     turns = set()
-    for wait in (0.0, 0.011, 0.023, 0.047, 0.101):
+    for wait in (0.0, 0.023, 0.101):
         writer = subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(SAMPLES / ALL[0]), str(place)],
             stdout=subprocess.PIPE,

@@ -147,7 +147,9 @@ def test_it_is_a_step_of_a_scikit_learn_pipeline_before_export():
     np.testing.assert_allclose(p, steps.predict_proba(X), atol=1e-5)
 
 
-@pytest.mark.parametrize(("activation", "loss"), [KINDS[0], KINDS[4]])
+@pytest.mark.parametrize(
+    ("activation", "loss"), [KINDS[0], pytest.param(*KINDS[4], marks=pytest.mark.slow)]
+)
 def test_onnx_computes_what_the_head_does_for_any_batch(activation, loss, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     head = make_head(activation, loss)
