@@ -45,9 +45,24 @@ def card_metadata(record: FitRecord) -> str:
         base_model=_base_model(record.backbone),
         tags=["convex-heads", "frozen-features", "convex-optimization"],
         metrics=["accuracy", "f1"],
+        datasets=_datasets(record.task),
         model_name=record.task,
         eval_results=results,
     ).to_yaml()
+
+
+def _datasets(task: str) -> list[str] | None:
+    """The Hub's id of a data set; None where it has none (files of one's own).
+
+    >>> _datasets("imdb"), _datasets("reviews")
+    (['stanfordnlp/imdb'], None)
+    """
+    from tasks.registry import TASKS
+
+    if task.startswith("hub:"):
+        return [task.removeprefix("hub:").split(":")[0]]
+    spec = TASKS.get(task)
+    return None if spec is None or spec.hub is None else [spec.hub.repository]
 
 
 def _base_model(backbone: str) -> str | None:

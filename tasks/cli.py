@@ -206,6 +206,7 @@ def fit(
     calibrate: o.Calibrate = None,
     leak_check: o.LeakCheck = None,
     drop_leaks: o.DropLeaks = None,
+    embed_samples: o.EmbedSamples = None,
     device: o.Device = None,
     engine: o.Engine = None,
     workers: o.Workers = None,

@@ -204,7 +204,7 @@ class ServeConfig(CommonConfig):
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 64
-    max_queue: int = 1024
+    max_queue: int = 256
     max_rows: int = 256
     max_body_mb: float = 16.0
     timeout_seconds: float = 60.0
@@ -317,7 +317,8 @@ class FitConfig(ExtractConfig):
     "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
-    of train and validation.
+    of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
+    artefact, as samples.jsonl; otherwise it holds no row.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -341,6 +342,7 @@ class FitConfig(ExtractConfig):
     calibrate: Calibration = "temperature"
     leak_check: bool = True
     drop_leaks: bool = False
+    embed_samples: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -140,6 +140,7 @@ def run_fit(
     from tasks.leaks import check_leaks
     from tasks.metrics import evaluate
     from tasks.report import write_model_card, write_report
+    from tasks.samples import write_samples
 
     out = config.out
     if out is not None:
@@ -274,6 +275,11 @@ def run_fit(
 
     def write_more(folder: Path) -> None:
         write_model_card(folder, record)
+        if config.embed_samples:
+            inputs = dict(
+                zip(dataset.splits["test"].ids, dataset.splits["test"].inputs, strict=True)
+            )
+            write_samples(folder, test, inputs, head_probabilities, dataset.classes)
         write_report(
             folder,
             record,

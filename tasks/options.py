@@ -93,6 +93,9 @@ DropLeaks = Annotated[
     bool | None,
     Option("--drop-leaks", help="Leave them out of train and validation."),
 ]
+EmbedSamples = Annotated[
+    bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
+]
 
 Backbones = Annotated[
     list[str] | None,
@@ -132,7 +135,7 @@ RefitOut = Annotated[
 Host = Annotated[str | None, Option(help="Address to listen on [127.0.0.1].", metavar="HOST")]
 Port = Annotated[int | None, Option(help="[8000]; 0 takes a free one.", metavar="N")]
 MaxBatch = Annotated[int | None, Option(help="Rows encoded together [64].", metavar="N")]
-MaxQueue = Annotated[int | None, Option(help="Rows that may wait [1024].", metavar="N")]
+MaxQueue = Annotated[int | None, Option(help="Rows that may wait [256].", metavar="N")]
 MaxRows = Annotated[int | None, Option(help="Rows in one request [256].", metavar="N")]
 MaxBodyMb = Annotated[float | None, Option(help="Of one request [16].", metavar="MB")]
 TimeoutSeconds = Annotated[float | None, Option(help="Until 504 [60].", metavar="SECONDS")]

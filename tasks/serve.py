@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _RETRY_SECONDS = 1
+_BACKLOG = 2048
 
 
 class Refused(Exception):
@@ -124,6 +125,7 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((config.host, config.port))
+        listening.listen(_BACKLOG)  # whoever comes before the loop runs waits, and is not refused
     except OSError as error:
         listening.close()
         raise MachineError(

@@ -33,25 +33,10 @@ from convex_heads.scaling import Scaling
 from tasks.artefact import Head, write_artefact
 from tasks.pipeline import ConvexHeadPipeline
 
-WORDS = [
-    "a",
-    "fine",
-    "dull",
-    "long",
-    "short",
-    "quiet",
-    "film",
-    "story",
-    "day",
-    "bird",
-    "house",
-    "river",
-    "night",
-    "of",
-    "the",
-    "and",
-    "with",
-]
+WORDS = (
+    *("a", "fine", "dull", "long", "short", "quiet", "film", "story", "day", "bird", "house"),
+    *("river", "night", "of", "the", "and", "with"),
+)
 
 
 def main() -> None:
