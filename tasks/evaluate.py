@@ -66,7 +66,7 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         blocks.append(chunk.probabilities)
         skipped |= chunk.skipped
     p = np.concatenate(blocks)
-    kept = ~np.isnan(p).any(axis=1)
+    kept = np.isfinite(p.max(axis=1))
     if not kept.any():
         raise InputError(f"no row of {rows.name} can be encoded")
     if skipped:

@@ -75,12 +75,13 @@ def read_labelled(
             f"{raw.name} holds {raw.modality} rows, this head was fitted on {modality}"
         )
     found = next((name for name in SPLITS if name in raw.splits), None) if split is None else split
-    if found not in raw.splits:
+    if found is None or found not in raw.splits:
         there = ", ".join("all" if name == WHOLE else name for name in raw.splits)
         raise InputError(f"{raw.name} has no split '{split}'; it has {there}")
     rows = raw.splits[found]
     slices = None if by is None else _column(data, found, by, len(rows.ids))
-    good, skipped = [], []
+    good: list[int] = []
+    skipped: list[tuple[str, str]] = []
     for i, value in enumerate(rows.labels):
         if not is_missing(value):
             good.append(i)

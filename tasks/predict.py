@@ -279,8 +279,8 @@ def write_parquet(
                 continue
             best = p.argmax(axis=1)
             columns = [
-                pa.array([chunk.ids[i] for i in kept]),
-                pa.array([classes[c] for c in best]),
+                pa.array([chunk.ids[int(i)] for i in kept]),
+                pa.array([classes[int(c)] for c in best]),
                 pa.array(p.max(axis=1)),
                 *(pa.array(p[:, c]) for c in range(p.shape[1])),
             ]

@@ -365,7 +365,7 @@ def _new_rows(
     }
     if WHOLE not in rows and "train" not in rows:
         raise InputError(f"{raw.name} has no rows to train on")
-    rows = divide(rows)
+    rows = _divided(rows, reporter)
     content = hashlib.sha256(b"refit")
     for name, split in rows.items():
         for row, label, digest in zip(split.ids, split.labels, split.digests, strict=True):
@@ -393,3 +393,15 @@ def _new_rows(
     if not ids["train"]:
         raise InputError(f"{config.data} holds no row to train on")
     return found.store, ids
+
+
+def _divided(rows: dict[str, NumberedSplit], reporter: Reporter) -> dict[str, NumberedSplit]:
+    """Divided as `fit` does it; rows too few for that are all trained on."""
+    try:
+        return divide(rows)
+    except InputError:
+        train = rows.get(WHOLE) or rows["train"]
+        nothing = train.take(np.zeros(0, np.int64))
+        reporter.note(f"{len(train.ids)} new rows are too few to hold some out: all are trained on")
+        kept = {name: rows.get(name, nothing) for name in ("validation", "test")}
+        return {"train": train, **kept}

@@ -36,11 +36,11 @@ def write_samples(
     wrong = np.flatnonzero(answer != test.labels)
     lines = []
     for i in wrong[np.argsort(-score[wrong], kind="stable")][:SAMPLES]:
-        row = test.ids[i]
+        row = test.ids[int(i)]
         sample: dict[str, Any] = {
             "id": row,
-            "label": classes[test.labels[i]],
-            "predicted": classes[answer[i]],
+            "label": classes[int(test.labels[i])],
+            "predicted": classes[int(answer[i])],
             "score": float(score[i]),
         }
         if isinstance(inputs.get(row), str):

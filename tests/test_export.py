@@ -104,6 +104,7 @@ def test_the_module_trains_moves_and_saves_like_any_other():
     assert f"{D} -> 6 gated ReLU units -> 4" in repr(again)
 
 
+@pytest.mark.slow
 def test_it_takes_the_place_of_a_timm_classifier():
     ensure_torchvision_imports()
     import timm

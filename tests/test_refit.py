@@ -123,6 +123,18 @@ def test_rows_of_a_new_class_are_added_twice_over(fitted, capsys):
 
 
 @pytest.mark.slow
+def test_three_rows_are_trained_on(fitted, capsys):
+    (fitted / "few.csv").write_text("text,label\nthe dog,animal\nan oak,plant\nmoss,plant\n")
+    refit = ["refit", str(fitted / "head"), str(fitted / "few.csv"), "--json"]
+    cache = ["--cache-dir", str(fitted / "cache")]
+    capsys.readouterr()
+    assert main([*refit, "--out", str(fitted / "few"), *cache]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["n"]["train_new"] == 3
+    assert "3 new rows are too few" in streams.err
+
+
+@pytest.mark.slow
 def test_what_cannot_be_refitted_is_said(fitted, tmp_path, capsys):
     write(tmp_path / "more.csv", ("animal",), 0, 9)
     head = str(fitted / "head")
