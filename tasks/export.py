@@ -172,7 +172,7 @@ def set_classifier(model: Any, head: TorchHead) -> Any:
 
     Example:
         >>> from extractors.torchvision_compat import ensure_torchvision_imports
-        >>> ensure_torchvision_imports()
+        >>> _ = ensure_torchvision_imports()
         >>> import timm
         >>> from convex_heads.scaling import Scaling
         >>> model = timm.create_model("test_byobnet", pretrained=False).eval()

@@ -139,8 +139,8 @@ def run_fit(
     from tasks.compile_clock import compile_clock
     from tasks.leaks import check_leaks
     from tasks.metrics import evaluate
+    from tasks.mistakes import write_samples
     from tasks.report import write_model_card, write_report
-    from tasks.samples import write_samples
 
     out = config.out
     if out is not None:

@@ -36,7 +36,7 @@ from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice
 from tasks.config import RefitConfig
 from tasks.console import Reporter
-from tasks.data import check_rows, content_digests
+from tasks.data import _check_rows, _digests
 from tasks.divide import NumberedSplit, divide
 from tasks.labels import encode_labels
 from tasks.metrics import evaluate
@@ -357,10 +357,10 @@ def _new_rows(
         raise InputError(
             f"{raw.name} holds {raw.modality} rows, this head was fitted on {pipeline.modality}"
         )
-    splits, skipped = check_rows(raw, config.on_bad_row)
+    splits, skipped = _check_rows(raw, config.on_bad_row)
     classes, labels = encode_labels(splits, raw.class_names)
     rows = {
-        name: NumberedSplit(split.ids, split.inputs, labels[name], content_digests(split))
+        name: NumberedSplit(split.ids, split.inputs, labels[name], _digests(split))
         for name, split in splits.items()
     }
     if WHOLE not in rows and "train" not in rows:
