@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from convex_heads.scaling import Scaling
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors, write_atomically
 from tasks.records import to_json
+from tasks.weights import check_weights
+
+if TYPE_CHECKING:
+    from tasks.export import TorchHead
 
 SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -45,6 +49,12 @@ class Head:
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Raw features (n, d) -> probabilities (n, C)."""
         return self.network.probabilities(features, self.temperature)
+
+    def to_torch(self) -> TorchHead:
+        """The same head as a ``torch.nn.Module``; see `tasks.export.TorchHead`."""
+        from tasks.export import to_torch
+
+        return to_torch(self)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ def read_artefact(folder: Path) -> Artefact:
         InputError: what is missing, altered, or of another schema version.
     """
     config = _read_config(folder)
+    check_weights(folder / WEIGHTS_NAME)
     try:
         content = (folder / WEIGHTS_NAME).read_bytes()
     except OSError as error:
@@ -160,6 +171,10 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "temperature": (int, float),
     "weights_sha256": str,
 }
+_OPTIONAL_OBJECTS = ("certificate", "backbone_options", "record")
+_MODALITIES = ("text", "image", "features")
+_LOSSES = ("softmax", "logistic", "squared")
+_MOST_CONFIG = 64 << 20
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -169,28 +184,46 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is no artefact: it has no {CONFIG_NAME}")
     try:
+        if path.stat().st_size > _MOST_CONFIG:
+            raise InputError(f"{path} has more than {_MOST_CONFIG >> 20} MB: it is no artefact's")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read {path}: {said}") from error
     version = config.get("schema_version") if isinstance(config, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+            f"{path} has schema version {str(version)[:40]}, this release reads {SCHEMA_VERSION}: "
             "install the release that wrote it, or fit again"
         )
     for name, kind in _FIELDS.items():
-        if not isinstance(config.get(name), kind):
+        if not isinstance(config.get(name), kind) or isinstance(config[name], bool):
             raise InputError(f"{path}: '{name}' is missing or of the wrong kind")
+    for name in _OPTIONAL_OBJECTS:
+        if not isinstance(config.get(name, {}), dict):
+            raise InputError(f"{path}: '{name}' must be a JSON object")
     # Artefacts of the first releases do not name the only activation that there was.
-    activation = config.setdefault("activation", "gated_relu")
-    if activation not in _ARRAYS:
-        raise InputError(
-            f"{path}: 'activation' must be one of {', '.join(_ARRAYS)}; got {activation!r}"
-        )
-    if not all(isinstance(each, str) for each in config["classes"]):
-        raise InputError(f"{path}: 'classes' must be a list of names")
-    if not 0 < config["temperature"] < float("inf"):
-        raise InputError(f"{path}: 'temperature' must be above 0")
+    config.setdefault("activation", "gated_relu")
+    for name, known in (
+        ("activation", tuple(_ARRAYS)),
+        ("loss", _LOSSES),
+        ("modality", _MODALITIES),
+    ):
+        if not isinstance(config[name], str) or config[name] not in known:
+            raise InputError(
+                f"{path}: '{name}' must be one of {', '.join(known)}; got "
+                f"{str(config[name])[:40]!r}"
+            )
+    names = config["classes"]
+    if not all(isinstance(each, str) for each in names) or len(names) < 2:
+        raise InputError(f"{path}: 'classes' must be a list of names, two at least")
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: 'classes' names a class twice")
+    if config["loss"] == "logistic" and len(names) != 2:
+        raise InputError(f"{path}: 'classes' must be two for the logistic loss")
+    # What is beyond this is no float32 number.
+    if not 1e-30 < config["temperature"] < 1e30:
+        raise InputError(f"{path}: 'temperature' must be above 0 and finite")
     return config
 
 
@@ -255,6 +288,10 @@ def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer
             raise InputError(
                 f"{path}: the array '{name}' has shape {arrays[name].shape} instead of {shape}"
             )
+    if arrays["keep"].dtype not in (np.uint8, np.bool_) or (arrays["keep"] > 1).any():
+        raise InputError(f"{path}: the array 'keep' must hold zeros and ones")
+    if not (arrays["scale"] > 0).all():
+        raise InputError(f"{path}: the array 'scale' must be above 0")
     scaling = Scaling(arrays["mean"], arrays["scale"], arrays["keep"].astype(bool))
     return kind(
         scaling=scaling,
@@ -269,8 +306,24 @@ def _replace(new: Path, place: Path) -> None:
     if not place.exists():
         new.replace(place)
         return
+    if _exchange(new, place):
+        shutil.rmtree(new, ignore_errors=True)
+        return
     old = new.with_name(f"{new.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     place.replace(old)
     new.replace(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step, so that there is no moment without one; False if it cannot."""
+    import ctypes
+
+    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE; Linux since 3.15
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return swap(at_working_folder, names[0], at_working_folder, names[1], exchange) == 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
-from tasks.records import FitRecord
+from tasks.records import FitRecord, RefitRecord
+
+if TYPE_CHECKING:
+    from tasks.pipeline import ConvexHeadPipeline
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what the bundled default backbone is
 _TASKS = {
@@ -41,9 +45,24 @@ def card_metadata(record: FitRecord) -> str:
         base_model=_base_model(record.backbone),
         tags=["convex-heads", "frozen-features", "convex-optimization"],
         metrics=["accuracy", "f1"],
+        datasets=_datasets(record.task),
         model_name=record.task,
         eval_results=results,
     ).to_yaml()
+
+
+def _datasets(task: str) -> list[str] | None:
+    """The Hub's id of a data set; None where it has none (files of one's own).
+
+    >>> _datasets("imdb"), _datasets("reviews")
+    (['stanfordnlp/imdb'], None)
+    """
+    from tasks.registry import TASKS
+
+    if task.startswith("hub:"):
+        return [task.removeprefix("hub:").split(":")[0]]
+    spec = TASKS.get(task)
+    return None if spec is None or spec.hub is None else [spec.hub.repository]
 
 
 def _base_model(backbone: str) -> str | None:
@@ -61,3 +80,21 @@ def _base_model(backbone: str) -> str | None:
         return None
     owner = _OWNERS.get(source)
     return model if "/" in model or owner is None else f"{owner}/{model}"
+
+
+def write_refit_card(folder: Path, record: RefitRecord, pipeline: ConvexHeadPipeline) -> None:
+    """Writes the model card of a head that was solved again on more rows."""
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        library_name="convex-heads",
+        pipeline_tag=_TASKS[pipeline.modality],
+        base_model=_base_model(pipeline.backbone),
+        tags=["convex-heads", "frozen-features", "convex-optimization"],
+        metrics=["accuracy"],
+    ).to_yaml()
+    from tasks.report import templates
+
+    page = templates(html=False).get_template("refit_card.md.j2")
+    text = page.render(r=record, backbone=pipeline.backbone, metadata=metadata)
+    (folder / "README.md").write_text(text, encoding="utf-8")

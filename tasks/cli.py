@@ -23,10 +23,14 @@ from tasks.config import (
     CompareConfig,
     Config,
     DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
     ExtractConfig,
     FitConfig,
     InfoConfig,
     PredictConfig,
+    RefitConfig,
+    ServeConfig,
     TasksConfig,
     load_config,
 )
@@ -202,6 +206,7 @@ def fit(
     calibrate: o.Calibrate = None,
     leak_check: o.LeakCheck = None,
     drop_leaks: o.DropLeaks = None,
+    embed_samples: o.EmbedSamples = None,
     device: o.Device = None,
     engine: o.Engine = None,
     workers: o.Workers = None,
@@ -326,6 +331,147 @@ def predict(
     from tasks.predict import run_predict
 
     run_predict(options, as_json=json, reporter=make_reporter(quiet))
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    data: o.Data = None,
+    split: o.Split = None,
+    by: o.By = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    on_bad_row: o.OnBadRow = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure a saved head on other labelled rows.
+
+    Accuracy, F1, NLL and calibration with 95% intervals, also for each value of a column.
+
+    Example: convex-heads evaluate my-head new-reviews.csv --by source
+    """
+    options = _config(EvaluateConfig, context)
+    from tasks.console import make_reporter
+    from tasks.evaluate import run_evaluate
+    from tasks.show import show_evaluation, show_json
+
+    record = run_evaluate(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_evaluation(record)
+
+
+@app.command()
+def refit(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    data: o.Data = None,
+    out: o.RefitOut = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    on_bad_row: o.OnBadRow = None,
+    tolerance: o.Tolerance = None,
+    max_seconds: o.MaxSeconds = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Add labelled rows, also of new classes, to a saved head.
+
+    The head is solved again on its own rows, from their store, and the new ones.
+
+    Example: convex-heads refit my-head more-reviews.csv --out my-head-2
+    """
+    options = _config(RefitConfig, context)
+    from tasks.console import make_reporter
+    from tasks.refit import run_refit
+    from tasks.show import show_json, show_refit
+
+    record = run_refit(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_refit(record)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    format: o.ExportFormat = None,
+    out: o.ExportOut = None,
+    with_backbone: o.WithBackbone = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a saved head for ONNX or torch.
+
+    The file takes features, or with --with-backbone tokens or pixels; it is run and compared with
+    the head before it appears.
+
+    Example: convex-heads export my-head --format onnx --out head.onnx
+    """
+    options = _config(ExportConfig, context)
+    from tasks.console import make_reporter
+    from tasks.export import run_export
+    from tasks.show import show_export, show_json
+
+    record = run_export(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_export(record)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    artefact: o.Artefact = None,
+    host: o.Host = None,
+    port: o.Port = None,
+    max_batch: o.MaxBatch = None,
+    max_queue: o.MaxQueue = None,
+    max_rows: o.MaxRows = None,
+    max_body_mb: o.MaxBodyMb = None,
+    timeout_seconds: o.TimeoutSeconds = None,
+    shutdown_seconds: o.ShutdownSeconds = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Answer requests over HTTP with a saved head.
+
+    POST /predict, GET /health, GET /metrics, and a page to try it at /. Only this machine can
+    reach it unless --host says otherwise.
+
+    Example: convex-heads serve my-head --port 8000
+    """
+    options = _config(ServeConfig, context)
+    from tasks.console import make_reporter
+    from tasks.serve import run_serve
+
+    run_serve(options, reporter=make_reporter(quiet))
 
 
 @app.command()

@@ -42,7 +42,8 @@ Selection = Literal["best", "one-se"]
 Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
-OutputFormat = Literal["table", "jsonl", "csv"]
+OutputFormat = Literal["table", "jsonl", "csv", "parquet"]
+ExportFormat = Literal["onnx", "torch"]
 StoreDtype = Literal["float32", "float16", "int8"]
 CacheAction = Literal["ls", "verify", "compact", "rm"]
 
@@ -52,6 +53,7 @@ _MISSING = {
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
     "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
+    "out": "say where to write, with --out",
 }
 
 
@@ -139,6 +141,103 @@ class PredictConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(CommonConfig):
+    """Options of `evaluate`: a saved head, and labelled rows.
+
+    data, data_root and *_column: as in ExtractConfig. split: None takes test where there is one,
+    otherwise all rows. by: a column of the table; metrics are given for each of its values.
+    """
+
+    artefact: str
+    data: str
+    split: Literal["train", "validation", "test"] | None = None
+    by: str | None = None
+    data_root: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    features_column: str | None = None
+    on_bad_row: OnBadRow = "fail"
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitConfig(CommonConfig):
+    """Options of `refit`: a saved head, labelled rows to add, and where the new head goes.
+
+    Backbone, standardisation, gates and penalty are those of the head. The others are as in
+    FitConfig.
+    """
+
+    artefact: str
+    data: str
+    out: Path
+    data_root: Path | None = None
+    text_column: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    features_column: str | None = None
+    on_bad_row: OnBadRow = "fail"
+    tolerance: float | None = None
+    max_seconds: float | None = None
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _above_zero("--tolerance", self.tolerance, _GAP)
+        _above_zero("--max-seconds", self.max_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(CommonConfig):
+    """Options of `serve`: which head, where, and how much at once.
+
+    host: loopback unless another is named. port: 0 takes a free one. max_batch: rows that are
+    encoded together. max_queue: rows that may wait; beyond, requests are answered with 503.
+    max_rows and max_body_mb: of one request. timeout_seconds: until a request is answered with 504.
+    shutdown_seconds: that requests are given to end.
+    """
+
+    artefact: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 64
+    max_queue: int = 256
+    max_rows: int = 256
+    max_body_mb: float = 16.0
+    timeout_seconds: float = 60.0
+    shutdown_seconds: int = 30
+    trust_remote_code: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--port", self.port, 0)
+        if self.port > 65535:
+            raise InputError(f"--port {self.port}: must be at most 65535")
+        for name in ("max_batch", "max_queue", "max_rows", "shutdown_seconds"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        _above_zero("--max-body-mb", self.max_body_mb)
+        _above_zero("--timeout-seconds", self.timeout_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CommonConfig):
+    """Options of `export`: which head, as what, and whether its backbone goes before it.
+
+    out: the file to write. format: "onnx", or "torch" for a `torch.export` program.
+    """
+
+    artefact: str
+    out: Path
+    format: ExportFormat = "onnx"
+    with_backbone: bool = False
+    trust_remote_code: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractConfig(CommonConfig):
     """Options of `extract`: which rows, which backbone, where to.
 
@@ -218,7 +317,8 @@ class FitConfig(ExtractConfig):
     "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
-    of train and validation.
+    of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
+    artefact, as samples.jsonl; otherwise it holds no row.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -242,6 +342,7 @@ class FitConfig(ExtractConfig):
     calibrate: Calibration = "temperature"
     leak_check: bool = True
     drop_leaks: bool = False
+    embed_samples: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -139,6 +139,7 @@ def run_fit(
     from tasks.compile_clock import compile_clock
     from tasks.leaks import check_leaks
     from tasks.metrics import evaluate
+    from tasks.mistakes import write_samples
     from tasks.report import write_model_card, write_report
 
     out = config.out
@@ -274,6 +275,11 @@ def run_fit(
 
     def write_more(folder: Path) -> None:
         write_model_card(folder, record)
+        if config.embed_samples:
+            inputs = dict(
+                zip(dataset.splits["test"].ids, dataset.splits["test"].inputs, strict=True)
+            )
+            write_samples(folder, test, inputs, head_probabilities, dataset.classes)
         write_report(
             folder,
             record,

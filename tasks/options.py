@@ -93,6 +93,9 @@ DropLeaks = Annotated[
     bool | None,
     Option("--drop-leaks", help="Leave them out of train and validation."),
 ]
+EmbedSamples = Annotated[
+    bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
+]
 
 Backbones = Annotated[
     list[str] | None,
@@ -123,7 +126,25 @@ Input = Annotated[
     Path | None, Option(help="Table, text file (a text a line), image or folder.", metavar="PATH")
 ]
 Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="FILE")]
-Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv")]
+Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv|parquet")]
+Split = Annotated[str | None, Option(help="[test, or all rows]", metavar="train|validation|test")]
+By = Annotated[str | None, Option(help="Metrics for each value of a column.", metavar="COLUMN")]
+RefitOut = Annotated[
+    Path | None, Option("--out", help="Folder for the new artefact.", metavar="DIR")
+]
+Host = Annotated[str | None, Option(help="Address to listen on [127.0.0.1].", metavar="HOST")]
+Port = Annotated[int | None, Option(help="[8000]; 0 takes a free one.", metavar="N")]
+MaxBatch = Annotated[int | None, Option(help="Rows encoded together [64].", metavar="N")]
+MaxQueue = Annotated[int | None, Option(help="Rows that may wait [256].", metavar="N")]
+MaxRows = Annotated[int | None, Option(help="Rows in one request [256].", metavar="N")]
+MaxBodyMb = Annotated[float | None, Option(help="Of one request [16].", metavar="MB")]
+TimeoutSeconds = Annotated[float | None, Option(help="Until 504 [60].", metavar="SECONDS")]
+ShutdownSeconds = Annotated[int | None, Option(help="To finish at the end [30].", metavar="N")]
+ExportFormat = Annotated[str | None, Option("--format", help="[onnx]", metavar="onnx|torch")]
+ExportOut = Annotated[Path | None, Option("--out", help="File to write.", metavar="PATH")]
+WithBackbone = Annotated[
+    bool | None, Option("--with-backbone", help="From tokens or pixels, not from features.")
+]
 
 CacheDir = Annotated[
     Path | None, Option(help="Where stores lie [CONVEX_HEADS_CACHE].", metavar="DIR")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -11,10 +13,29 @@ from typing import Any, Self, cast
 import numpy as np
 
 from extractors.base import Extractor, Modality
-from extractors.encode import OnBadRow, encode_rows
+from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
+from tasks.fetch import find_artefact, image_input, push_folder
+
+_BATCH_ROWS = 256
+_PAGES = ("README.md", "report.html")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The answers to a chunk of n rows.
+
+    Attributes:
+        ids: n names.
+        probabilities: (n, C) float32; NaN in the rows that were skipped.
+        skipped: id -> reason.
+    """
+
+    ids: Sequence[str]
+    probabilities: np.ndarray
+    skipped: dict[str, str]
 
 
 class ConvexHeadPipeline:
@@ -56,36 +77,62 @@ class ConvexHeadPipeline:
         self._device = device
         self._trust_remote_code = trust_remote_code
         self._given_extractor = extractor
+        self._folder: Path | None = None
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
         device: str | None = None,
         trust_remote_code: str | None = None,
         extractor: Extractor | None = None,
     ) -> Self:
-        """Opens the artefact in a folder. Nothing in it is executed; arguments as of the class.
+        """Opens an artefact. Nothing in it is executed.
+
+        Args:
+            path: a folder, or ``owner/name`` of a repository on the Hugging Face Hub.
+            revision: branch, tag or commit there.
+            local_files_only: take what was downloaded before, ask no network.
+            token: for private repositories; None is the one that was logged in with. It is passed
+                on and kept nowhere.
+            device: as of the class; so are the others.
+            trust_remote_code: as of the class.
+            extractor: as of the class.
 
         Raises:
             InputError: no artefact, or one that is altered, incomplete or of another version.
+            MachineError: the Hub cannot be reached.
         """
-        artefact = read_artefact(Path(path))
-        return cls(
-            artefact, device=device, trust_remote_code=trust_remote_code, extractor=extractor
+        folder = find_artefact(path, revision, local_files_only, token)
+        made = cls(
+            read_artefact(folder),
+            device=device,
+            trust_remote_code=trust_remote_code,
+            extractor=extractor,
         )
+        made._folder = folder
+        return made
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes the head's settings and weights as an artefact folder, whole or not at all.
+        """Writes the artefact to another folder, whole or not at all, its card and report too.
 
         Raises:
             InputError: the folder holds something else.
             MachineError: the disk refuses.
         """
         config = self._artefact.config
-        written = {"schema_version", "kind", "classes", "loss", "temperature", "weights_sha256"}
-        named = {"modality", "backbone", "backbone_fingerprint"}
+        written = {"schema_version", "kind", "classes", "activation", "loss", "temperature"}
+        named = {"modality", "backbone", "backbone_fingerprint", "weights_sha256"}
+
+        def copy_pages(folder: Path) -> None:
+            for name in _PAGES:
+                if self._folder is not None and (self._folder / name).is_file():
+                    shutil.copyfile(self._folder / name, folder / name)
+
         write_artefact(
             Path(path),
             self.head,
@@ -93,7 +140,39 @@ class ConvexHeadPipeline:
             backbone=self.backbone,
             backbone_fingerprint=config["backbone_fingerprint"],
             facts={key: config[key] for key in config.keys() - written - named},
+            write_more=copy_pages,
         )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Add a convex head",
+    ) -> str:
+        """Uploads the artefact to the Hugging Face Hub, in one commit, and returns its address.
+
+        Args:
+            repository: ``owner/name``; made where it is missing.
+            revision: a branch that is there; None is the default one.
+            private: of a new repository.
+            token: with the right to write; None is the one that was logged in with. It is passed
+                on and kept nowhere.
+            commit_message: of the commit.
+
+        Raises:
+            InputError: no such repository or branch, or no right to write there.
+            MachineError: the Hub cannot be reached.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "artefact")
+            return push_folder(
+                Path(folder) / "artefact", repository, revision, private, token, commit_message
+            )
 
     @property
     def head(self) -> Head:
@@ -120,28 +199,123 @@ class ConvexHeadPipeline:
         """Primal, dual, relative gap and the rest, as they were proven when the head was fitted."""
         return dict(self._artefact.config.get("certificate", {}))
 
-    def __call__(self, items: Any) -> dict[str, Any] | list[dict[str, Any]]:
-        """Labels one item, or a list of them.
+    @property
+    def extractor(self) -> Extractor:
+        """The backbone, checked to be the one that the head was fitted on."""
+        return self._extractor
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on; JSON-able."""
+        config = self._artefact.config
+        names = ("weights_sha256", "temperature", "classes", "backbone_fingerprint")
+        return {name: config[name] for name in names}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The whole of ``config.json``: the record of the fit, where features lie, and the rest."""
+        return dict(self._artefact.config)
+
+    def describe(self) -> dict[str, Any]:
+        """What other programs should know of the head: names, backbone, certificate; JSON-able."""
+        config = self._artefact.config
+        return {
+            "library": "convex-heads",
+            "classes": list(self.classes),
+            "modality": self.modality,
+            "backbone": self.backbone,
+            "backbone_options": config.get("backbone_options", {}),
+            "activation": config["activation"],
+            "loss": config["loss"],
+            "temperature": self.head.temperature,
+            "certificate": self.certificate,
+        }
+
+    def __call__(
+        self,
+        items: Any,
+        *,
+        top_k: int | None = None,
+        return_features: bool = False,
+        return_certificate: bool = False,
+        allow_urls: bool = False,
+        batch_rows: int = _BATCH_ROWS,
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        """Labels one item, a list of them, or a stream.
 
         Args:
             items: a text, an image (path, encoded bytes, PIL image, uint8 array) or a vector of
-            features; or a list of such (of vectors also an array (n, d)).
+                features; or a list of such (of vectors also an array (n, d)); or a generator or
+                iterator of such, of any length.
+            top_k: so many of the most probable classes too; None leaves them out.
+            return_features: the backbone's vector too.
+            return_certificate: a radius too within which no change of the features changes the
+                label, in standardised-feature units; see `convex_heads.robustness_radius`.
+            allow_urls: whether a text that begins with http:// or https:// names an image that is
+                to be fetched; otherwise it is refused.
+            batch_rows: of a stream: so many items are taken before the first is answered.
 
         Returns:
-            ``{"label": name, "score": probability}``; a list of such for a list.
+            ``{"label": name, "score": probability}`` and what else was asked for: ``"top_k"``, a
+            list of such, ``"features"`` (d,), ``"robustness_radius"``. A list of such for a list,
+            an iterator for a generator.
 
         Raises:
             InputError: an item cannot be encoded.
         """
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k is {top_k}: ask for at least one class")
+
+        def answers(rows: Sequence[Any]) -> list[dict[str, Any]]:
+            return self._answers(
+                rows,
+                top_k=top_k,
+                features=return_features,
+                certificate=return_certificate,
+                allow_urls=allow_urls,
+            )
+
+        if isinstance(items, Iterator):
+            return _streamed(items, answers, max(1, batch_rows))
         single = not isinstance(items, list | tuple)
         if self.modality == "features":
             items = np.asarray(items)
             single = items.ndim == 1
-        answers = [
-            {"label": self.classes[row.argmax()], "score": float(row.max())}
-            for row in self.predict_proba([items] if single else items)
+        found = answers([items] if single else items)
+        return found[0] if single else found
+
+    def _answers(
+        self,
+        items: Sequence[Any],
+        *,
+        top_k: int | None,
+        features: bool,
+        certificate: bool,
+        allow_urls: bool,
+    ) -> list[dict[str, Any]]:
+        if not len(items):
+            return []
+        ids = [f"item {i}" for i in range(1, len(items) + 1)]
+        encoded = encode_rows(self._extractor, self._inputs(items, allow_urls), ids)
+        X = encoded.features
+        p = self.head.predict_proba(X)
+        answers: list[dict[str, Any]] = [
+            {"label": self.classes[row.argmax()], "score": float(row.max())} for row in p
         ]
-        return answers[0] if single else answers
+        if top_k is not None:
+            for answer, row in zip(answers, p, strict=True):
+                best = np.argsort(-row, kind="stable")[:top_k]
+                answer["top_k"] = [{"label": self.classes[c], "score": float(row[c])} for c in best]
+        if features:
+            for answer, x in zip(answers, X, strict=True):
+                answer["features"] = x
+        if certificate:
+            from convex_heads import robustness_radius
+
+            network = cast(Any, self.head.network)
+            for answer, radius in zip(answers, robustness_radius(network, X), strict=True):
+                answer["robustness_radius"] = float(radius)
+        return answers
 
     def predict_proba(
         self,
@@ -159,17 +333,38 @@ class ConvexHeadPipeline:
                 NaN in its row.
         """
         ids = [f"item {i}" for i in range(1, len(items) + 1)] if ids is None else ids
-        out = np.full((len(items), len(self.classes)), np.nan, np.float32)
-        if len(items):
-            encoded = encode_rows(self._extractor, self._inputs(items), ids, on_bad_row=on_bad_row)
-            if len(encoded.kept):
-                out[encoded.kept] = self.head.predict_proba(encoded.features)
-        return out
+        if not len(items):
+            return np.full((0, len(self.classes)), np.nan, np.float32)
+        return next(self.predict_stream([(ids, items)], on_bad_row=on_bad_row)).probabilities
 
-    def _inputs(self, items: Sequence[Any]) -> Sequence[Any]:
+    def predict_stream(
+        self,
+        chunks: Iterable[tuple[Sequence[str], Sequence[Any]]],
+        *,
+        on_bad_row: OnBadRow = "fail",
+    ) -> Iterator[Predicted]:
+        """Labels one chunk of rows after the other, at the extractor's full speed.
+
+        Args:
+            chunks: (ids, items) each; taken one ahead, whose texts are read while the one before
+                is encoded. A few hundred rows make a good chunk.
+            on_bad_row: as in `predict_proba`.
+        """
+
+        def made() -> Iterator[Chunk]:
+            for ids, items in chunks:
+                yield Chunk("", ids, self._inputs(items), np.zeros(len(ids), np.int64))
+
+        for chunk, rows in encode_chunks(self._extractor, made(), on_bad_row=on_bad_row):
+            out = np.full((len(chunk.ids), len(self.classes)), np.nan, np.float32)
+            if len(rows.kept):
+                out[rows.kept] = self.head.predict_proba(rows.features)
+            yield Predicted(chunk.ids, out, rows.skipped)
+
+    def _inputs(self, items: Sequence[Any], allow_urls: bool = False) -> Sequence[Any]:
         if self.modality != "image":
             return items
-        return [Path(item) if isinstance(item, str) else item for item in items]
+        return [image_input(item, allow_urls) if isinstance(item, str) else item for item in items]
 
     @cached_property
     def _extractor(self) -> Extractor:
@@ -193,3 +388,13 @@ class ConvexHeadPipeline:
                 f"({', '.join(differs)} differ): restore that version, or fit again"
             )
         return extractor
+
+
+def _streamed(
+    items: Iterator[Any], answers: Callable[[Sequence[Any]], list[dict[str, Any]]], rows: int
+) -> Iterator[dict[str, Any]]:
+    """Answers in the order of the items, a batch of them at a time."""
+    from itertools import islice
+
+    while batch := list(islice(items, rows)):
+        yield from answers(batch)

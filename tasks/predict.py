@@ -1,46 +1,35 @@
-"""Label new rows with a saved head, a chunk at a time, and write the answers as they come."""
+"""Label new rows with a saved head, at the backbone's full speed, in their order.
+
+To stdout answers are written as they come. A file appears whole or not at all; what is finished
+until then lies in a journal beside it, from which the same command continues.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from extractors.base import Modality
 from extractors.errors import InputError
+from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors, write_atomically
 from tasks.columns import ColumnChoice
-from tasks.config import OnBadRow, OutputFormat, PredictConfig
+from tasks.config import OutputFormat, PredictConfig
 from tasks.console import Reporter
 from tasks.inputs import Items, read_items, text_items
 from tasks.records import to_json
 
+if TYPE_CHECKING:
+    from tasks.pipeline import ConvexHeadPipeline, Predicted
+
 CHUNK_ROWS = 256  # rows between two steps of the progress bar; what Ctrl-C can cost
-
-
-class Classifier(Protocol):
-    """What this module needs of a pipeline."""
-
-    @property
-    def modality(self) -> Modality:
-        """What the head was fitted on."""
-        ...
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """C class names, in the order of the probabilities."""
-        ...
-
-    def predict_proba(
-        self, items: Sequence[Any], *, ids: Sequence[str] | None = None, on_bad_row: OnBadRow
-    ) -> np.ndarray:
-        """(n, C) probabilities; NaN in the rows that were skipped."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,15 @@ class Prediction:
     probabilities: Mapping[str, float]
 
 
+class Skipped(dict[str, str]):
+    """Reasons by row id, filled while rows are labelled."""
+
+
 def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> None:
     """Label what was asked for, and write it to stdout or to a file.
 
-    JSON lines and CSV are written row by row; a table or one JSON object when all are done.
+    To stdout JSON lines and CSV are written row by row; a table or one JSON object when all are
+    done.
     """
     from tasks.pipeline import ConvexHeadPipeline
 
@@ -64,37 +58,117 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
         config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
     )
     items = find_items(config, pipeline.modality)
-    rows = predict_items(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
-    with _open_output(config.output) as stream:
-        if as_json:
-            answer = {"artefact": config.artefact, "predictions": list(rows)}
-            stream.write(to_json(answer) + "\n")
-            return
-        match config.format or _format_of(config.output):
-            case "jsonl":
-                write_json_lines(rows, stream)
-            case "csv":
-                write_csv(rows, pipeline.classes, stream)
-            case "table":
-                write_table(list(rows), pipeline.classes, stream)
+    form = config.format or _format_of(config.output)
+    skipped = Skipped()
+    if config.output is not None:
+        _label_into_file(pipeline, items, config, form, as_json, skipped, reporter)
+    else:
+        if form == "parquet":
+            raise InputError("--format parquet is written to a file: name it with --output")
+        chunks = label(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
+        _write(chunks, pipeline.classes, sys.stdout, form, config.artefact, as_json, skipped)
+    if skipped:
+        row, reason = next(iter(skipped.items()))
+        reporter.note(
+            f"rows left out because they could not be used: {len(skipped)}; "
+            f"the first: {row} ({reason})"
+        )
+
+
+def _label_into_file(
+    pipeline: ConvexHeadPipeline,
+    items: Items,
+    config: PredictConfig,
+    form: OutputFormat,
+    as_json: bool,
+    skipped: Skipped,
+    reporter: Reporter,
+) -> None:
+    from tasks.journal import Journal
+
+    output = config.output
+    assert output is not None
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"cannot write --output {output}: there is no such folder")
+    if output.is_dir():
+        raise InputError(f"cannot write --output {output}: it is a folder")
+    try:
+        journal = Journal(
+            output.with_name(f".{output.name}.partial"),
+            job_key(pipeline, items, config.on_bad_row),
+            items.ids,
+            len(pipeline.classes),
+        )
+    except OSError as error:
+        raise InputError(f"cannot write --output {output}: {error.strerror}") from error
+    done = False
+    try:
+        if journal.rows:
+            reporter.note(f"rows labelled before: {journal.rows:,}")
+        for chunk in label(
+            pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter, start=journal.rows
+        ):
+            journal.add(chunk)
+        temporary = output.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{output.name}")
+        with plain_disk_errors(output.parent):
+            try:
+                if form == "parquet" and not as_json:
+                    write_parquet(journal.chunks(), pipeline.classes, temporary, skipped)
+                else:
+                    with temporary.open("w", encoding="utf-8", newline="") as stream:
+                        _write(
+                            journal.chunks(),
+                            pipeline.classes,
+                            stream,
+                            form,
+                            config.artefact,
+                            as_json,
+                            skipped,
+                        )
+                temporary.replace(output)
+            finally:
+                temporary.unlink(missing_ok=True)
+        if skipped:
+            lines = [to_json({"id": row, "reason": why}) + "\n" for row, why in skipped.items()]
+            write_atomically(
+                output.with_name(f"{output.name}.skipped.jsonl"), "".join(lines).encode()
+            )
+        done = True
+    finally:
+        journal.close(remove=done)
+
+
+def _write(
+    chunks: Iterable[Predicted],
+    classes: Sequence[str],
+    stream: IO[str],
+    form: OutputFormat,
+    artefact: str,
+    as_json: bool,
+    skipped: Skipped,
+) -> None:
+    rows = predictions(chunks, classes, skipped)
+    if as_json:
+        answer: dict[str, Any] = {"artefact": artefact, "predictions": list(rows)}
+        if skipped:
+            answer["skipped"] = [{"id": row, "reason": why} for row, why in skipped.items()]
+        stream.write(to_json(answer) + "\n")
+    elif form == "jsonl":
+        write_json_lines(rows, stream)
+    elif form == "csv":
+        write_csv(rows, classes, stream)
+    else:
+        write_table(list(rows), classes, stream)
 
 
 def _format_of(output: Path | None) -> OutputFormat:
-    by_suffix: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+    by_suffix: dict[str, OutputFormat] = {
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".csv": "csv",
+        ".parquet": "parquet",
+    }
     return by_suffix.get(output.suffix.lower() if output else "", "table")
-
-
-@contextmanager
-def _open_output(path: Path | None) -> Iterator[IO[str]]:
-    if path is None:
-        yield sys.stdout
-        return
-    try:
-        stream = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write --output {path}: {error.strerror}") from error
-    with stream:
-        yield stream
 
 
 def find_items(config: PredictConfig, modality: Modality) -> Items:
@@ -116,27 +190,58 @@ def find_items(config: PredictConfig, modality: Modality) -> Items:
     return read_items(config.input, modality, choice)
 
 
-def predict_items(
-    pipeline: Classifier, items: Items, *, on_bad_row: OnBadRow, reporter: Reporter
+def job_key(pipeline: ConvexHeadPipeline, items: Items, on_bad_row: str) -> str:
+    """Changes with the head, with any row (of an image file its size and time), and their order."""
+    digest = hashlib.sha256(to_json([pipeline.identity, on_bad_row, len(items.ids)]).encode())
+    for row, item in zip(items.ids, items.inputs, strict=True):
+        if isinstance(item, str):
+            content = item.encode("utf-8", "surrogatepass")
+        elif isinstance(item, Path):
+            found = item.stat() if item.exists() else None
+            content = repr(found and (found.st_size, found.st_mtime_ns)).encode()
+        elif isinstance(item, np.ndarray):
+            content = np.ascontiguousarray(item).tobytes()
+        else:
+            content = item if isinstance(item, bytes) else repr(item).encode()
+        digest.update(f"{row}\0{len(content)}\0".encode("utf-8", "surrogatepass"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def label(
+    pipeline: ConvexHeadPipeline,
+    items: Items,
+    *,
+    on_bad_row: Any,
+    reporter: Reporter,
+    start: int = 0,
+) -> Iterator[Predicted]:
+    """Labels all items from row `start` on, chunk by chunk."""
+
+    def chunks() -> Iterator[tuple[Sequence[str], Sequence[Any]]]:
+        for first in range(start, len(items.ids), CHUNK_ROWS):
+            rows = slice(first, first + CHUNK_ROWS)
+            yield items.ids[rows], items.inputs[rows]
+
+    with reporter.stage("predict", total=len(items.ids), done=start) as stage:
+        for chunk in pipeline.predict_stream(chunks(), on_bad_row=on_bad_row):
+            yield chunk
+            stage.advance(len(chunk.ids))
+
+
+def predictions(
+    chunks: Iterable[Predicted], classes: Sequence[str], skipped: Skipped
 ) -> Iterator[Prediction]:
-    """Label all items; skipped ones are left out and noted."""
-    classes = [str(name) for name in pipeline.classes]
-    skipped = 0
-    with reporter.stage("predict", total=len(items.ids)) as stage:
-        for start in range(0, len(items.ids), CHUNK_ROWS):
-            ids = items.ids[start : start + CHUNK_ROWS]
-            inputs = items.inputs[start : start + CHUNK_ROWS]
-            answers = pipeline.predict_proba(inputs, ids=ids, on_bad_row=on_bad_row)
-            for row_id, row in zip(ids, answers, strict=True):
-                if np.isnan(row).any():
-                    skipped += 1
-                    continue
-                best = int(row.argmax())
-                by_class = dict(zip(classes, row.tolist(), strict=True))
-                yield Prediction(row_id, classes[best], float(row[best]), by_class)
-            stage.advance(len(ids))
-    if skipped:
-        reporter.note(f"rows left out because they could not be used: {skipped}")
+    """One answer a row, without the skipped ones, whose reasons are noted."""
+    for chunk in chunks:
+        skipped.update(chunk.skipped)
+        for row_id, row in zip(chunk.ids, chunk.probabilities, strict=True):
+            if np.isnan(row).any():
+                skipped.setdefault(row_id, "no probability")
+                continue
+            best = int(row.argmax())
+            by_class = dict(zip(classes, row.tolist(), strict=True))
+            yield Prediction(row_id, classes[best], float(row[best]), by_class)
 
 
 def write_json_lines(predictions: Iterable[Prediction], stream: IO[str]) -> None:
@@ -152,6 +257,34 @@ def write_csv(predictions: Iterable[Prediction], classes: Sequence[str], stream:
     for prediction in predictions:
         numbers = [f"{value:.6g}" for value in prediction.probabilities.values()]
         writer.writerow([prediction.id, prediction.label, f"{prediction.score:.6g}", *numbers])
+
+
+def write_parquet(
+    chunks: Iterable[Predicted], classes: Sequence[str], path: Path, skipped: Skipped
+) -> None:
+    """The columns of the CSV file; a class called like another column gets "class:" before it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    taken = ("id", "label", "score")
+    names = [f"class:{name}" if name in taken else name for name in classes]
+    fields = [pa.field("id", pa.string()), pa.field("label", pa.string())]
+    fields += [pa.field(name, pa.float32()) for name in ("score", *names)]
+    with parquet.ParquetWriter(path, pa.schema(fields)) as writer:
+        for chunk in chunks:
+            skipped.update(chunk.skipped)
+            kept = np.flatnonzero(~np.isnan(chunk.probabilities).any(axis=1))
+            p = chunk.probabilities[kept]
+            if not len(kept):
+                continue
+            best = p.argmax(axis=1)
+            columns = [
+                pa.array([chunk.ids[int(i)] for i in kept]),
+                pa.array([classes[int(c)] for c in best]),
+                pa.array(p.max(axis=1)),
+                *(pa.array(p[:, c]) for c in range(p.shape[1])),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
 
 
 def write_table(predictions: Sequence[Prediction], classes: Sequence[str], stream: IO[str]) -> None:

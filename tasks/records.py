@@ -172,6 +172,95 @@ class CompareRecord:
         return to_json(self, indent=indent)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefitRecord:
+    """A head solved again on its own rows and new ones.
+
+    n: rows by split and origin (``train_before``, ``train_new``, ...). primal_before: the objective
+    of all rows at the old weights, where the solve began; primal, dual and relative_gap: where it
+    ended. test_accuracy: on the test rows of both; test_accuracy_before_rows: on those of the first
+    fit, beside what the old head reaches on them. Rows of new data without splits are divided as
+    `fit` does. None where there are no such rows.
+    """
+
+    artefact: str
+    before: str
+    data: str
+    classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+    n: Mapping[str, int]
+    loss: str
+    beta: float
+    primal_before: float
+    primal: float
+    dual: float
+    relative_gap: float
+    passes: int
+    test_accuracy: float
+    test_accuracy_interval: tuple[float, float]
+    test_accuracy_before_rows: float | None
+    test_accuracy_before_rows_old_head: float | None
+    test_accuracy_new_rows: float | None
+    calibration_temperature: float | None
+    store: str
+    new_store: str
+    seconds: float
+    seed: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecord:
+    """A head measured on n labelled rows.
+
+    Every figure is followed by its 95% interval (low, high): Wilson's for the accuracy, else from
+    1000 draws of rows. slices: the same figures for each value of the column `by`, with its name as
+    "slice". classes_without_rows: those that these rows say nothing about.
+    """
+
+    artefact: str
+    data: str
+    split: str
+    classes: tuple[str, ...]
+    classes_without_rows: tuple[str, ...]
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    balanced_accuracy: float
+    balanced_accuracy_interval: tuple[float, float]
+    nll: float
+    nll_interval: tuple[float, float]
+    ece: float
+    ece_interval: tuple[float, float]
+    by: str | None
+    slices: Sequence[Mapping[str, Any]]
+    skipped: Sequence[Mapping[str, str]]
+    seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """An exported head.
+
+    inputs and outputs: names of the program's tensors, the batch first. max_difference: of its
+    probabilities from the head's, measured on the written file. opset: of ONNX.
+    """
+
+    artefact: str
+    out: str
+    format: str
+    with_backbone: bool
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...]
+    opset: int | None
+    max_difference: float
+    bytes: int
+
+
 def to_json(record: Any, *, indent: int | None = None) -> str:
     """A dataclass, dict or list as strict JSON: numpy scalars as numbers, NaN and inf as null.
 

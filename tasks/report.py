@@ -5,6 +5,7 @@ Everything said here is computed from the record and the test probabilities; not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -107,12 +108,22 @@ def write_model_card(directory: str | Path, record: FitRecord) -> Path:
             backbone=_backbone(record),
             metadata=card_metadata(record),
             certificate=_certificate(record),
-            facts=_facts(record),
+            facts=[*_facts(record), *_revision(Path(directory))],
         )
     )
     path = Path(directory) / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _revision(directory: Path) -> list[tuple[str, str]]:
+    """The commit or the weights of the backbone, where the artefact's settings say them."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))["backbone_fingerprint"]
+    names = {"revision": "backbone revision", "weights_sha256": "backbone weights (sha256)"}
+    return [(said, str(found[name])) for name, said in names.items() if name in found]
 
 
 def templates(*, html: bool) -> Environment:

@@ -11,7 +11,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import duration
 from tasks.leak_words import leaks_in_words
-from tasks.records import CompareRecord, ExtractRecord, FitRecord, to_json
+from tasks.records import (
+    CompareRecord,
+    EvaluateRecord,
+    ExportRecord,
+    ExtractRecord,
+    FitRecord,
+    RefitRecord,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,6 +137,66 @@ def show_extract(record: ExtractRecord) -> None:
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
     print(f"store  {record.store}")
+
+
+def show_evaluation(record: EvaluateRecord) -> None:
+    """The figures with their intervals, then a line for every slice."""
+    where = "" if record.split == "all" else f", {record.split} split"
+    print(f"\n{record.data}{where}: {record.n:,} rows, {len(record.classes)} classes\n")
+    names = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece")
+    table = make_table("", "value", "95% interval")
+    for name in names:
+        interval = getattr(record, f"{name}_interval")
+        table.add_row(name.replace("_", " "), f"{getattr(record, name):.4f}", _interval(interval))
+    print_table(table)
+    if record.slices:
+        table = make_table(str(record.by), "rows", "accuracy", "95% interval", "macro F1", "ECE")
+        for part in record.slices:
+            table.add_row(
+                part["slice"],
+                f"{part['n']:,}",
+                f"{part['accuracy']:.4f}",
+                _interval(part["accuracy_interval"]),
+                f"{part['macro_f1']:.4f}",
+                f"{part['ece']:.4f}",
+            )
+        print_table(table)
+    if record.classes_without_rows:
+        shown = ", ".join(record.classes_without_rows[:10])
+        print(f"classes of the head that no row has: {shown}")
+
+
+def show_refit(record: RefitRecord) -> None:
+    """How many rows came, what became of the objective, and of the test rows."""
+    n = record.n
+    new = f"; new classes: {', '.join(record.new_classes)}" if record.new_classes else ""
+    print(f"\n{n['train_before']:,} + {n['train_new']:,} training rows{new}")
+    print(
+        f"objective {record.primal_before:.6g} before, {record.primal:.6g} after, relative gap "
+        f"{record.relative_gap:.1e}, {record.passes} passes"
+    )
+    table = make_table("test rows", "rows", "accuracy")
+    lines = [("all", n["test_before"] + n["test_new"], record.test_accuracy)]
+    if record.test_accuracy_before_rows_old_head is not None:
+        was = record.test_accuracy_before_rows_old_head
+        lines.append(("of the first fit, old head", n["test_before"], was))
+    if record.test_accuracy_before_rows is not None:
+        lines.append(("of the first fit", n["test_before"], record.test_accuracy_before_rows))
+    if record.test_accuracy_new_rows is not None:
+        lines.append(("new", n["test_new"], record.test_accuracy_new_rows))
+    for name, rows, accuracy in lines:
+        table.add_row(name, f"{rows:,}", f"{accuracy:.4f}")
+    print_table(table)
+    print(f"artefact  {record.artefact}")
+
+
+def show_export(record: ExportRecord) -> None:
+    """Where the file is, what goes in and comes out, and how closely it agrees."""
+    opset = "" if record.opset is None else f", opset {record.opset}"
+    print(f"{record.out}  {record.bytes / 1e6:.1f} MB, {record.format}{opset}")
+    print(f"inputs    {', '.join(record.inputs)} (any batch)")
+    print(f"outputs   {', '.join(record.outputs)}")
+    print(f"checked   probabilities differ from the head's by {record.max_difference:.1e} at most")
 
 
 def show_tasks(tasks: Sequence[TaskInfo]) -> None:

@@ -121,10 +121,37 @@ def _flip_a_byte(folder: Path) -> None:
     (folder / WEIGHTS_NAME).write_bytes(content)
 
 
+_HUGE = b'{"mean":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+
 BROKEN = {
     "no config": (lambda f: (f / CONFIG_NAME).unlink(), "no config.json"),
     "no weights": (lambda f: (f / WEIGHTS_NAME).unlink(), "cannot read"),
     "not JSON": (lambda f: (f / CONFIG_NAME).write_text("{"), "cannot read"),
+    "JSON beyond all depth": (
+        lambda f: (f / CONFIG_NAME).write_text("[" * 100_000),
+        "cannot read",
+    ),
+    "an activation that is a list": (_edit(activation=["relu"]), "'activation'"),
+    "an unknown loss": (_edit(loss="hinge"), "'loss'"),
+    "an unknown modality": (_edit(modality="sound"), "'modality'"),
+    "a class twice": (_edit(classes=["a", "b", "a"]), "twice"),
+    "a certificate that is a list": (_edit(certificate=[1]), "'certificate'"),
+    "a header of all memory": (
+        lambda f: (f / WEIGHTS_NAME).write_bytes(b"\xff" * 7 + b"\x7f" + b"{}" * 9),
+        "no safetensors file",
+    ),
+    "arrays larger than the file": (
+        lambda f: (f / WEIGHTS_NAME).write_bytes(
+            (len(_HUGE)).to_bytes(8, "little") + _HUGE + bytes(16)
+        ),
+        "is not whole",
+    ),
+    "a truncated file": (
+        lambda f: os.truncate(f / WEIGHTS_NAME, (f / WEIGHTS_NAME).stat().st_size - 4),
+        "is not whole",
+    ),
+    "a scale of zero": (_reweigh(scale=np.zeros(3, "f")), "'scale'"),
+    "half precision": (_reweigh(weights=np.zeros((2, 4, 3), "f2")), "'weights'"),
     "a list": (lambda f: (f / CONFIG_NAME).write_text("[]"), "schema version"),
     "another version": (_edit(schema_version=99), "schema version 99"),
     "a missing field": (_edit(classes=None), "'classes'"),

@@ -12,7 +12,10 @@ import pytest
 
 from tasks.cli import main
 
-VERBS = ("demo", "tasks", "extract", "fit", "compare", "predict", "info", "cache", "doctor")
+VERBS = (
+    *("demo", "tasks", "extract", "fit", "compare", "predict", "evaluate", "refit", "export"),
+    *("serve", "info", "cache", "doctor"),
+)
 HEAVY = ("torch", "jax", "sklearn", "scipy", "transformers", "datasets", "pyarrow", "matplotlib")
 
 

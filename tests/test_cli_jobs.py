@@ -94,6 +94,28 @@ def test_fit_reports_every_field_and_writes_the_artefact(fitted):
         assert (out / name).is_file()
 
 
+def test_the_artefact_holds_no_row(fitted, reviews):
+    _, out, _ = fitted
+    texts = [line.rpartition(",")[0] for line in reviews.read_text().splitlines()[1:]]
+    for path in out.iterdir():
+        content = path.read_bytes()
+        held = [text for text in texts if text.encode() in content]
+        assert not held, (path, held[:3])
+
+
+@pytest.mark.slow
+def test_rows_are_kept_when_asked_for(tmp_path):
+    lines = [f"{'good' if i % 3 else 'bad'} film {i},{'ab'[i % 2]}" for i in range(200)]
+    (tmp_path / "noise.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    fit = ["fit", str(tmp_path / "noise.csv"), "--backbone", "toy:text-8", "--embed-samples"]
+    assert main([*fit, "--out", str(tmp_path / "head"), *QUICK, "--quiet"]) == 0
+    kept = (tmp_path / "head" / "samples.jsonl").read_text().splitlines()
+    assert 0 < len(kept) <= 20
+    for row in map(json.loads, kept):
+        assert row["label"] != row["predicted"]
+        assert f"{row['text']},{row['label']}" in lines
+
+
 def test_progress_goes_to_stderr_without_a_stack_of_warnings(fitted):
     stderr = fitted[2]
     assert "done in" in stderr

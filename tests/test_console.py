@@ -12,7 +12,9 @@ import pytest
 from tasks import console
 from tasks.console import LineReporter, QuietReporter, RichReporter, make_reporter
 from tasks.inputs import text_items
-from tasks.predict import predict_items, write_csv, write_json_lines, write_table
+from tasks.pipeline import Predicted
+from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
+from tasks.predict import predictions as in_rows
 
 
 def test_lines_say_how_far_and_how_long(monkeypatch):
@@ -74,29 +76,29 @@ class LengthClassifier:
     modality = "text"
     classes = ("long", "short")
 
-    def predict_proba(self, items, *, ids=None, on_bad_row="fail"):
-        long = np.array([np.nan if not item else min(len(item), 10) / 10 for item in items])
-        return np.stack([long, 1 - long], axis=1)
+    def predict_stream(self, chunks, *, on_bad_row="fail"):
+        for ids, items in chunks:
+            long = np.array([np.nan if not item else min(len(item), 10) / 10 for item in items])
+            skipped = {row: "empty" for row, item in zip(ids, items, strict=True) if not item}
+            yield Predicted(ids, np.stack([long, 1 - long], axis=1), skipped)
 
 
 TEXTS = ["abcdefghij", "", 'a "b", c', *["x"] * 600]
 
 
-def predictions(notes: list[str] | None = None):
-    class Notes(QuietReporter):
-        def note(self, text: str) -> None:
-            if notes is not None:
-                notes.append(text)
-
-    return predict_items(LengthClassifier(), text_items(TEXTS), on_bad_row="skip", reporter=Notes())
+def predictions(skipped: Skipped | None = None):
+    chunks = label(
+        LengthClassifier(), text_items(TEXTS), on_bad_row="skip", reporter=QuietReporter()
+    )
+    return in_rows(chunks, LengthClassifier.classes, Skipped() if skipped is None else skipped)
 
 
 def test_predictions_as_json_lines():
-    stream, notes = io.StringIO(), []
-    write_json_lines(predictions(notes), stream)
+    stream, skipped = io.StringIO(), Skipped()
+    write_json_lines(predictions(skipped), stream)
     rows = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(rows) == len(TEXTS) - 1
-    assert notes == ["rows left out because they could not be used: 1"]
+    assert skipped == {"": "empty"}
     assert rows[0]["label"] == "long"
     assert rows[0]["score"] == 1.0
     assert rows[0]["probabilities"] == {"long": 1.0, "short": 0.0}

@@ -86,3 +86,99 @@ def test_bad_rows_fail_or_are_skipped_as_asked(fitted):
     p = clf.predict_proba(items, on_bad_row="skip")
     assert np.isfinite(p[0]).all()
     assert np.isnan(p[1]).all()
+
+
+# ---- what else an answer can hold; a small head, nothing to fit ----
+
+SAMPLE = Path(__file__).parent / "artefacts" / "schema-1-first"
+
+
+@pytest.fixture(scope="module")
+def small() -> ConvexHeadPipeline:
+    return ConvexHeadPipeline.from_pretrained(SAMPLE)
+
+
+def test_more_classes_features_and_radius_are_given_when_asked_for(small):
+    from convex_heads import robustness_radius
+
+    texts = ["a fine film", "ants and bees"]
+    found = small(texts, top_k=2, return_features=True, return_certificate=True)
+    plain = small(texts)
+    p = small.predict_proba(texts)
+    X = np.stack([row["features"] for row in found])
+    np.testing.assert_allclose(small.head.predict_proba(X), p, atol=1e-6)
+    radius = robustness_radius(small.head.network, X)
+    for row, simple, probabilities, r in zip(found, plain, p, radius, strict=True):
+        assert {key: row[key] for key in ("label", "score")} == simple
+        assert row["top_k"][0] == simple
+        assert [each["score"] for each in row["top_k"]] == sorted(probabilities)[:-3:-1]
+        assert row["robustness_radius"] == pytest.approx(r)
+    # Within the radius nothing changes the label.
+    scaling, rng = small.head.network.scaling, np.random.default_rng(0)
+    step = rng.normal(size=X.shape) * scaling.keep
+    step *= 0.999 * radius[:, None] / np.linalg.norm(step, axis=1, keepdims=True)
+    moved = (X + step * scaling.scale).astype(np.float32)
+    assert (small.head.predict_proba(moved).argmax(1) == p.argmax(1)).all()
+    with pytest.raises(InputError, match="at least one class"):
+        small("a", top_k=0)
+
+
+def test_a_generator_is_answered_as_it_comes(small):
+    taken = []
+
+    def texts():
+        for i in range(1000):
+            taken.append(i)
+            yield f"film {i}"
+
+    answers = small(texts(), batch_rows=10)
+    first = next(answers)
+    assert len(taken) == 10  # no further than the first batch
+    assert first == small("film 0")
+    rest = list(answers)
+    assert len(rest) == 999
+    assert rest[-1] == small("film 999")
+
+
+def test_images_come_in_every_form_and_addresses_only_when_allowed(fitted, tmp_path):
+    import http.server
+    import io
+    import threading
+
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    clf = ConvexHeadPipeline.from_pretrained(fitted.artefact)
+    forms = [pixels, image, buffer.getvalue(), tmp_path / "a.png", str(tmp_path / "a.png")]
+    answers = clf(forms)
+    assert all(answer == answers[0] for answer in answers)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        with pytest.raises(InputError, match="none is fetched unless"):
+            clf(address)
+        assert clf(address, allow_urls=True) == answers[0]
+        with pytest.raises(InputError, match="cannot fetch"):
+            clf(address + "x", allow_urls=True)
+        with pytest.raises(InputError, match="only http and https"):
+            clf(f"file://{tmp_path}/a.png", allow_urls=True)
+        server.shutdown()
+
+
+def test_saving_takes_card_and_report_along(fitted, tmp_path):
+    ConvexHeadPipeline.from_pretrained(fitted.artefact).save_pretrained(tmp_path / "copy")
+    for name in ("README.md", "report.html", "model.safetensors"):
+        copied = (tmp_path / "copy" / name).read_bytes()
+        assert copied == (Path(fitted.artefact) / name).read_bytes()

@@ -1,0 +1,153 @@
+"""A backbone as one torch module from tensors to features, for programs that know only tensors.
+
+An adapter of this package does more than a forward pass: it reads texts or decodes images before
+it and moves arrays after it. What is between, from prepared tensors to features with pooling and
+scaling, is put into a module here that ``torch.export`` and the ONNX exporter can follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from extractors.base import Extractor
+from extractors.errors import InputError
+from extractors.hf_image import TransformerImageExtractor
+from extractors.module import ModuleExtractor
+from extractors.pooling import pool_layers
+from extractors.sentence import SentenceExtractor
+from extractors.text import pad_tokens
+from extractors.timm_image import TimmImageExtractor
+from extractors.transformer import TransformerTextExtractor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A backbone between tensors.
+
+    Attributes:
+        module: the tensors of ``names``, in this order -> (b, dim) float32 features.
+        names: of the inputs: ``pixels``; or ``input_ids``, ``attention_mask`` and what else the
+            model reads, each (b, t) int64.
+        tokens: whether inputs have a second dimension of any length, t.
+        extractor: the adapter, which prepares rows.
+    """
+
+    module: torch.nn.Module
+    names: tuple[str, ...]
+    tokens: bool
+    extractor: Any
+
+    def inputs(self, rows: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """Raw rows -> the module's inputs, one batch of them.
+
+        Raises:
+            BadRow: a row that cannot be encoded.
+        """
+        prepared = [self.extractor.prepare(row) for row in rows]
+        if not self.tokens:
+            return (torch.stack(prepared),)
+        read, _ = self.extractor.tokenize(prepared)
+        side, filling = "right", {"input_ids": 0}
+        if isinstance(self.extractor, SentenceExtractor):
+            filling, side = self.extractor._filling or {}, self.tokenizer.padding_side
+        else:
+            filling = {"input_ids": self.extractor._padding}
+        found = pad_tokens(read, filling, side)
+        return tuple(found[name] for name in self.names)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, for texts."""
+        if isinstance(self.extractor, SentenceExtractor):
+            return self.extractor._model.tokenizer
+        return self.extractor._tokenizer
+
+
+def backbone_graph(extractor: Extractor) -> Graph:
+    """The part of a backbone that is a torch module.
+
+    Args:
+        extractor: a torch backbone on the CPU, in float32.
+
+    Raises:
+        InputError: it is no torch module (a toy, features computed elsewhere), or it does more
+            with a row than one forward pass (texts in windows, half precision, int8).
+
+    Example:
+        >>> from extractors.module import ModuleExtractor
+        >>> own = ModuleExtractor(torch.nn.Linear(2, 3), torch.as_tensor, name="two", version="1",
+        ...                       modality="features", probe=[0.0, 0.0])
+        >>> graph = backbone_graph(own)
+        >>> graph.module(*graph.inputs([[0.0, 1.0]])).shape
+        torch.Size([1, 3])
+    """
+    options = getattr(extractor, "options", None)
+    if isinstance(extractor, SentenceExtractor | TransformerTextExtractor):
+        assert options is not None
+        if options.long_text == "windows":
+            raise InputError(
+                f"{extractor.name} reads long texts in windows, which no single forward pass does: "
+                "export the head alone, or fit with --long-text truncate"
+            )
+        filling = extractor._filling if isinstance(extractor, SentenceExtractor) else {}
+        if filling is None:
+            raise InputError(
+                f"{extractor.name} does more with a text than its tokenizer says: export the head "
+                "alone"
+            )
+    elif not isinstance(
+        extractor, TimmImageExtractor | TransformerImageExtractor | ModuleExtractor
+    ):
+        raise InputError(f"{extractor.name} is no torch model: export the head alone")
+    assert options is not None
+    if options.autocast != "none" or options.quantize != "none":
+        raise InputError(
+            f"{extractor.name} computes in less than float32 here: export the head alone, or fit "
+            "without --autocast and --quantize"
+        )
+    tokens = isinstance(extractor, SentenceExtractor | TransformerTextExtractor)
+    names: tuple[str, ...] = ("pixels" if extractor.modality == "image" else "inputs",)
+    if isinstance(extractor, SentenceExtractor):
+        names = (*(extractor._filling or {}), "attention_mask")
+    elif tokens:
+        names = ("input_ids", "attention_mask")
+    return Graph(_Forward(extractor, names).eval(), names, tokens, extractor)
+
+
+class _Forward(torch.nn.Module):
+    """What ``Extractor.encode`` does between tensors."""
+
+    def __init__(self, extractor: Any, names: tuple[str, ...]) -> None:
+        super().__init__()
+        assert extractor.dim  # loaded
+        self.model = extractor._model
+        self._adapter = extractor
+        self._names = names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        extractor = self._adapter
+        if isinstance(extractor, SentenceExtractor):
+            found = self.model(dict(zip(self._names, inputs, strict=True)))
+            features, normalize = found["sentence_embedding"], extractor.options.normalize == "l2"
+        elif isinstance(extractor, TransformerTextExtractor):
+            ids, mask = inputs
+            how = extractor.options.pooling or "mean"
+            features = pool_layers(extractor._hidden(ids, mask), mask, how)
+            normalize = extractor._normalized
+        elif isinstance(extractor, TimmImageExtractor):
+            plain = extractor.options.layer is None and extractor.options.pooling is None
+            features = self.model(*inputs) if plain else extractor._pooled(*inputs)
+            normalize = extractor.options.normalize == "l2"
+        elif isinstance(extractor, TransformerImageExtractor):
+            features = extractor._forward(*inputs)
+            normalize = extractor.options.normalize == "l2"
+        else:
+            features, normalize = self.model(*inputs), extractor.options.normalize == "l2"
+        if normalize:
+            length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+            features = features / torch.where(length > 0, length, torch.ones_like(length))
+        return features

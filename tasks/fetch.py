@@ -1,0 +1,114 @@
+"""What comes from and goes to a network: artefacts on the Hugging Face Hub, images by address."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from extractors.errors import InputError, MachineError
+from extractors.hub import plain_hub_errors
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_FILES = ["config.json", "model.safetensors", "README.md", "report.html"]
+_MOST_BYTES = 20 << 20
+_SECONDS = 20.0
+
+
+def find_artefact(
+    path: str | os.PathLike[str],
+    revision: str | None,
+    local_files_only: bool,
+    token: str | None,
+) -> Path:
+    """The folder of an artefact: the one that is named, or a download of a Hub repository.
+
+    Raises:
+        InputError: neither, or a revision of a folder.
+        MachineError: the Hub cannot be reached and nothing was downloaded before.
+    """
+    folder = Path(path)
+    if folder.exists() or not _REPOSITORY.match(str(path)) or isinstance(path, Path):
+        if revision is not None:
+            raise InputError(f"{path} is a folder here: a revision is of a repository on the Hub")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name = str(path)
+    try:
+        with plain_hub_errors(name, revision):
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=_FILES,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+    except (MachineError, LocalEntryNotFoundError) as error:
+        raise MachineError(
+            f"there is no folder {name}, and the repository of that name on the Hugging Face Hub "
+            "is not in the local cache and cannot be reached"
+        ) from error
+    except InputError as error:
+        raise InputError(f"there is no folder {name}; {error}") from error
+
+
+def push_folder(
+    folder: Path,
+    repository: str,
+    revision: str | None,
+    private: bool | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
+    """Uploads a folder in one commit and returns the repository's address."""
+    from huggingface_hub import HfApi
+
+    if not _REPOSITORY.match(repository):
+        raise InputError(f"'{repository}' is no repository: name it owner/name")
+    api = HfApi(token=token)
+    with plain_hub_errors(repository, revision):
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+        )
+    return str(made)
+
+
+def image_input(item: str, allow_urls: bool) -> Path | bytes:
+    """An image that is named by a text: a path, or, if that is allowed, an address.
+
+    Raises:
+        InputError: an address where none is allowed, or one that gives no answer.
+
+    Example:
+        >>> image_input("cat.png", False).name
+        'cat.png'
+    """
+    if not re.match(r"[a-z][a-z0-9+.-]+://", item, re.IGNORECASE):
+        return Path(item)
+    if not allow_urls:
+        raise InputError(
+            f"{item[:80]} is an address on a network, and none is fetched unless allow_urls=True "
+            "is given: download the image, or allow it"
+        )
+    if not re.match(r"https?://", item, re.IGNORECASE):
+        raise InputError(f"{item[:80]}: only http and https addresses are fetched")
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(item, timeout=_SECONDS) as answer:
+            content = answer.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(f"cannot fetch {item[:80]}: {' '.join(str(reason).split())}") from error
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"{item[:80]} is larger than {_MOST_BYTES >> 20} MB")
+    return content

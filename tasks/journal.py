@@ -1,0 +1,98 @@
+"""What a long labelling has finished, kept beside its output until all of it is there.
+
+One line of JSON for each finished chunk of rows, after a first line that names the job. A line that
+a crash has cut off is dropped; another job's journal is not continued.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from extractors.storage import plain_disk_errors
+from tasks.pipeline import Predicted
+
+
+class Journal:
+    """Finished chunks of one job.
+
+    Args:
+        path: where; a journal of the same job that is there already is continued.
+        key: names the job: rows and head.
+        ids: of all rows, in their order.
+        n_classes: columns of the probabilities.
+
+    Attributes:
+        rows: how many rows are finished.
+    """
+
+    def __init__(self, path: Path, key: str, ids: Any, n_classes: int) -> None:
+        self.path, self._ids, self._n_classes = path, ids, n_classes
+        self.rows = 0
+        whole = 0
+        if path.is_file():
+            with path.open("rb") as file:
+                first = _line(file.readline())
+                if first is not None and first.get("key") == key:
+                    whole = file.tell()
+                    for line in file:
+                        entry = _line(line)
+                        if entry is None or not 0 < entry["n"] <= len(ids) - self.rows:
+                            break
+                        self.rows += entry["n"]
+                        whole += len(line)
+        with plain_disk_errors(path.parent):
+            self._file: IO[bytes] = path.open("r+b" if whole else "wb")
+            self._file.truncate(whole)
+            self._file.seek(whole)
+            if not whole:
+                self._file.write(json.dumps({"key": key}).encode() + b"\n")
+                self._file.flush()
+
+    def add(self, chunk: Predicted) -> None:
+        """Keeps a chunk; the file system has it when this returns."""
+        entry = {
+            "n": len(chunk.ids),
+            "p": base64.b64encode(chunk.probabilities.astype("<f4").tobytes()).decode(),
+            "skipped": chunk.skipped,
+        }
+        with plain_disk_errors(self.path.parent):
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.rows += len(chunk.ids)
+
+    def chunks(self) -> Iterator[Predicted]:
+        """All finished chunks, in the order of the rows."""
+        start = 0
+        with self.path.open("rb") as file:
+            file.readline()
+            for line in file:
+                entry = json.loads(line)
+                ids = self._ids[start : start + entry["n"]]
+                start += entry["n"]
+                p = np.frombuffer(base64.b64decode(entry["p"]), "<f4")
+                yield Predicted(ids, p.reshape(-1, self._n_classes), entry["skipped"])
+
+    def close(self, *, remove: bool) -> None:
+        """Ends the work; removed when the output is there."""
+        self._file.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A whole line, or None."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

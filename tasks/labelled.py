@@ -1,0 +1,153 @@
+"""Labelled rows for a head that is there already: its classes, not those of the rows, count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extractors.base import Modality
+from extractors.errors import InputError
+from tasks.columns import ColumnChoice
+from tasks.files import find_split_files
+from tasks.labels import encode_labels, is_missing
+from tasks.raw import WHOLE, RawSplit
+from tasks.registry import TASKS, resolve_data_root
+from tasks.sources import read_source
+from tasks.tables import SUFFIXES, open_table
+
+SPLITS = ("test", WHOLE, "validation", "train")  # the first that is there is taken
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of one split with their labels.
+
+    Attributes:
+        name: of the data.
+        split: which one; "all" of data that are not divided.
+        ids: n names.
+        inputs: n raw rows.
+        labels: n class names.
+        slices: n values of the column that was asked for, or None.
+        skipped: (row id, reason) of rows without a label.
+    """
+
+    name: str
+    split: str
+    ids: Sequence[str]
+    inputs: Sequence[Any]
+    labels: Sequence[str]
+    slices: Sequence[Any] | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+def read_labelled(
+    data: str,
+    modality: Modality,
+    *,
+    data_root: Path | None,
+    choice: ColumnChoice,
+    split: str | None = None,
+    by: str | None = None,
+    on_bad_row: str = "fail",
+) -> Labelled:
+    """Reads one split of any data set.
+
+    Args:
+        data: a task's name, a file, a folder, or ``hub:owner/name``.
+        modality: of the head.
+        data_root: where named tasks are looked for.
+        choice: columns that were named.
+        split: train, validation or test; None takes test where there is one, otherwise all rows.
+        by: a column of the table, for slices.
+        on_bad_row: what a row without a label does, "fail" or "skip".
+
+    Raises:
+        InputError: rows of another modality, no such split or column, a missing label.
+    """
+    raw = read_source(data, resolve_data_root(data_root), choice)
+    if raw.modality != modality:
+        raise InputError(
+            f"{raw.name} holds {raw.modality} rows, this head was fitted on {modality}"
+        )
+    found = next((name for name in SPLITS if name in raw.splits), None) if split is None else split
+    if found is None or found not in raw.splits:
+        there = ", ".join("all" if name == WHOLE else name for name in raw.splits)
+        raise InputError(f"{raw.name} has no split '{split}'; it has {there}")
+    rows = raw.splits[found]
+    slices = None if by is None else _column(data, found, by, len(rows.ids))
+    good: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    for i, value in enumerate(rows.labels):
+        if not is_missing(value):
+            good.append(i)
+        elif on_bad_row == "skip":
+            skipped.append((rows.ids[i], "the label is missing"))
+        else:
+            raise InputError(
+                f"{rows.where(i)}: the label is missing (--on-bad-row skip drops such rows)"
+            )
+    if not good:
+        raise InputError(f"{raw.name} holds no row with a label")
+    kept = RawSplit(
+        [rows.ids[i] for i in good],
+        [rows.inputs[i] for i in good],
+        [rows.labels[i] for i in good],
+        lambda i: rows.where(good[i]),
+    )
+    names, numbers = encode_labels({found: kept}, raw.class_names)
+    return Labelled(
+        name=raw.name,
+        split=found,
+        ids=kept.ids,
+        inputs=kept.inputs,
+        labels=[names[i] for i in numbers[found]],
+        slices=None if slices is None else [slices[i] for i in good],
+        skipped=tuple(skipped),
+    )
+
+
+def class_numbers(rows: Labelled, classes: Sequence[str]) -> np.ndarray:
+    """Labels as indices (n,) into the head's classes.
+
+    Raises:
+        InputError: a label that is none of them.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    for row, name in zip(rows.ids, rows.labels, strict=True):
+        if name not in index:
+            shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+            raise InputError(
+                f"{rows.name}, row '{row}': the label '{name}' is none of the head's classes "
+                f"({shown}); drop such rows, or add the class with `convex-heads refit`"
+            )
+    return np.array([index[name] for name in rows.labels], np.int64)
+
+
+def _column(data: str, split: str, name: str, n: int) -> list[Any]:
+    path = Path(data)
+    if data in TASKS or not path.exists():
+        raise InputError(f"--by {name}: {data} is no file; --by takes a column of a table")
+    tables: list[Path] = []
+    if path.is_file():
+        tables = [path]
+    else:
+        files = find_split_files(path)
+        tables = list(files.get(split, ()))
+        if not files:
+            tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
+    values: list[Any] = []
+    for file in tables:
+        table = open_table(file)
+        if name not in table.names:
+            raise InputError(
+                f"--by {name}: {file.name} has no such column; it has {', '.join(table.names[:12])}"
+            )
+        values += table.read(name)
+    if len(values) != n:
+        raise InputError(f"--by {name}: {data} holds no table with a value for every row")
+    return values

@@ -1,0 +1,407 @@
+"""More rows, or more classes, for a head that is there: solved again from its weights.
+
+The backbone, the standardisation, the gates and the absolute penalty stay, so the program is the
+one that a fit from scratch on all rows would solve with them, and its certificate says how far from
+that optimum the new head is. Rows of the first fit come from its feature store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convex_heads.certificate import Certificate
+from convex_heads.decode import Network
+from convex_heads.gated import SOLVERS, Prepared, beta_floor, certify_prepared, minimise, resume
+from convex_heads.gated import unrotate as unrotated
+from convex_heads.gates import activation_patterns, row_basis
+from convex_heads.limits import Limits
+from convex_heads.losses import LOSSES
+from convex_heads.operators import build_program
+from convex_heads.penalties import PENALTIES, floored_metric
+from convex_heads.solution import Status
+from extractors.base import Rows
+from extractors.errors import InputError
+from extractors.extract import extract
+from extractors.store import FeatureStore
+from tasks.artefact import Head, check_destination, write_artefact
+from tasks.calibration import fit_temperature
+from tasks.columns import ColumnChoice
+from tasks.config import RefitConfig
+from tasks.console import Reporter
+from tasks.data import _check_rows, _digests
+from tasks.divide import NumberedSplit, divide
+from tasks.labels import encode_labels
+from tasks.metrics import evaluate
+from tasks.pipeline import ConvexHeadPipeline
+from tasks.raw import WHOLE
+from tasks.records import RefitRecord
+from tasks.registry import resolve_data_root
+from tasks.sources import read_source
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A head solved again.
+
+    Attributes:
+        network: what predicts.
+        certificate: of its weights on all rows.
+        status: how the solve ended.
+        passes: data passes it took.
+        primal_before: the objective of the weights it began with.
+    """
+
+    network: Network
+    certificate: Certificate
+    status: Status
+    passes: float
+    primal_before: float
+
+
+def solve_more(
+    network: Network,
+    X: np.ndarray,
+    labels: np.ndarray,
+    n_classes: int,
+    beta: float,
+    *,
+    penalty: str = "group",
+    limits: Limits | None = None,
+    seed: int = 0,
+    warm: bool = True,
+) -> Refitted:
+    """Solves the program of a network's scaling, gates and classes (or more) on other rows.
+
+    Args:
+        network: a gated head; its classes come first among the new ones.
+        X: raw features (n, d), all rows.
+        labels: (n,) class numbers; every class occurs.
+        n_classes: C, at least as many as the network has. A logistic head that gets a third class
+            becomes a softmax head.
+        beta: absolute penalty, > 0.
+        penalty: ``group`` or ``ridge``.
+        limits: when to stop.
+        seed: of the trial gates of the certificate.
+        warm: whether to begin at the network's weights; else at zero.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+
+    Example:
+        >>> from convex_heads import ConvexHeadClassifier
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(300, 4)).astype("float32")
+        >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
+        >>> first = ConvexHeadClassifier(beta=0.05, n_gates=8).fit(X[:150], y[:150])
+        >>> more = solve_more(first.network_, X, y, 2, first.certificate_.beta)
+        >>> cold = solve_more(first.network_, X, y, 2, first.certificate_.beta, warm=False)
+        >>> more.certificate.relative_gap <= 2e-2, more.passes <= cold.passes
+        (True, True)
+    """
+    limits = limits or Limits()
+    loss_name = "softmax" if network.loss == "logistic" and n_classes > 2 else network.loss
+    loss = LOSSES[loss_name]
+    if labels.shape != (len(X),) or X.shape[1] != network.dim:
+        raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")
+    Y = labels[:, None] if loss_name == "logistic" else np.eye(n_classes)[labels]
+    rows = network.scaling.transform(X, np.float32)
+    gates, W = _with_linear_gate(network)
+    W = _widened(W, network.loss, loss_name, Y.shape[1])
+    omega = np.full(len(rows), 1 / len(rows))
+    D = np.asarray(activation_patterns(jnp.asarray(rows), jnp.asarray(gates)))
+    basis = row_basis(rows)
+    inside = rows if basis is None else rows @ basis
+    moment = (inside.T * omega) @ inside
+    eigenvalues, Q = np.linalg.eigh(moment)
+    z0 = loss.offset(jnp.asarray(omega @ Y, jnp.float32))
+    program = build_program(
+        inside @ Q.astype(np.float32), D, Y.astype(np.float32), omega.astype(np.float32), z0
+    )
+    key, trial_key = jax.random.split(jax.random.key(seed))
+    prepared = Prepared(
+        program=program,
+        loss=loss,
+        gates=gates,
+        Q=Q if basis is None else basis @ Q,
+        h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, jnp.float32)),
+        basis=basis,
+        second_moment=jnp.asarray(moment, jnp.float32),
+        beta_max=float(beta_floor(program, loss)),
+        penalty=PENALTIES[penalty],
+        key=key,
+    )
+    rotated = jnp.asarray(np.einsum("kr,pkc->prc", prepared.Q, W), program.X.dtype)
+    start = resume(prepared, rotated, solver=SOLVERS[0]) if warm else None
+    before = certify_prepared(prepared, rotated, beta, key=trial_key).primal
+    solution, _ = minimise(prepared, beta, warm=start, limits=limits)
+    certificate = certify_prepared(
+        prepared, solution.value, beta, R=solution.residual, key=trial_key
+    )
+    found = Network.decode(
+        network.scaling, gates, unrotated(prepared, solution.value), np.asarray(z0), loss_name
+    )
+    proven = certificate.relative_gap <= limits.tolerance
+    status = Status.CONVERGED if proven else solution.status
+    return Refitted(found, certificate, status, solution.stats.passes, before)
+
+
+def _with_linear_gate(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """Gates and weights; the gate that is always on is offered again where it had been dropped."""
+    k, C = network.dim + 1, len(network.offset)
+    gates = network.gates.astype(np.float32)
+    W = network.weights.astype(np.float32)
+    always = (gates[:, :-1] == 0).all(axis=1) & (gates[:, -1] >= 0) if len(gates) else []
+    if not np.any(always):
+        first = np.zeros((1, k), np.float32)
+        first[0, -1] = 1
+        gates = np.concatenate([first, gates])
+        W = np.concatenate([np.zeros((1, k, C), np.float32), W])
+    return gates, W
+
+
+def _widened(W: np.ndarray, before: str, after: str, C: int) -> np.ndarray:
+    """Weights (P, k, C) of more classes: those of new ones are zero.
+
+    The score of a logistic head is that of class 1 against class 0: half to each.
+    """
+    if before == "logistic" and after != "logistic":
+        W = np.concatenate([-W / 2, W / 2], axis=2)
+    return np.pad(W, ((0, 0), (0, 0), (0, C - W.shape[2])))
+
+
+def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
+    """Adds labelled rows to a head and writes it as a new artefact.
+
+    Args:
+        config: which head, which rows, where to.
+        reporter: hears of progress.
+
+    Raises:
+        InputError: a head that cannot be solved again, rows that cannot be used, a store that is
+            gone or of another backbone.
+    """
+    began = time.perf_counter()
+    check_destination(config.out)
+    pipeline = ConvexHeadPipeline.from_pretrained(
+        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    network = pipeline.head.network
+    certificate = pipeline.certificate
+    record: dict[str, Any] = pipeline.facts.get("record", {})
+    if not isinstance(network, Network):
+        raise InputError("refit is for gated heads; a ReLU head is fitted anew on all rows")
+    if not isinstance(certificate.get("beta"), float | int):
+        raise InputError(f"{config.artefact} does not say its penalty: fit again on all rows")
+    before = [_open_store(path, pipeline) for path in _stores(pipeline)]
+    new, ids = _new_rows(config, pipeline, reporter)
+    new_names = [name for name in new.classes if name not in pipeline.classes]
+    classes = (*pipeline.classes, *new_names)
+    X: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    y: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    counts: dict[str, int] = {}
+    for split in _SPLITS:
+        old = [_stored(store, split, None, classes, network.dim) for store in before]
+        added = _stored(new, split, ids[split], classes, network.dim)
+        X[split] = np.concatenate([x for x, _ in old]), added[0]
+        y[split] = np.concatenate([labels for _, labels in old]), added[1]
+        counts[f"{split}_before"], counts[f"{split}_new"] = len(y[split][0]), len(added[1])
+    if not counts["train_before"]:
+        raise InputError(f"the store {before[0].path} holds no training rows: fit again")
+    expected = record.get("n_train")
+    if isinstance(expected, int) and expected != counts["train_before"]:
+        reporter.note(
+            f"the store holds {counts['train_before']:,} training rows, the head was fitted on "
+            f"{expected:,} of them: all are used now"
+        )
+    both = {split: (np.concatenate(X[split]), np.concatenate(y[split])) for split in X}
+    with reporter.stage("refit", total=None):
+        solved = solve_more(
+            network,
+            *both["train"],
+            n_classes=len(classes),
+            beta=float(certificate["beta"]),
+            penalty=str(record.get("penalty", "group")),
+            limits=Limits(config.tolerance or 2e-2, max_seconds=config.max_seconds),
+            seed=config.seed,
+        )
+    found = solved.network
+    temperature = fit_temperature(
+        found.scores(both["validation"][0]), found.loss, both["validation"][1]
+    )
+    head = Head(found, classes, 1.0 if temperature is None else temperature)
+    measured = {}
+    for name, rows, labels in (
+        ("all", *both["test"]),
+        ("before", X["test"][0], y["test"][0]),
+        ("new", X["test"][1], y["test"][1]),
+    ):
+        if len(labels):
+            measured[name] = evaluate(head.predict_proba(rows), labels)
+    old_accuracy = None
+    if counts["test_before"]:
+        right = pipeline.head.predict_proba(X["test"][0]).argmax(1) == y["test"][0]
+        old_accuracy = float(right.mean())
+    notes = ()
+    if solved.status is not Status.CONVERGED:
+        notes = (f"{solved.status.value} (gap {solved.certificate.relative_gap:.1e})",)
+        reporter.note(notes[0])
+    made = RefitRecord(
+        artefact=str(config.out),
+        before=config.artefact,
+        data=config.data,
+        classes=classes,
+        new_classes=classes[len(pipeline.classes) :],
+        n=counts,
+        loss=found.loss,
+        beta=solved.certificate.beta,
+        primal_before=solved.primal_before,
+        primal=solved.certificate.primal,
+        dual=solved.certificate.dual,
+        relative_gap=solved.certificate.relative_gap,
+        passes=int(np.ceil(solved.passes)),
+        test_accuracy=measured["all"].accuracy,
+        test_accuracy_interval=measured["all"].accuracy_interval,
+        test_accuracy_before_rows=measured["before"].accuracy if "before" in measured else None,
+        test_accuracy_before_rows_old_head=old_accuracy,
+        test_accuracy_new_rows=measured["new"].accuracy if "new" in measured else None,
+        calibration_temperature=temperature,
+        store=str(before[0].path),
+        new_store=str(new.path),
+        seconds=round(time.perf_counter() - began, 3),
+        seed=config.seed,
+        notes=notes,
+    )
+    facts = {
+        "certificate": solved.certificate._asdict(),
+        "backbone_options": pipeline.describe()["backbone_options"],
+        # What a further refit needs: the store of all rows so far is more than one.
+        "record": {**record, "n_train": len(both["train"][1]), "classes": list(classes)},
+        "refit": made,
+        "stores": [*(str(store.path) for store in before), str(new.path)],
+    }
+
+    def write_more(folder: Path) -> None:
+        from tasks.card import write_refit_card
+
+        write_refit_card(folder, made, pipeline)
+
+    write_artefact(
+        config.out,
+        head,
+        modality=pipeline.modality,
+        backbone=pipeline.backbone,
+        backbone_fingerprint=pipeline.extractor.fingerprint(),
+        facts=facts,
+        write_more=write_more,
+    )
+    return made
+
+
+def _stores(pipeline: ConvexHeadPipeline) -> list[Path]:
+    """Where the features of all rows so far lie."""
+    named = pipeline.facts.get("stores") or [pipeline.facts.get("record", {}).get("store")]
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise InputError("the artefact does not say which store it was fitted from: fit again")
+    return [Path(each) for each in named]
+
+
+def _open_store(path: Path, pipeline: ConvexHeadPipeline) -> FeatureStore:
+    if not path.is_dir():
+        raise InputError(
+            f"the feature store of the first rows, {path}, is gone: make it again with "
+            "`convex-heads extract`, or fit again on all rows"
+        )
+    store = FeatureStore.open(path)
+    if store.manifest.fingerprint.get("extractor") != pipeline.identity["backbone_fingerprint"]:
+        raise InputError(f"the store {path} is of another backbone than the head: fit again")
+    return store
+
+
+def _stored(
+    store: FeatureStore,
+    split: str,
+    ids: list[str] | None,
+    classes: tuple[str, ...],
+    dim: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, d) and class numbers (n,) of a split's rows; None takes all of them."""
+    unknown = [name for name in store.classes if name not in classes]
+    if unknown:
+        raise InputError(f"the store {store.path} has the class '{unknown[0]}', the head has not")
+    if split not in store.splits or ids == []:
+        return np.zeros((0, dim), np.float32), np.zeros(0, np.int64)
+    rows = store.read(split, ids)
+    place = np.array([classes.index(name) for name in store.classes])
+    return np.asarray(rows.features), place[rows.labels]
+
+
+def _new_rows(
+    config: RefitConfig, pipeline: ConvexHeadPipeline, reporter: Reporter
+) -> tuple[FeatureStore, dict[str, list[str]]]:
+    """A store with the features of the new rows, and the ids of each split that are in it."""
+    choice = ColumnChoice(
+        config.text_column, config.image_column, config.label_column, config.features_column
+    )
+    raw = read_source(config.data, resolve_data_root(config.data_root), choice)
+    if raw.modality != pipeline.modality:
+        raise InputError(
+            f"{raw.name} holds {raw.modality} rows, this head was fitted on {pipeline.modality}"
+        )
+    splits, skipped = _check_rows(raw, config.on_bad_row)
+    classes, labels = encode_labels(splits, raw.class_names)
+    rows = {
+        name: NumberedSplit(split.ids, split.inputs, labels[name], _digests(split))
+        for name, split in splits.items()
+    }
+    if WHOLE not in rows and "train" not in rows:
+        raise InputError(f"{raw.name} has no rows to train on")
+    rows = _divided(rows, reporter)
+    content = hashlib.sha256(b"refit")
+    for name, split in rows.items():
+        for row, label, digest in zip(split.ids, split.labels, split.digests, strict=True):
+            content.update(f"{name}\0{row}\0{classes[label]}\0".encode())
+            content.update(digest)
+    with reporter.stage("extract", sum(len(split.ids) for split in rows.values())) as stage:
+        found = extract(
+            {
+                name: Rows(list(split.ids), list(split.inputs), split.labels)
+                for name, split in rows.items()
+                if len(split.ids)
+            },
+            pipeline.extractor,
+            task=raw.name,
+            classes=classes,
+            data_fingerprint={"refit": content.hexdigest()},
+            cache_dir=config.cache_dir,
+            on_bad_row=config.on_bad_row,
+            progress=stage.advance,
+        )
+    left_out = {row.id for row in found.skipped} | {row for row, _ in skipped}
+    if left_out:
+        reporter.note(f"rows left out because they could not be used: {len(left_out)}")
+    ids = {name: [row for row in split.ids if row not in left_out] for name, split in rows.items()}
+    if not ids["train"]:
+        raise InputError(f"{config.data} holds no row to train on")
+    return found.store, ids
+
+
+def _divided(rows: dict[str, NumberedSplit], reporter: Reporter) -> dict[str, NumberedSplit]:
+    """Divided as `fit` does it; rows too few for that are all trained on."""
+    try:
+        return divide(rows)
+    except InputError:
+        train = rows.get(WHOLE) or rows["train"]
+        nothing = train.take(np.zeros(0, np.int64))
+        reporter.note(f"{len(train.ids)} new rows are too few to hold some out: all are trained on")
+        kept = {name: rows.get(name, nothing) for name in ("validation", "test")}
+        return {"train": train, **kept}

@@ -1,0 +1,94 @@
+"""Artefacts of every schema load; damaged ones are refused; a killed writer leaves a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzzing import damage, outcome
+
+from tasks.artefact import SCHEMA_VERSION, read_artefact
+from tasks.pipeline import ConvexHeadPipeline
+
+SAMPLES = Path(__file__).parent / "artefacts"
+ALL = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_frozen_sample_of_every_schema_loads_for_ever(name):
+    pipeline = ConvexHeadPipeline.from_pretrained(SAMPLES / name)
+    expected = json.loads((SAMPLES / name / "expected.json").read_text())
+    found = pipeline(expected["texts"])
+    assert [row["label"] for row in found] == expected["labels"]
+    np.testing.assert_allclose([row["score"] for row in found], expected["scores"], atol=1e-5)
+    features = np.array(expected["features"], np.float32)
+    np.testing.assert_allclose(
+        pipeline.head.predict_proba(features), expected["probabilities"], atol=1e-5
+    )
+
+
+def test_there_is_a_sample_of_this_schema():
+    versions = {
+        json.loads((SAMPLES / name / "config.json").read_text())["schema_version"] for name in ALL
+    }
+    assert versions == set(range(1, SCHEMA_VERSION + 1))
+
+
+def test_damaged_artefacts_are_refused_or_harmless(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found: dict[tuple[str, str], int] = {}
+    for seed in range(300):
+        source = SAMPLES / ALL[seed % len(ALL)]
+        kind = damage(source, tmp_path / "head", seed)
+        result = outcome(tmp_path / "head")
+        found[kind, result] = found.get((kind, result), 0) + 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100_000  # kilobytes
+    kinds = {kind for kind, _ in found}
+    assert len(kinds) == 4
+    for kind in kinds:  # all kinds of damage are really done
+        assert found[kind, "refused"] > 10, found
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from tasks.artefact import read_artefact, write_artefact
+found = read_artefact(Path(sys.argv[1]))
+for i in range(100_000):
+    write_artefact(
+        Path(sys.argv[2]), found.head, modality="text", backbone="toy:text-8",
+        backbone_fingerprint={}, facts={"turn": i},
+        write_more=lambda f: (f / "README.md").write_text("x" * i),
+    )
+    if i == 0:
+        print("ready", flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_artefact(tmp_path):
+    place = tmp_path / "head"
+    turns = set()
+    for wait in (0.0, 0.023, 0.101):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(SAMPLES / ALL[0]), str(place)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(SAMPLES.parent.parent)},
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        time.sleep(wait)
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+        config = read_artefact(place).config
+        assert len((place / "README.md").read_text()) == config["turn"]
+        turns.add(config["turn"])
+    assert len(turns) > 1

@@ -1,0 +1,192 @@
+"""Files in, files out: order, bad rows, every format, and going on after kill -9."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extractors.errors import InputError
+from tasks.cli import main
+from tasks.evaluate import measure, slices_of
+from tasks.metrics import evaluate
+from tasks.pipeline import ConvexHeadPipeline
+
+HEAD = Path(__file__).parent / "artefacts" / "schema-1-first"
+TEXTS = [f"{'a fine film' if i % 3 else 'ants and bees'} number {i}" for i in range(700)]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.csv"
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text"])
+        writer.writerows([text] for text in TEXTS)
+    return path
+
+
+def predict(source: Path, target: Path, *more: str) -> int:
+    command = ["predict", str(HEAD), "--input", str(source), "--output", str(target)]
+    return main([*command, "--quiet", *more])
+
+
+def read(path: Path) -> list[dict]:
+    from pyarrow import parquet
+
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pylist()
+    if path.suffix == ".csv":
+        with path.open() as stream:
+            return list(csv.DictReader(stream))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{**row, **row["probabilities"]} for row in rows]
+
+
+def test_every_format_in_and_out_gives_the_same_answers_in_order(texts, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet")
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    expected = ConvexHeadPipeline.from_pretrained(HEAD).predict_proba(TEXTS)
+    for source in (texts, tmp_path / "in.parquet", tmp_path / "in.jsonl"):
+        for suffix in ("csv", "jsonl", "parquet"):
+            target = tmp_path / f"out.{suffix}"
+            assert predict(source, target) == 0
+            rows = read(target)
+            assert [row["id"] for row in rows] == [f"row/{i:06d}" for i in range(len(TEXTS))]
+            found = [[float(row[name]) for name in ("animal", "film", "plant")] for row in rows]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            target.unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl",
+        "in.parquet",
+        "texts.csv",
+    ]
+
+
+def test_bad_rows_fail_or_are_reported_and_skipped(tmp_path, capsys):
+    rows = [{"text": "fine"}, {"text": 7}, {"text": None}, {"text": "dull"}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert predict(source, target) == 2
+    assert "row/000001" in capsys.readouterr().err
+    assert not target.exists()
+    assert predict(source, target, "--on-bad-row", "skip") == 0
+    assert [row["id"] for row in read(target)] == ["row/000000", "row/000003"]
+    reported = (tmp_path / "out.parquet.skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in reported] == ["row/000001", "row/000002"]
+    assert "int (7)" in reported[0]
+    command = ["predict", str(HEAD), "--input", str(source), "--on-bad-row", "skip", "--json"]
+    assert main([*command, "--quiet"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in answer["skipped"]] == ["row/000001", "row/000002"]
+    assert main([*command[:-1], "--format", "parquet", "--quiet"]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+_SLOW = """
+import sys, time
+from extractors.toy import ToyText
+encode = ToyText.encode
+def slowly(self, prepared):
+    time.sleep(0.05)
+    return encode(self, prepared)
+ToyText.encode = slowly
+from tasks.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_on_the_way_the_same_command_goes_on(texts, tmp_path, capsys):
+    whole, target = tmp_path / "whole.csv", tmp_path / "out.csv"
+    assert predict(texts, whole) == 0
+    command = [sys.executable, "-c", _SLOW, "predict", str(HEAD), "--input", str(texts)]
+    environment = {**os.environ, "PYTHONPATH": str(HEAD.parent.parent.parent)}
+    job = subprocess.Popen([*command, "--output", str(target)], env=environment)
+    journal = tmp_path / ".out.csv.partial"
+    deadline = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.005)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert not target.exists()
+    with journal.open("ab") as file:
+        file.write(b'{"n": 256, "p": "AAAA')  # a line cut off by the crash
+    capsys.readouterr()
+    assert main([*command[3:], "--output", str(target)]) == 0
+    assert "rows labelled before: " in capsys.readouterr().err
+    assert target.read_bytes() == whole.read_bytes()
+    assert not journal.exists()
+    # Another input begins anew.
+    journal.write_bytes(b'{"key": "of another job"}\n{"n": 256, "p": "", "skipped": {}}\n')
+    assert predict(texts, target) == 0
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
+    found = ConvexHeadPipeline.from_pretrained(HEAD).predict_proba(TEXTS)
+    names = np.array(["animal", "film", "plant"])
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(len(TEXTS)) < 0.8, names[found.argmax(1)], rng.choice(names, 700))
+    source = tmp_path / "rows.csv"
+    with source.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "label", "source", "length"])
+        for i, (text, label) in enumerate(zip(TEXTS, labels, strict=True)):
+            writer.writerow([text, label, "ab"[i % 2], i])
+    command = ["evaluate", str(HEAD), str(source), "--quiet", "--seed", "3"]
+    assert main([*command, "--by", "source", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    whole = evaluate(found, np.searchsorted(names, labels))
+    for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece"):
+        assert record[name] == pytest.approx(getattr(whole, name), abs=1e-5)
+        low, high = record[f"{name}_interval"]
+        assert low <= high
+        assert low - 0.02 <= record[name] <= high + 0.02
+    assert [part["slice"] for part in record["slices"]] == ["a", "b"]
+    assert sum(part["n"] for part in record["slices"]) == 700
+    right = sum(part["n"] * part["accuracy"] for part in record["slices"])
+    assert right / 700 == pytest.approx(record["accuracy"])
+    assert main([*command, "--by", "length"]) == 0
+    assert "0 to 174.75" in capsys.readouterr().out
+    assert main([*command, "--by", "text"]) == 2
+    assert "too many for slices" in capsys.readouterr().err
+    assert main([*command, "--by", "sauce"]) == 2
+    assert "no such column" in capsys.readouterr().err
+    source.write_text("text,label\nfine,film\nfine,mineral\n")
+    assert main(command) == 2
+    assert "'mineral' is none of the head's classes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_intervals_cover_what_they_should():
+    # 200 samples from a known truth: 95% intervals of the NLL and F1 miss it about 5% of the time.
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([2, 2, 2], 40_000)
+    y = np.array([rng.choice(3, p=row) for row in p])
+    truth = evaluate(p, y)
+    missed = {"nll": 0, "macro_f1": 0, "accuracy": 0}
+    for _ in range(60):
+        rows = rng.integers(len(y), size=300)
+        found = measure(p[rows], y[rows], 0)
+        for name in missed:
+            low, high = found[f"{name}_interval"]
+            missed[name] += not low <= getattr(truth, name) <= high
+    assert max(missed.values()) <= 9  # binomial(60, 0.05) exceeds 9 with probability 4e-4
+
+
+def test_a_column_with_too_many_values_is_refused():
+    with pytest.raises(InputError, match="too many"):
+        slices_of([f"v{i}" for i in range(80)], "x")

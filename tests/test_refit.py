@@ -1,0 +1,155 @@
+"""More rows and classes: the optimum of the union, reached from the old weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from convex_heads import ConvexHeadClassifier
+from convex_heads.decode import Network
+from convex_heads.limits import Limits
+from tasks.artefact import read_artefact
+from tasks.cli import main
+from tasks.refit import solve_more
+
+WORDS = {
+    "animal": "dog cat horse bird wolf",
+    "plant": "oak rose fern moss grass",
+    "stone": "marble flint quartz slate granite",
+}
+
+
+def write(path, labels, start, stop):
+    lines = ["text,label"]
+    for i in range(start, stop):
+        for label in labels:
+            words = WORDS[label].split()
+            lines.append(f"the {words[i % 5]} and a {words[i // 5 % 5]} number {i},{label}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def data(n: int, C: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(C, 6))
+    labels = rng.integers(C, size=n)
+    return (centres[labels] + rng.normal(size=(n, 6))).astype("f"), labels
+
+
+def objective(network: Network, X, labels, C: int, beta: float) -> float:
+    """In double precision from the definition: nothing of the solver's."""
+    z = network.astype(np.float64).scores(X.astype(np.float64))
+    if network.loss == "logistic":
+        loss = np.logaddexp(0, np.where(labels == 1, -z[:, 0], z[:, 0]))
+    else:
+        loss = np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), labels]
+    norms = np.linalg.norm(network.weights.astype(np.float64), axis=(1, 2))
+    return float(loss.mean() + beta * norms.sum())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (3, 4),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        pytest.param(3, 3, marks=pytest.mark.slow),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_the_optimum_of_the_union_and_the_way_is_short(old, new):
+    X, labels = data(240, old)
+    first = ConvexHeadClassifier(beta=0.05, n_gates=8, tolerance=1e-3).fit(X, labels)
+    more, more_labels = data(120, new, seed=1)
+    X, labels = np.concatenate([X, more]), np.concatenate([labels, more_labels])
+    beta = first.certificate_.beta
+    limits = Limits(1e-3)
+    warm = solve_more(first.network_, X, labels, new, beta, limits=limits)
+    cold = solve_more(first.network_, X, labels, new, beta, limits=limits, warm=False)
+    found = objective(warm.network, X, labels, new, beta)
+    expected = objective(cold.network, X, labels, new, beta)
+    assert warm.certificate.relative_gap <= 1e-3
+    assert warm.certificate.primal == pytest.approx(found, rel=1e-4)
+    # Both are within the gap of the same optimum.
+    assert found == pytest.approx(expected, rel=2e-3)
+    assert found >= cold.certificate.dual * (1 - 1e-5)
+    assert expected >= warm.certificate.dual * (1 - 1e-5)
+    assert warm.certificate.primal <= warm.primal_before + 1e-6
+    np.testing.assert_array_equal(warm.network.scaling.mean, first.network_.scaling.mean)
+    offered = {gate.tobytes() for gate in first.network_.gates}
+    linear = np.zeros(7, "f")
+    linear[-1] = 1
+    assert {gate.tobytes() for gate in warm.network.gates} <= offered | {linear.tobytes()}
+    if old == new:
+        assert warm.passes <= cold.passes
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refit")
+    write(folder / "first.csv", ("animal", "plant"), 0, 80)
+    command = ["fit", str(folder / "first.csv"), "--backbone", "toy:text-32", "--quiet"]
+    command += ["--out", str(folder / "head"), "--n-gates", "8", "--beta", "0.02"]
+    assert main([*command, "--cache-dir", str(folder / "cache")]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_rows_of_a_new_class_are_added_twice_over(fitted, capsys):
+    write(fitted / "stones.csv", ("stone",), 0, 60)
+    write(fitted / "more.csv", ("animal", "stone"), 100, 130)
+    options = ["--cache-dir", str(fitted / "cache"), "--quiet", "--json"]
+    refit = ["refit", str(fitted / "head"), str(fitted / "stones.csv")]
+    capsys.readouterr()
+    assert main([*refit, "--out", str(fitted / "second"), *options]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["classes"] == ["animal", "plant", "stone"]
+    assert record["new_classes"] == ["stone"]
+    assert record["loss"] == "softmax"
+    assert record["relative_gap"] <= 2e-2
+    assert record["primal"] < record["primal_before"]
+    assert sum(record["n"].values()) == 160 + 60
+    assert record["test_accuracy"] > 0.9
+    assert main(["predict", str(fitted / "second"), "--text", "slate and flint", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] == "stone"
+    refit = ["refit", str(fitted / "second"), str(fitted / "more.csv")]
+    assert main([*refit, "--out", str(fitted / "third"), *options]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert sum(again["n"].values()) == 160 + 60 + 60
+    assert len(read_artefact(fitted / "third").config["stores"]) == 3
+    card = (fitted / "third" / "README.md").read_text()
+    assert "solved again" in card
+    assert "slate" not in card
+
+
+@pytest.mark.slow
+def test_three_rows_are_trained_on(fitted, capsys):
+    (fitted / "few.csv").write_text("text,label\nthe dog,animal\nan oak,plant\nmoss,plant\n")
+    refit = ["refit", str(fitted / "head"), str(fitted / "few.csv"), "--json"]
+    cache = ["--cache-dir", str(fitted / "cache")]
+    capsys.readouterr()
+    assert main([*refit, "--out", str(fitted / "few"), *cache]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["n"]["train_new"] == 3
+    assert "3 new rows are too few" in streams.err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_refitted_is_said(fitted, tmp_path, capsys):
+    write(tmp_path / "more.csv", ("animal",), 0, 9)
+    head = str(fitted / "head")
+    assert main(["refit", head, str(tmp_path / "more.csv")]) == 2
+    assert "--out" in capsys.readouterr().err
+    refit = ["refit", "tests/artefacts/schema-1-relu", str(tmp_path / "more.csv"), "--quiet"]
+    assert main([*refit, "--out", str(tmp_path / "x")]) == 2
+    assert "gated heads" in capsys.readouterr().err
+    config = json.loads((fitted / "head" / "config.json").read_text())
+    config["record"]["store"] = str(tmp_path / "gone")
+    moved = tmp_path / "head"
+    moved.mkdir()
+    (moved / "config.json").write_text(json.dumps(config))
+    content = (fitted / "head" / "model.safetensors").read_bytes()
+    (moved / "model.safetensors").write_bytes(content)
+    refit = ["refit", str(moved), str(tmp_path / "more.csv"), "--quiet"]
+    assert main([*refit, "--out", str(tmp_path / "y")]) == 2
+    assert "is gone" in capsys.readouterr().err

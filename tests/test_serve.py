@@ -1,0 +1,298 @@
+"""The server as a client meets it: answers, refusals, limits, metrics, batches, a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.batching import Batcher, Closed, QueueFull
+from tasks.pipeline import ConvexHeadPipeline
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+TESTS = Path(__file__).parent
+HEAD = TESTS / "artefacts" / "schema-1-first"
+
+# Answers take at least 30 ms for each batch, so that requests meet in the queue.
+_SLOW = """
+import sys, time
+from extractors.toy import ToyText
+encode = ToyText.encode
+ToyText.encode = lambda self, rows: (time.sleep(0.03), encode(self, rows))[1]
+from tasks.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Server:
+    """`convex-heads serve` in a process of its own."""
+
+    def __init__(self, *options: str, slow: bool = False, head: Path = HEAD) -> None:
+        how = ["-c", _SLOW] if slow else ["-m", "tasks.cli"]
+        self.process = subprocess.Popen(
+            [sys.executable, *how, "serve", str(head), "--port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        )
+        assert self.process.stderr is not None
+        self.said = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if "http://127.0.0.1:" in line:
+                self.port = int(line.rpartition(":")[2])
+                break
+        else:
+            raise AssertionError("".join(self.said))
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert self.ask("GET", "/health")[0] == 200
+                return
+            except ConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, content if body is not None else None)
+        answer = connection.getresponse()
+        found = answer.status, answer.read().decode()
+        connection.close()
+        return found
+
+    def predict(self, **asked: object) -> tuple[int, dict]:
+        status, text = self.ask("POST", "/predict", asked)
+        return status, json.loads(text)
+
+    def end(self) -> tuple[int, str]:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out + err
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server("--max-rows", "20", "--max-body-mb", "0.01")
+    yield made
+    code, said = made.end()
+    assert code == 0, said
+    assert "Traceback" not in said
+
+
+def test_answers_are_those_of_the_pipeline(server):
+    clf = ConvexHeadPipeline.from_pretrained(HEAD)
+    texts = ["a fine film", "ants and bees", ""]
+    status, found = server.predict(inputs=texts, top_k=2, certificate=True)
+    assert status == 200
+    expected = clf(texts, top_k=2, return_certificate=True)
+    for row, wanted in zip(found["predictions"], expected, strict=True):
+        assert row["label"] == wanted["label"]
+        assert row["score"] == pytest.approx(wanted["score"], abs=1e-6)
+        assert [each["label"] for each in row["top_k"]] == [e["label"] for e in wanted["top_k"]]
+        assert row["robustness_radius"] == pytest.approx(wanted["robustness_radius"], rel=1e-4)
+    assert server.predict(inputs=texts[:1])[1]["predictions"][0].keys() == {"label", "score"}
+    assert server.predict(inputs=[]) == (200, {"predictions": []})
+
+
+REFUSED = {
+    "no JSON": (b"{", 400, "not JSON"),
+    "a list": ([1], 400, 'list "inputs"'),
+    "no list": ({"inputs": "a"}, 400, 'list "inputs"'),
+    "an unknown field": ({"inputs": ["a"], "k": 3}, 400, "unknown field 'k'"),
+    "top_k zero": ({"inputs": ["a"], "top_k": 0}, 400, "top_k"),
+    "a number": ({"inputs": ["a", 7]}, 422, "input 1 must be a string"),
+    "half a character": (b'{"inputs": ["a", "\\ud800"]}', 422, "input 1: text is not valid"),
+    "too many rows": ({"inputs": ["a"] * 21}, 413, "at most 20"),
+    "too long": ({"inputs": ["a" * 20_000]}, 413, "longer than 0.01 MB"),
+    "deep": (b'{"inputs":' + b"[" * 5000, 400, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.replace(" ", "-"))
+def test_what_cannot_be_answered_is_refused_in_one_sentence(server, case):
+    body, status, said = REFUSED[case]
+    found, text = server.ask("POST", "/predict", body)
+    assert found == status
+    assert said in json.loads(text)["error"]
+
+
+def test_a_body_without_a_length_is_measured_as_it_comes(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/predict", iter([b" " * 4096] * 8), encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_other_places_methods_and_the_page(server):
+    assert server.ask("GET", "/nothing")[0] == 404
+    assert server.ask("GET", "/predict")[0] == 405
+    status, page = server.ask("GET", "/")
+    assert status == 200
+    assert "<textarea" in page and "toy:text-8" in page
+    assert "http://" not in page and "https://" not in page  # nothing comes from elsewhere
+    assert json.loads(server.ask("GET", "/health")[1])["status"] == "ok"
+
+
+def test_metrics_count_what_happened(server):
+    def counted() -> dict[str, float]:
+        lines = server.ask("GET", "/metrics")[1].splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in pairs}
+
+    before = counted()
+    server.predict(inputs=["a", "b"])
+    server.predict(inputs=[1])
+    after = counted()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert grown('convex_heads_requests_total{status="200"}') == 1
+    assert grown('convex_heads_requests_total{status="422"}') == 1
+    assert grown("convex_heads_items_total") == 2
+    assert grown('convex_heads_request_seconds_bucket{le="+Inf"}') == 2
+    assert after["convex_heads_queue_items"] == 0
+
+
+def test_it_listens_on_loopback_alone(server):
+    listening = [
+        line.split()[1]
+        for name in ("/proc/net/tcp", "/proc/net/tcp6")
+        if Path(name).exists()
+        for line in Path(name).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{server.port:04X}")
+    ]
+    assert listening in ([], [f"0100007F:{server.port:04X}"])
+
+
+def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all():
+    server = Server("--max-queue", "40", slow=True)
+    texts = [f"{'a fine film' if i % 2 else 'ants'} {i}" for i in range(120)]
+    expected = ConvexHeadPipeline.from_pretrained(HEAD)(texts)
+    found: dict[int, tuple[int, dict]] = {}
+
+    def ask(i: int) -> None:
+        found[i] = server.predict(inputs=[texts[i]])
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(texts)
+    statuses = [status for status, _ in found.values()]
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 40
+    for i, (status, answer) in found.items():
+        if status == 200:
+            assert answer["predictions"][0]["score"] == pytest.approx(expected[i]["score"])
+        else:
+            assert "too many requests are waiting" in answer["error"]
+    lines = dict(
+        line.rsplit(" ", 1)
+        for line in server.ask("GET", "/metrics")[1].splitlines()
+        if not line.startswith("#")
+    )
+    assert float(lines["convex_heads_batches_total"]) < statuses.count(200) / 2
+    # Requests that are on the way when it is told to end are answered.
+    late = [threading.Thread(target=ask, args=(i,)) for i in range(20)]
+    found.clear()
+    for thread in late:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while json.loads(server.ask("GET", "/health")[1])["waiting"] < 5:
+        assert time.monotonic() < deadline
+    code, said = server.end()
+    for thread in late:
+        thread.join()
+    assert code == 0, said
+    assert sum(status == 200 for status, _ in found.values()) >= 6
+
+
+def test_images_and_features_are_read_from_the_request_alone(tmp_path):
+    from PIL import Image
+
+    from tasks.config import ServeConfig
+    from tasks.serve import Refused, parse_request
+
+    class Head:
+        modality = "image"
+
+    config = ServeConfig(artefact="x")
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(buffer, "PNG")
+    sent = base64.b64encode(buffer.getvalue()).decode()
+    body = json.dumps({"inputs": [sent]}).encode()
+    assert parse_request(body, Head(), config).items == [buffer.getvalue()]
+    for path in ("/etc/passwd", "http://127.0.0.1/a.png", str(tmp_path)):
+        with pytest.raises(Refused, match="base64") as caught:
+            parse_request(json.dumps({"inputs": [path]}).encode(), Head(), config)
+        assert caught.value.status == 422
+
+
+def test_options_and_an_address_in_use_are_refused(server, capsys):
+    from tasks.cli import main
+
+    assert main(["serve", str(HEAD), "--port", str(server.port), "--quiet"]) == 1
+    assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
+    assert main(["serve", str(HEAD), "--port", "99999"]) == 2
+    assert main(["serve", str(HEAD), "--max-batch", "0"]) == 2
+
+
+# ---- the queue itself ----
+
+
+def test_a_failing_request_harms_no_other_and_limits_hold():
+    release = threading.Event()
+    sizes: list[int] = []
+
+    def answer(items):
+        sizes.append(len(items))
+        release.wait(10)
+        if "bad" in items:
+            raise ValueError("bad")
+        return [item.upper() for item in items]
+
+    async def run() -> None:
+        batcher = Batcher(answer, most_batch=4, most_queue=6)
+        first = asyncio.create_task(batcher.submit(["a"]))
+        while not sizes:
+            await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit([x])) for x in ("b", "bad", "c", "d", "e")]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 5
+        with pytest.raises(QueueFull):
+            await batcher.submit(["f", "g"])
+        waiting[3].cancel()
+        await asyncio.sleep(0)
+        release.set()
+        assert await first == ["A"]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [found[i] for i in (0, 2, 4)] == [["B"], ["C"], ["E"]]
+        assert isinstance(found[1], ValueError)
+        assert isinstance(found[3], asyncio.CancelledError)
+        assert sizes[:2] == [1, 4]
+        batcher.close()
+        with pytest.raises(Closed):
+            await batcher.submit(["h"])
+
+    asyncio.run(run())
