@@ -61,20 +61,22 @@ def write_report(
     from tasks.report import templates
 
     sections = []
-    for number, said in enumerate(record.verdict):
+    for number, said in enumerate(_in_order(record)):
         rows = _rows_of(record, said)
         header, lines = table_of(record, said)
         sections.append(
             {
                 "where": where_in_words(record, said),
+                "main": _is_main(record, said),
                 "text": said["text"],
                 "header": header,
+                "table": Table(header, lines),
                 "lines": [
                     {"method": row["method"], "cells": line}
                     for row, line in zip(rows, lines, strict=True)
                 ],
                 "pairs": _pairs(record, said),
-                "figure": _seconds_figure(rows, number),
+                "figure": _seconds_figure(rows, number) if _is_main(record, said) else "",
                 "notes": [f"{row['title']}: {note}" for row in rows for note in row["notes"]],
             }
         )
@@ -102,7 +104,7 @@ def write_report(
 def write_markdown(directory: str | Path, record: CompareRecord) -> Path:
     """Write ``report.md``: verdict, table and protocol, to be pasted into a README."""
     out = [f"# {record.task}: what is worth its time\n"]
-    for said in record.verdict:
+    for said in _in_order(record):
         where = where_in_words(record, said)
         if where:
             out.append(f"## {where}\n")
@@ -198,6 +200,17 @@ def where_in_words(record: CompareRecord, where: Mapping[str, Any]) -> str:
         rows = where["train_rows"]
         said.append("all training rows" if rows is None else f"{rows:,} training rows")
     return ", ".join(said)
+
+
+def _is_main(record: CompareRecord, where: Mapping[str, Any]) -> bool:
+    """Whether this is the largest training size of its backbone."""
+    most = max(r["n_train"] for r in record.rows if r["backbone"] == where["backbone"])
+    return _rows_of(record, where)[0]["n_train"] == most
+
+
+def _in_order(record: CompareRecord) -> list[Mapping[str, Any]]:
+    """The verdicts, those of the largest training sizes first."""
+    return sorted(record.verdict, key=lambda said: not _is_main(record, said))
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -152,6 +152,7 @@ def _times(seconds: Mapping[str, float], name: str, other: str) -> str:
 def _the(name: str, *, capital: bool = False) -> str:
     title = METHODS[name].title
     if name not in ("linear", "convex", "relu", "svm", "mlp"):
+        capital &= title[1].islower()  # not of kNN
         return title[0].upper() + title[1:] if capital else title
     return f"{'The' if capital else 'the'} {title}"
 
