@@ -69,6 +69,7 @@ def linear_probe(
     y_val: ArrayLike,
     *,
     n_classes: int | None = None,
+    class_weight: str | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> LinearProbe:
@@ -80,6 +81,7 @@ def linear_probe(
         X_val: (m, d) features that choose C, never fitted.
         y_val: (m,) their labels.
         n_classes: columns of the probabilities; None means the largest label seen, plus 1.
+        class_weight: None, or "balanced" as scikit-learn means it.
         seed: handed to scikit-learn, whose solver used here draws no random numbers.
         progress: called with 1 after each fit, at most SETTINGS times.
 
@@ -113,7 +115,9 @@ def linear_probe(
     # and wait for each other, which has been seen to make it ten times slower.
     threads = 1 if Z.size < _WORTH_THREADS else None
     # One object along the path: each fit starts from the last one's weights.
-    model = LogisticRegression(max_iter=2000, tol=1e-4, warm_start=True, random_state=seed)
+    model = LogisticRegression(
+        max_iter=2000, tol=1e-4, warm_start=True, class_weight=class_weight, random_state=seed
+    )
     best: LogisticRegression | None = None
     best_accuracy, unconverged = -1.0, False
     tried = best_at = 0

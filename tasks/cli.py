@@ -242,6 +242,7 @@ def compare(
     seeds: o.Seeds = None,
     shots: o.Shots = None,
     curve: o.Curve = None,
+    embed_samples: o.EmbedSamples = None,
     out: o.CompareOut = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,

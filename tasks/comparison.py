@@ -25,20 +25,25 @@ import numpy as np
 from extractors.errors import InputError, MachineError
 from extractors.manifest import installed_versions
 from extractors.store import StoredRows, default_cache_dir
+from tasks.advise import advise
 from tasks.config import CompareConfig, as_command
 from tasks.console import QuietReporter, Reporter, Stage
+from tasks.data import Dataset
 from tasks.draws import curve_sizes, draw
 from tasks.fit import Extracted, extract_features
-from tasks.ledger import Ledger, Trial, groups, write_whole
+from tasks.ledger import Ledger, Trial, write_whole
 from tasks.methods import METHODS, default_methods
-from tasks.paired import Comparison, compare_right
 from tasks.records import CompareRecord, to_json
+from tasks.summary import summarise, trust_of
 from tasks.trial import FAILED, UNAVAILABLE, Rows
-from tasks.verdict import order, verdict
+from tasks.verdict import order
 
 _PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn", "faiss-cpu")
 _JOIN = " + "
 _MOST_VALIDATION = 0.3
+_DUPLICATES = 25  # pairs in the table, of each two splits
+# The first of these that is compared tells what it thinks of rows it was not fitted on.
+_ADVISERS = ("convex", "linear")
 # Of the head, as `ConvexHeadClassifier` names them.
 _HEAD = (
     "activation",
@@ -51,7 +56,6 @@ _HEAD = (
     "tolerance",
     "max_seconds",
 )
-Group = tuple[str, int | None, int | None]
 
 
 def compare(
@@ -126,6 +130,8 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
         for name in config.backbones
     ]
     dataset = found[0].dataset
+    if dataset.targets is not None and config.shots:
+        raise InputError("--shots counts the rows of a class, and these rows have several labels")
     splits = _common_rows(found)
     leaks = None
     if config.leak_check:
@@ -139,7 +145,8 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     fraction = min(_MOST_VALIDATION, given[1] / sum(given))
     sizes = _sizes(config, labels, pools[0].digests, fraction, len(dataset.classes))
     seeds = tuple(range(config.seed, config.seed + config.seeds))
-    methods = order(config.methods or default_methods(dataset.modality))
+    several = dataset.targets is not None
+    methods = order(config.methods or default_methods(dataset.modality, several))
     out = config.out
     if out is None:
         folder = f"{Path(dataset.name).stem}-{_slug(names[0])}"
@@ -148,6 +155,9 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     extracted = time.perf_counter() - began
 
     began = time.perf_counter()
+    adviser = next(
+        (Trial(m, names[0], *sizes[-1], seeds[0]) for m in _ADVISERS if m in methods), None
+    )
     skipped = _run_all(
         ledger,
         {
@@ -166,17 +176,27 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
             "fraction": fraction,
             "n_classes": len(dataset.classes),
             "options": _head_options(config),
+            "class_weight": None if config.class_weight == "none" else config.class_weight,
             "calibrate": config.calibrate == "temperature",
+            "cross_fit": None if adviser is None else list(adviser),
         },
         reporter,
     )
-    _, counts = np.unique(tests[0].labels, return_counts=True)
+    sets = tests[0].targets
+    if sets is None:
+        _, counts = np.unique(tests[0].labels, return_counts=True)
+    else:
+        counts = sets.sum(axis=0, dtype=np.int64)
     truncated = [each.truncated_fraction for each in found]
-    rows, pairs, words = summarise(ledger, tests[0].labels, seeds, skipped, sizes, names)
+    rows, pairs, words = summarise(
+        ledger, tests[0].labels if sets is None else sets, seeds, skipped, sizes, names
+    )
     ledger.skip(skipped)
     if not rows:
         told = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise InputError(f"no method could be compared: {told}")
+    with reporter.stage("advice", total=None):
+        advice = advise(ledger, found[0], splits[0], (pools[0], tests[0]), rows, seeds, adviser)
     record = CompareRecord(
         task=dataset.name,
         modality=dataset.modality,
@@ -188,12 +208,18 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
         validation_fraction=round(fraction, 4),
         calibrate=config.calibrate,
         seeds=seeds,
-        class_share=(float(counts.min() / counts.sum()), float(counts.max() / counts.sum())),
+        class_share=(
+            float(counts.min() / len(tests[0].labels)),
+            float(counts.max() / len(tests[0].labels)),
+        ),
+        several_labels=several,
         rows=rows,
         pairs=pairs,
         verdict=words,
         skipped=skipped,
         leaks=leaks,
+        trust=[trust_of(ledger, row, seeds) for row in rows],
+        advice=advice,
         truncated_fraction=max((t for t in truncated if t is not None), default=None),
         seconds={
             "extract": round(extracted, 3),
@@ -209,99 +235,14 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     )
     with reporter.stage("report", total=None):
         write_whole(out / "summary.json", record.to_json(indent=1) + "\n")
+        samples = None
+        if config.embed_samples:
+            from tasks.samples import Samples
+
+            samples = Samples(dataset)
         write_markdown(out, record)
-        write_report(out, record)
+        write_report(out, record, samples)
     return record
-
-
-def summarise(
-    ledger: Ledger,
-    labels: np.ndarray,
-    seeds: Sequence[int],
-    skipped: dict[str, str],
-    sizes: Sequence[tuple[int | None, int | None]],
-    backbones: Sequence[str],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows, pairs and verdicts of what is finished; methods that are not finished are skipped."""
-    rows, pairs, words = [], [], []
-    for group in groups(ledger.records):
-        if group[0] not in backbones or group[1:] not in sizes:
-            continue  # of an earlier run with other options
-        comparison, records = _group(ledger, labels, seeds, group, skipped)
-        if comparison is None:
-            continue
-        names = dict(zip(("backbone", "shots", "train_rows"), group, strict=True))
-        table: list[dict[str, Any]] = [
-            {**_row(name, comparison, of), **names} for name, of in records.items()
-        ]
-        rows += table
-        pairs += [
-            names | dataclasses.asdict(pair) | {"better": pair.better} for pair in comparison.pairs
-        ]
-        seconds = {row["method"]: row["seconds_warm"] for row in table}
-        said = verdict(comparison, seconds, skipped)
-        words.append(names | {"text": said})
-    return rows, pairs, words
-
-
-def _group(
-    ledger: Ledger,
-    labels: np.ndarray,
-    seeds: Sequence[int],
-    group: Group,
-    skipped: dict[str, str],
-) -> tuple[Comparison | None, dict[str, list[dict[str, Any]]]]:
-    there = {t.method for t in ledger.records if (t.backbone, t.shots, t.train_rows) == group}
-    records, right = {}, {}
-    for method in order([name for name in there if name in METHODS]):
-        trials = [Trial(method, *group, seed) for seed in seeds]
-        done = [trial for trial in trials if trial in ledger.records]
-        if len(done) < len(trials):
-            skipped.setdefault(method, f"{len(done)} of {len(trials)} seeds are finished")
-            continue
-        records[method] = [ledger.records[trial] for trial in trials]
-        right[method] = np.stack(
-            [ledger.predictions(trial).argmax(axis=1) == labels for trial in trials]
-        )
-    return (compare_right(right) if right else None), records
-
-
-def _row(name: str, comparison: Comparison, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    def mean(key: str) -> float:
-        return float(np.mean([record[key] for record in records]))
-
-    found = comparison.means[name]
-    cold = [record["seconds"] for record in records if record["cold"]]
-    notes = dict.fromkeys(note for record in records for note in record["notes"])
-    return {
-        "method": name,
-        "title": METHODS[name].title,
-        "seeds": len(records),
-        "n_train": records[0]["n_train"],
-        "test_accuracy": found.accuracy,
-        "standard_error": found.standard_error,
-        "interval": found.interval,
-        **{
-            key: mean(key)
-            for key in (
-                "validation_accuracy",
-                "test_macro_f1",
-                "test_balanced_accuracy",
-                "test_nll",
-                "test_ece",
-            )
-        },
-        "seconds": mean("seconds"),
-        "seconds_cold": cold[0] if cold else None,
-        # The median: one seed that waited for another program must not decide a ratio.
-        "seconds_warm": float(np.median([record["seconds_warm"] for record in records])),
-        "seconds_predict": mean("seconds_predict"),
-        "peak_rss_mb": max(record["peak_rss_mb"] for record in records),
-        "settings_tried": max(record["settings_tried"] for record in records),
-        "parameters": max(record["parameters"] for record in records),
-        "chosen": records[0]["chosen"],
-        "notes": list(notes),
-    }
 
 
 def _common_rows(found: Sequence[Extracted]) -> list[dict[str, StoredRows]]:
@@ -343,6 +284,7 @@ def _leaks(
         first,
         found[0].digests(first),
         drop=config.drop_leaks,
+        examples=_DUPLICATES,
         inputs=inputs,
         reporter=reporter,
     )
@@ -375,10 +317,14 @@ def _rows(found: Extracted, splits: Sequence[dict[str, StoredRows]]) -> tuple[li
                 np.concatenate([each[split].labels for split in members]).astype(np.int64),
                 [digest for split in members for digest in digests[split]],
                 texts,
+                _targets(dataset, each, members),
             )
         pools.append(made["pool"])
         tests.append(made["test"])
-    missing = np.setdiff1d(np.arange(len(dataset.classes)), pools[0].labels)
+    there = pools[0].labels
+    if pools[0].targets is not None:
+        there = np.flatnonzero(pools[0].targets.any(axis=0))
+    missing = np.setdiff1d(np.arange(len(dataset.classes)), there)
     if len(missing):
         raise InputError(
             f"no usable row of the class '{dataset.classes[missing[0]]}' is left outside test"
@@ -388,6 +334,19 @@ def _rows(found: Extracted, splits: Sequence[dict[str, StoredRows]]) -> tuple[li
             wide = np.concatenate([rows.features for rows in sets], axis=1)
             sets.append(dataclasses.replace(sets[0], features=wide))
     return pools, tests
+
+
+def _targets(
+    dataset: Dataset, rows: Mapping[str, StoredRows], members: Sequence[str]
+) -> np.ndarray | None:
+    """The sets of labels (n, C) of the rows of some splits; None with one label a row."""
+    if dataset.targets is None:
+        return None
+    parts = []
+    for split in members:
+        place = {name: i for i, name in enumerate(dataset.splits[split].ids)}
+        parts.append(dataset.targets[split][[place[name] for name in rows[split].ids]])
+    return np.concatenate(parts)
 
 
 def _sizes(
@@ -412,8 +371,6 @@ def _head_options(config: CompareConfig) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     options = {name: getattr(config, name) for name in _HEAD}
     options = {name: value for name, value in options.items() if value != defaults[name]}
-    if config.class_weight != "none":
-        options["class_weight"] = config.class_weight
     if config.selection != "best":
         options["selection"] = config.selection.replace("-", "_")
     return options
@@ -432,6 +389,7 @@ def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -
         "duplicates left out": config.drop_leaks,
         "calibration": config.calibrate,
         "head": _head_options(config),
+        "class weight": config.class_weight,
     }
 
 

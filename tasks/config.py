@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from extractors.errors import InputError
 from extractors.options import (
@@ -253,6 +253,8 @@ class ExtractConfig(CommonConfig):
     'fail'
     """
 
+    several_labels: ClassVar[bool] = True  # whether rows may have them; not an option
+
     data: str
     backbone: str | None = None
     data_root: Path | None = None
@@ -327,6 +329,7 @@ class FitConfig(ExtractConfig):
     extractors.errors.InputError: --beta -1.0: must be above 0 (a fraction of beta_max), or auto
     """
 
+    several_labels: ClassVar[bool] = False
     out: Path | None = None
     activation: Activation = "gated_relu"
     loss: Loss = "auto"
@@ -380,17 +383,20 @@ class CompareConfig(FitConfig):
     backbone: one, or several; several are compared one by one and side by side (concatenated).
     methods: none means those that fit the data. seeds: how many, from `seed` on. shots: few-shot
     comparisons with so many training rows of every class. curve: learning curves over train size.
+    embed_samples: show texts or thumbnails of rows in the report, which otherwise names their ids.
     out: where records and report go; the same options go on with what is there.
 
     >>> CompareConfig(data="imdb").seeds
     5
     """
 
+    several_labels: ClassVar[bool] = True
     backbone: str | tuple[str, ...] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     methods: tuple[str, ...] = ()
     seeds: int = 5
     shots: tuple[int, ...] = ()
     curve: bool = False
+    embed_samples: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,13 @@ from extractors.base import Modality, Rows
 from extractors.errors import InputError
 from tasks.columns import ColumnChoice
 from tasks.divide import NumberedSplit, divide, shrink
-from tasks.labels import encode_labels, is_missing
+from tasks.labels import (
+    encode_label_sets,
+    encode_labels,
+    gives_several,
+    is_missing,
+    rarest_label,
+)
 from tasks.raw import WHOLE, RawData, RawSplit
 from tasks.registry import resolve_data_root
 from tasks.sources import read_source
@@ -33,6 +39,8 @@ class Dataset:
     fingerprint: content hash of all rows, labels and splits, before any --train-rows.
     notes: sentences the user should read. skipped: (row id, reason) of rows that were dropped.
     digests: sha256 of each row's raw content, by split and in the order of its rows.
+    targets: for rows with several labels, (n, C) of 0 and 1 by split, in the order of its rows; a
+        row's label in `splits` is then its rarest one, which stratifies. None: one label a row.
     """
 
     name: str
@@ -43,6 +51,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     digests: Mapping[str, Sequence[bytes]] = field(default_factory=dict, repr=False)
+    targets: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
 
 
 def load_task(
@@ -57,6 +66,7 @@ def load_task(
     test_rows: int | None = None,
     seed: int = 0,
     on_bad_row: Literal["fail", "skip"] = "fail",
+    several_labels: bool = False,
 ) -> Dataset:
     """Load a named task, a file, a folder, or `hub:owner/name[:config]`.
 
@@ -67,6 +77,7 @@ def load_task(
         validation split was taken from train, train_rows counts both and keeps their ratio.
     seed: which rows those are (nothing else here is random).
     on_bad_row: "skip" drops rows without a label, or whose input is missing, and lists them.
+    several_labels: take rows whose label is a list of labels; otherwise such data is refused.
 
     Splits that the data gives are respected. Without a test split, 20% of every class is held out
     by a hash of the row's content; without a validation split, 15% of train the same way.
@@ -84,10 +95,26 @@ def load_task(
             raise InputError(f"{option} {size}: ask for at least one row")
     raw = read_source(str(name_or_path), resolve_data_root(data_root), choice)
     splits, skipped = _check_rows(raw, on_bad_row)
-    classes, labels = encode_labels(splits, raw.class_names)
+    sets = None
+    if gives_several(splits):
+        if not several_labels:
+            raise InputError(
+                f"the labels of {raw.name} are lists: `convex-heads compare` takes rows with"
+                " several labels, everything else one label a row"
+            )
+        classes, sets = encode_label_sets(splits, raw.class_names)
+        labels = rarest_label(sets)
+    else:
+        classes, labels = encode_labels(splits, raw.class_names)
     digests = {name: _digests(split) for name, split in splits.items()}
     rows = {
-        name: NumberedSplit(split.ids, split.inputs, labels[name], digests[name])
+        name: NumberedSplit(
+            split.ids,
+            split.inputs,
+            labels[name],
+            digests[name],
+            None if sets is None else sets[name],
+        )
         for name, split in splits.items()
     }
     carved = "validation" not in rows
@@ -106,7 +133,13 @@ def load_task(
         notes=notes,
         skipped=skipped,
         digests={name: s.digests for name, s in rows.items()},
+        targets=None if sets is None else {name: _sets(s) for name, s in rows.items()},
     )
+
+
+def _sets(split: NumberedSplit) -> np.ndarray:
+    assert split.targets is not None
+    return split.targets
 
 
 def _check_rows(
@@ -198,15 +231,21 @@ def _check_classes(classes: Sequence[str], n_rows: int) -> None:
 
 
 def _check_unseen(rows: Mapping[str, NumberedSplit], classes: Sequence[str]) -> None:
-    learnt = set(rows["train"].labels.tolist())
+    learnt = _labels_of(rows["train"])
     for name in ("validation", "test"):
-        new = sorted(set(rows[name].labels.tolist()) - learnt)
+        new = sorted(_labels_of(rows[name]) - learnt)
         if new:
             names = ", ".join(f"'{classes[label]}'" for label in new[:5])
             raise InputError(
                 f"{name} has the class {names} that train does not have; "
                 "a head cannot predict what it never saw: add rows to train or drop them"
             )
+
+
+def _labels_of(split: NumberedSplit) -> set[int]:
+    if split.targets is not None:
+        return set(np.flatnonzero(split.targets.any(axis=0)).tolist())
+    return set(split.labels.tolist())
 
 
 def _notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -220,8 +259,12 @@ def _notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 def _fingerprint(rows: Mapping[str, NumberedSplit], classes: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, split in rows.items():
-        for row_id, label, content in zip(split.ids, split.labels, split.digests, strict=True):
-            digest.update(f"{name}\0{row_id}\0{classes[label]}\0".encode())
+        for i, (row_id, content) in enumerate(zip(split.ids, split.digests, strict=True)):
+            own = [int(split.labels[i])]
+            if split.targets is not None:
+                own = np.flatnonzero(split.targets[i]).tolist()
+            told = "\x1f".join(classes[label] for label in own)
+            digest.update(f"{name}\0{row_id}\0{told}\0".encode())
             digest.update(content)
     return {
         "loader": _LOADER_VERSION,

@@ -15,12 +15,16 @@ from tasks.splits import TEST_FRACTION, VALIDATION_FRACTION, hold_out, take_subs
 
 @dataclass(frozen=True)
 class NumberedSplit:
-    """Rows with numbered labels (n,) and a content digest each."""
+    """Rows with numbered labels (n,) and a content digest each.
+
+    targets: (n, C) of 0 and 1 where rows have several labels; `labels` then only stratify.
+    """
 
     ids: Sequence[str]
     inputs: Sequence[Any]
     labels: np.ndarray
     digests: Sequence[bytes]
+    targets: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> NumberedSplit:
         """The rows of these numbers, in this order."""
@@ -30,6 +34,7 @@ class NumberedSplit:
             [self.inputs[i] for i in numbers],
             self.labels[rows],
             [self.digests[i] for i in numbers],
+            None if self.targets is None else self.targets[rows],
         )
 
 

@@ -21,6 +21,7 @@ from tasks.splits import hold_out, stratified_order
 # "Learning to prompt for vision-language models", who take min(n, 4)).
 MOST_VALIDATION_SHOTS = 4
 CURVE = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # and all
+MOST_EXAMINED = 20_000  # rows that are looked at for label errors
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,42 @@ def draw(
         order = stratified_order(labels[train], [seeded[i] for i in train])
         train = np.sort(train[order[:train_rows]])
     return Draw(train, validation)
+
+
+def folds(
+    labels: NDArray[np.integer],
+    digests: Sequence[bytes],
+    n_folds: int = 5,
+    most_rows: int = MOST_EXAMINED,
+) -> NDArray[np.int64]:
+    """A fold for each row, every class spread over all of them; -1 for rows beyond `most_rows`.
+
+    Equal rows of one class are in one fold, so that none is predicted from its copy.
+
+    Example:
+        >>> folds(np.array([0, 0, 0, 1, 1]), [b"a", b"b", b"a", b"c", b"d"], n_folds=2).tolist()
+        [0, 1, 0, 0, 1]
+    """
+    fold = np.full(len(labels), -1, np.int64)
+    for rows in _by_content(labels, digests).values():
+        for place, group in enumerate(rows):
+            fold[group] = place % n_folds
+    if len(labels) > most_rows:
+        seeded = [hashlib.sha256(digest).digest() for digest in digests]
+        fold[stratified_order(labels, seeded)[most_rows:]] = -1
+    return fold
+
+
+def _by_content(
+    labels: NDArray[np.integer], digests: Sequence[bytes]
+) -> dict[int, list[list[int]]]:
+    """The rows of each class, equal ones together, in the order of their digests."""
+    found: dict[int, dict[bytes, list[int]]] = {}
+    for row, (label, digest) in enumerate(zip(labels.tolist(), digests, strict=True)):
+        found.setdefault(label, {}).setdefault(digest, []).append(row)
+    return {
+        label: [rows[digest] for digest in sorted(rows)] for label, rows in sorted(found.items())
+    }
 
 
 def curve_sizes(n_train: int, n_classes: int) -> tuple[int, ...]:

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 HEAD, PROBE = "#0b6e75", "#b4540a"  # told apart also by the colour-blind, and in grey
 FEWEST_ROWS = 10  # in a bin of the reliability diagram; the accuracy of fewer is noise
 _MOST_GATES = 64  # lines in the figure of the path; a few kilobytes for every ten
-_INK, _GRID = "#24292f", "#d8dee4"
-_STYLE: dict[Any, Any] = {
+INK, _GRID = "#24292f", "#d8dee4"
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text, not outlines: smaller, selectable, found by a search
     "svg.hashsalt": "convex-heads",  # the same figure has the same bytes
     # Comes with matplotlib and runs wide: the page may set any other font in its place.
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 
@@ -60,7 +60,7 @@ def accuracy_figure(
         >>> svg.startswith("<svg") and "90.0" in svg
         True
     """
-    figure, (axes,) = _new(height=0.55 + 0.45 * len(names))
+    figure, (axes,) = new_figure(height=0.55 + 0.45 * len(names))
     for row, (accuracy, (low, high)) in enumerate(zip(accuracies, intervals, strict=True)):
         colour = (HEAD, PROBE)[row % 2]
         axes.plot([100 * low, 100 * high], [row, row], color=colour, lw=7, alpha=0.3)
@@ -79,7 +79,7 @@ def accuracy_figure(
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.15)
     axes.set_xlabel("test accuracy in %, with 95 % interval")
-    return _svg(figure, "accuracy", "Test accuracy of both heads with 95 % intervals")
+    return as_svg(figure, "accuracy", "Test accuracy of both heads with 95 % intervals")
 
 
 def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float) -> str:
@@ -109,17 +109,17 @@ def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float)
     # Logarithmic, so that the many small gates are seen beside the linear one; a gate that is off
     # has no line. Below a thousandth of the largest norm there is nothing worth seeing.
     norms = np.where(norms > 1e-3 * norms.max(), norms, np.nan)
-    figure, (top, middle, bottom) = _new(height=5.0, rows=3, ratios=(4, 3, 4))
+    figure, (top, middle, bottom) = new_figure(height=5.0, rows=3, ratios=(4, 3, 4))
     top.fill_between(x, loss - error, loss + error, color=HEAD, alpha=0.2, lw=0)
     top.plot(x, loss, "o-", color=HEAD, ms=4)
-    top.axhline(loss.min(), color=_INK, lw=0.8, ls=":")
+    top.axhline(loss.min(), color=INK, lw=0.8, ls=":")
     top.set_ylabel("validation loss, nats")
     middle.plot(x, [100 * point["validation_accuracy"] for point in points], "o-", color=HEAD, ms=4)
     middle.set_ylabel("validation acc., %")
     largest = np.argsort(-np.nan_to_num(norms[:, 1:]).max(axis=0), kind="stable")[:_MOST_GATES]
     for gate in largest:
         bottom.plot(x, norms[:, 1 + gate], "-", color=HEAD, lw=0.7, alpha=0.5)
-    bottom.plot(x, norms[:, 0], "o-", color=_INK, ms=3, lw=1.5)
+    bottom.plot(x, norms[:, 0], "o-", color=INK, ms=3, lw=1.5)
     bottom.set_yscale("log")
     bottom.set_ylabel("norm of a gate's weights")
     bottom.set_xlabel("beta / beta_max: less regularised to the right")
@@ -131,7 +131,7 @@ def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float)
             xytext=(0, -16),
             textcoords="offset points",
             ha="right",
-            color=_INK,
+            color=INK,
         )
     bottom.margins(y=0.15)
     for axes in (top, middle, bottom):
@@ -149,7 +149,7 @@ def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float)
         va="top",
         color=PROBE,
     )
-    return _svg(figure, "path", "Validation loss, accuracy and gate norms against beta")
+    return as_svg(figure, "path", "Validation loss, accuracy and gate norms against beta")
 
 
 def convergence_figure(
@@ -168,7 +168,7 @@ def convergence_figure(
         >>> "data passes" in convergence_figure([("final", history)], 0.02)
         True
     """
-    figure, panels = _new(height=3.9, rows=2, sharex=False)
+    figure, panels = new_figure(height=3.9, rows=2, sharex=False)
     lowest = max(1e-9, min(r["relative_gap"] for _, history in solves for r in history))
     for axes, quantity in zip(panels, ("passes", "seconds"), strict=True):
         done = 0.0
@@ -193,14 +193,14 @@ def convergence_figure(
                 )
             done = x[-1]
         axes.set_yscale("log")
-        axes.axhline(tolerance, color=_INK, lw=0.8, ls=":")
+        axes.axhline(tolerance, color=INK, lw=0.8, ls=":")
         # Whole decades, so that there are at least two plain labels.
         axes.set_ylim(10 ** math.floor(math.log10(min(lowest, tolerance)) - 0.01), 1.5)
         axes.set_xlim(left=0)
         axes.set_ylabel("relative gap")
     panels[0].set_xlabel("data passes")
     panels[1].set_xlabel("seconds, compilation included")
-    return _svg(figure, "convergence", "Relative gap against data passes and seconds")
+    return as_svg(figure, "convergence", "Relative gap against data passes and seconds")
 
 
 def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str:
@@ -215,8 +215,8 @@ def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str
         >>> "head" in reliability_figure(["head"], [reliability([[0.9, 0.1]], [0])])
         True
     """
-    figure, (top, bottom) = _new(height=3.9, rows=2, ratios=(3, 1))
-    top.plot([0, 100], [0, 100], color=_INK, lw=0.8, ls=":")
+    figure, (top, bottom) = new_figure(height=3.9, rows=2, ratios=(3, 1))
+    top.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
     lowest = 100.0
     for i, (name, r) in enumerate(zip(names, bins, strict=True)):
         colour, marker = ((HEAD, "o"), (PROBE, "s"))[i % 2]
@@ -233,106 +233,36 @@ def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str
     top.set_ylabel("accuracy in the bin, %")
     bottom.set_ylabel("rows, %")
     bottom.set_xlabel("probability of the predicted class, %")
-    return _svg(figure, "reliability", "Reliability diagram of both heads")
+    return as_svg(figure, "reliability", "Reliability diagram of both heads")
 
 
-def seconds_figure(
-    names: Sequence[str],
-    seconds: Sequence[float],
-    accuracies: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
-    colours: Sequence[str],
-) -> str:
-    """Test accuracy against wall clock, tuning included: upper left is better.
-
-    Args:
-        names: of the methods.
-        seconds: of each, logarithmic axis.
-        accuracies: fractions of 1.
-        intervals: (low, high) around each.
-        colours: of each.
-
-    Example:
-        >>> svg = seconds_figure(["a"], [2.0], [0.9], [(0.88, 0.92)], [HEAD])
-        >>> svg.startswith("<svg") and "seconds" in svg
-        True
-    """
-    figure, (axes,) = _new(height=3.6)
-    x = np.maximum(seconds, 1e-3)
-    y = 100 * np.asarray(accuracies)
-    for name, at, accuracy, (low, high), colour in zip(
-        names, x, y, intervals, colours, strict=True
-    ):
-        axes.plot([at, at], [100 * low, 100 * high], color=colour, lw=5, alpha=0.25)
-        axes.plot(at, accuracy, "o", color=colour, ms=6)
-        axes.annotate(
-            name,
-            (at, accuracy),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=colour,
-        )
-    axes.set_xscale("log")
-    axes.margins(x=0.18, y=0.12)
-    axes.set_xlabel("seconds, tuning included (logarithmic)")
-    axes.set_ylabel("test accuracy, %")
-    return _svg(figure, "seconds", "Test accuracy of every method against its seconds")
-
-
-def curves_figure(
-    curves: Mapping[str, Sequence[tuple[int, float, float, float]]],
-    colours: Mapping[str, str],
-    quantity: str,
-) -> str:
-    """Test accuracy against how much there was to learn from, a line for each method.
-
-    Args:
-        curves: points (size, accuracy, low, high) of each method.
-        colours: of each.
-        quantity: what the sizes count, for the axis.
-
-    Example:
-        >>> points = [(10, 0.5, 0.4, 0.6), (20, 0.6, 0.5, 0.7)]
-        >>> "training rows" in curves_figure({"a": points}, {"a": HEAD}, "training rows")
-        True
-    """
-    figure, (axes,) = _new(height=3.6)
-    for number, (name, points) in enumerate(curves.items()):
-        x, y, low, high = np.array(points, float).T
-        marker = "osD^v<>Pp*h"[number % 11]
-        axes.fill_between(x, 100 * low, 100 * high, color=colours[name], alpha=0.08, lw=0)
-        axes.plot(x, 100 * y, marker + "-", color=colours[name], ms=4, lw=1, label=name)
-    axes.set_xscale("log")
-    sizes = sorted({point[0] for points in curves.values() for point in points})
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel(quantity)
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(frameon=False, ncols=2, fontsize="small")
-    return _svg(figure, "curves", f"Test accuracy of every method against {quantity}")
-
-
-def _new(
-    height: float, rows: int = 1, ratios: Sequence[float] | None = None, *, sharex: bool = True
+def new_figure(
+    height: float,
+    rows: int = 1,
+    ratios: Sequence[float] | None = None,
+    *,
+    columns: int = 1,
+    sharex: bool = True,
+    sharey: bool = False,
 ) -> tuple[Figure, list]:
     """A figure of its own (no pyplot, whose figures and settings are global)."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.9, height), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False, height_ratios=ratios)
+        axes = figure.subplots(
+            rows, columns, sharex=sharex, sharey=sharey, squeeze=False, height_ratios=ratios
+        )
     return figure, list(np.ravel(axes))
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def as_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element whose ids do not meet those of the page's other figures."""
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.S)

@@ -329,6 +329,7 @@ def extract_features(
         test_rows=config.test_rows,
         seed=config.seed,
         on_bad_row=config.on_bad_row,
+        several_labels=config.several_labels,
     )
     for note in dataset.notes:
         reporter.note(note)

@@ -60,7 +60,9 @@ def read_hub(
     rows = {
         split if len(found) > 1 else WHOLE: _rows(splits[split], split, columns) for split in found
     }
-    class_names = getattr(splits[found[0]].features[columns.label], "names", None)
+    feature = splits[found[0]].features[columns.label]
+    # Of a list of labels, the names are those of its items.
+    class_names = getattr(getattr(feature, "feature", feature), "names", None)
     return use_val_as_test(RawData(name, columns.modality, rows, class_names, notes))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from extractors.errors import InputError
 from tasks.raw import RawSplit
 
+_LISTS = (list, tuple, np.ndarray)
 _INTEGER = re.compile(r"[+-]?\d+(\.0*)?\Z")
 
 
@@ -72,6 +73,74 @@ def encode_labels(
         name: np.array([index[k] for k in column], dtype=np.int64) for name, column in keys.items()
     }
     return tuple(str(k) for k in present), encoded
+
+
+def gives_several(splits: Mapping[str, RawSplit]) -> bool:
+    """Whether a row's label is a list of labels: True as soon as one is."""
+    return any(isinstance(v, _LISTS) for split in splits.values() for v in split.labels)
+
+
+def encode_label_sets(
+    splits: Mapping[str, RawSplit], class_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The same for rows with any number of labels each, none too.
+
+    Returns the names (C of them) and per split a matrix (n, C) of 0 and 1. Raises InputError as
+    `encode_labels` does, and for a row whose label is no list, or that names a label twice.
+
+    >>> split = RawSplit(["a", "b"], ["x", "y"], [["red", "round"], ["round"]], where=str)
+    >>> names, sets = encode_label_sets({"train": split}, None)
+    >>> names, sets["train"].tolist()
+    (('red', 'round'), [[1, 1], [0, 1]])
+    """
+    single: dict[str, RawSplit] = {}
+    rows: dict[str, list[int]] = {}
+    for name, split in splits.items():
+        flat, of = [], []
+        for i, labels in enumerate(split.labels):
+            if not isinstance(labels, _LISTS):
+                raise InputError(
+                    f"{split.where(i)}: the label is '{labels}' where other rows have a list of"
+                    " labels; give every row a list"
+                )
+            labels = np.asarray(labels).tolist() if isinstance(labels, np.ndarray) else labels
+            if len(set(map(str, labels))) < len(labels):
+                raise InputError(
+                    f"{split.where(i)} names a label twice: {list(labels)}; give the names or"
+                    " numbers of its labels, not zeros and ones"
+                )
+            for label in labels:
+                if is_missing(label):
+                    raise InputError(f"{split.where(i)}: one of its labels is missing")
+            flat += labels
+            of += [i] * len(labels)
+        rows[name] = of
+        single[name] = RawSplit(
+            ["" for _ in flat], flat, flat, lambda k, of=of, split=split: split.where(of[k])
+        )
+    names, numbers = encode_labels(single, class_names)
+    sets = {}
+    for name, split in splits.items():
+        sets[name] = np.zeros((len(split.labels), len(names)), np.uint8)
+        sets[name][rows[name], numbers[name]] = 1
+    return names, sets
+
+
+def rarest_label(sets: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """For each row the label of it that fewest rows have, by which splits are stratified.
+
+    Rows without a label count to the most frequent one.
+
+    >>> rarest_label({"train": np.array([[1, 1], [0, 1], [0, 0]])})
+    {'train': array([0, 1, 1])}
+    """
+    frequency = sum(s.sum(axis=0, dtype=np.int64) for s in sets.values())
+    cost = {name: np.where(s > 0, frequency, np.iinfo(np.int64).max) for name, s in sets.items()}
+    most = int(np.argmax(frequency))
+    return {
+        name: np.where(s.any(axis=1), cost[name].argmin(axis=1), most).astype(np.int64)
+        for name, s in sets.items()
+    }
 
 
 def _keys(

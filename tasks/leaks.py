@@ -61,7 +61,7 @@ class LeakReport:
         counts: (split, of) -> (exact, near): rows of `split` with a twin in `of`, each row once;
             within train, rows that repeat an earlier one.
         other_label: of all those rows, how many have a twin of another class.
-        examples: (split, of) -> the two first pairs, exact ones before near ones.
+        examples: (split, of) -> the first pairs, exact ones before near ones.
         leaking: (split, of) as above -> row numbers of `split`, ascending.
         remove: train and validation -> row numbers, ascending; without them no row of test or
             validation has a twin before it, and train no repeats.
@@ -107,6 +107,7 @@ def check_leaks(
     *,
     drop: bool = False,
     inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    examples: int = _EXAMPLES,
     reporter: Reporter,
 ) -> tuple[dict[str, Any], dict[str, StoredRows]]:
     """Look for leaks, say what was found, and take them out of train and validation if asked to.
@@ -117,6 +118,7 @@ def check_leaks(
         drop: take out of train and validation what has a twin in test, out of train what has one in
             validation, and all but the first of what repeats within train.
         inputs: split -> id -> raw row, of which texts are shown with the examples.
+        examples: pairs in the record, at most so many of each two splits.
         reporter: told how far it is, and of what was found.
 
     Returns:
@@ -127,7 +129,7 @@ def check_leaks(
     """
     total = sum(len(part.ids) for part in rows.values()) + len(rows["test"].ids)
     with reporter.stage("leaks", total=total) as stage:
-        report = find_leaks(rows, digests, progress=stage.advance)
+        report = find_leaks(rows, digests, examples=examples, progress=stage.advance)
     record, kept = report.as_record(), dict(rows)
     for split, numbers in report.remove.items() if drop else ():
         if len(numbers) == len(rows[split].ids):
@@ -162,6 +164,7 @@ def find_leaks(
     rows: Mapping[str, StoredRows],
     digests: Digests | None = None,
     *,
+    examples: int = _EXAMPLES,
     progress: Callable[[int], None] | None = None,
 ) -> LeakReport:
     """Compare the splits train, validation and test of one store with each other.
@@ -172,6 +175,7 @@ def find_leaks(
         rows: train, validation and test.
         digests: of the raw rows, as in ``Dataset.digests``, in the order of `rows`; None compares
             features alone.
+        examples: pairs to return, at most so many of each two splits.
         progress: called with the number of rows done since the last call; in all each train and
             validation row once or twice and each test row twice.
 
@@ -217,7 +221,7 @@ def find_leaks(
     chosen_on.add(validation.features)
     found["test", "validation"] = search(chosen_on, "test")
 
-    counts, examples, leaking, other_label = {}, {}, {}, {}
+    counts, shown, leaking, other_label = {}, {}, {}, {}
     for split, of in _NAMES.values():
         twins = found[split, of]
         for numbers in keys:
@@ -229,8 +233,8 @@ def find_leaks(
         leaking[split, of] = counted
         counts[split, of] = (int(exact.sum()), int((~exact).sum()))
         other_label.setdefault(split, set()).update(counted[~same].tolist())
-        first = np.argsort(~exact, kind="stable")[:_EXAMPLES]
-        examples[split, of] = tuple(
+        first = np.argsort(~exact, kind="stable")[:examples]
+        shown[split, of] = tuple(
             Pair(
                 rows[split].ids[counted[i]],
                 split,
@@ -246,7 +250,7 @@ def find_leaks(
         similarity=SIMILARITY if telling else None,
         counts=counts,
         other_label=sum(map(len, other_label.values())),
-        examples=examples,
+        examples=shown,
         leaking=leaking,
         remove=_remove(rows, keys, space if telling else None, leaking),
         complete=seen.exact,

@@ -21,7 +21,14 @@ from tasks.records import to_json
 
 RECORDS, SKIPPED, ABOUT = "records.jsonl", "skipped.jsonl", "comparison.json"
 # Fields of a record that another run of the same seed need not repeat.
-MEASURED = ("seconds", "seconds_warm", "seconds_predict", "peak_rss_mb", "cold")
+MEASURED = (
+    "seconds",
+    "seconds_warm",
+    "seconds_predict",
+    "peak_rss_mb",
+    "cold",
+    "convergence",
+)
 
 
 class Trial(NamedTuple):
@@ -147,6 +154,15 @@ def prediction_name(trial: Trial) -> str:
     if trial.train_rows is not None:
         parts.append(f"{trial.train_rows}-rows")
     return f"predictions/{'_'.join(parts)}_seed-{trial.seed}.npy"
+
+
+def cross_fit_name(trial: Trial) -> str:
+    """Where in the folder a trial's probabilities of rows it was not fitted on lie.
+
+    >>> cross_fit_name(Trial("convex", "minilm", None, None, 0))
+    'advice/convex_minilm_seed-0.npy'
+    """
+    return prediction_name(trial).replace("predictions/", "advice/")
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Metrics", "PairedTest", "Reliability", "evaluate", "mcnemar", "reliability"]
+__all__ = [
+    "LabelSetMetrics",
+    "Metrics",
+    "PairedTest",
+    "Reliability",
+    "best_threshold",
+    "binary_nll",
+    "evaluate",
+    "evaluate_sets",
+    "mcnemar",
+    "reliability",
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,98 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15
         accuracy = np.bincount(bins, weights=right, minlength=n_bins) / counts
     ece = float(np.nansum(counts * np.abs(confidence - accuracy)) / len(y))
     return Reliability(edges, counts, confidence, accuracy, ece)
+
+
+@dataclass(frozen=True)
+class LabelSetMetrics:
+    """How well probabilities of C labels, each on its own, agree with the rows' sets of labels.
+
+    Attributes:
+        exact: share of rows whose whole set of labels is right.
+        micro_f1: F1 score of all (row, label) pairs together.
+        macro_f1: mean F1 score of the labels that occur, as label or as prediction.
+        average_precision: mean over the labels that occur of the area under precision and recall;
+            no threshold is in it.
+        nll: mean negative log-likelihood of a (row, label) pair, in nats.
+        ece: expected calibration error of the pairs' probabilities, 15 bins.
+    """
+
+    exact: float
+    micro_f1: float
+    macro_f1: float
+    average_precision: float
+    nll: float
+    ece: float
+
+
+def evaluate_sets(p: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> LabelSetMetrics:
+    """Compare probabilities (n, C) of labels with targets (n, C) of 0 and 1.
+
+    Args:
+        p: in [0, 1], rows need not sum to 1.
+        targets: of the same rows and labels.
+        threshold: from which a label is predicted.
+
+    Raises:
+        ValueError: shapes that differ, no rows, or p outside [0, 1].
+
+    Example:
+        >>> m = evaluate_sets([[0.9, 0.2], [0.8, 0.7]], [[1, 0], [1, 0]])
+        >>> m.exact, round(m.micro_f1, 2), m.average_precision
+        (0.5, 0.8, 1.0)
+    """
+    from sklearn.metrics import average_precision_score
+
+    q, Y = np.asarray(p, np.float64), np.asarray(targets)
+    if q.ndim != 2 or q.shape != Y.shape or not len(q):
+        raise ValueError(f"shapes are {q.shape} and {Y.shape}: give two (n, C) with n >= 1")
+    if not np.isfinite(q).all() or q.min() < 0 or q.max() > 1:
+        raise ValueError("probabilities must be between 0 and 1")
+    said = q >= threshold
+    occur = Y.any(axis=0)
+    # F1 = 2 right / (labels + predictions), where there are any.
+    right, pairs = (said & (Y > 0)).sum(axis=0), Y.sum(axis=0, dtype=int) + said.sum(axis=0)
+    either = np.flatnonzero(pairs)
+    two = np.stack([1 - q.ravel(), q.ravel()], axis=1)
+    return LabelSetMetrics(
+        exact=float((said == Y).all(axis=1).mean()),
+        micro_f1=2 * float(right.sum()) / max(1.0, float(pairs.sum())),
+        macro_f1=float(np.mean(2 * right[either] / pairs[either])) if len(either) else 0.0,
+        average_precision=float(
+            average_precision_score(Y[:, occur], q[:, occur], average="macro") if occur.any() else 0
+        ),
+        nll=binary_nll(q, Y),
+        ece=reliability(two, Y.ravel().astype(np.int64)).ece,
+    )
+
+
+def binary_nll(p: ArrayLike, targets: ArrayLike) -> float:
+    """Mean negative log-likelihood of probabilities of yes, clipped at 1e-7.
+
+    >>> round(binary_nll([0.5, 0.5], [0, 1]), 4)
+    0.6931
+    """
+    q = np.clip(np.asarray(p, np.float64), 1e-7, 1 - 1e-7)
+    y = np.asarray(targets)
+    return float(-np.mean(np.where(y > 0, np.log(q), np.log1p(-q))))
+
+
+def best_threshold(p: ArrayLike, targets: ArrayLike) -> float:
+    """The threshold in 0.05, 0.1, ..., 0.95 with the highest micro F1.
+
+    Of equally good ones it is the nearest to one half.
+
+    >>> best_threshold([[0.3, 0.1], [0.1, 0.4]], [[1, 0], [0, 1]])
+    0.3
+    """
+    q, Y = np.asarray(p), np.asarray(targets) > 0
+    best, chosen = -1.0, 0.5
+    for threshold in sorted(np.arange(1, 20) / 20, key=lambda t: (abs(t - 0.5), t)):
+        said = q >= threshold
+        f1 = 2 * (said & Y).sum() / max(1, said.sum() + Y.sum())
+        if f1 > best:
+            best, chosen = f1, float(threshold)
+    return chosen
 
 
 def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> PairedTest:

@@ -111,6 +111,9 @@ Seeds = Annotated[int | None, Option(help="Draws of rows, gates and weights [5].
 Shots = Annotated[
     list[str] | None, Option(help="Training rows of every class.", metavar="1,2,4,...")
 ]
+EmbedSamples = Annotated[
+    bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
+]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
 
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]

@@ -135,6 +135,15 @@ class CompareRecord:
     `tasks.paired`.
     verdict: sentences for each backbone and training size, {backbone, shots, train_rows, text}.
     skipped: reason by method.
+    several_labels: rows have any number of labels. Accuracy is then the share of rows whose whole
+    set of labels is right, and `rows` have test_micro_f1 and test_average_precision in place of
+    test_balanced_accuracy.
+    trust: a line for each row of `rows` that has one, with its backbone, shots, train_rows and
+    method, all means over seeds: {temperature, nll, ece, uncalibrated_nll, uncalibrated_ece,
+    reliability and uncalibrated_reliability (bins), selective, noise, certified, and of the first
+    seed path, tolerance and convergence}; see `tasks.reliability`.
+    advice: {label_errors, confusion} of the first backbone; see `tasks.advice`. Duplicates are in
+    `leaks`.
     """
 
     task: str
@@ -161,6 +170,9 @@ class CompareRecord:
     versions: Mapping[str, str]
     command: str
     notes: tuple[str, ...] = ()
+    several_labels: bool = False
+    trust: Sequence[Mapping[str, Any]] = ()
+    advice: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def unbalanced(self) -> bool:

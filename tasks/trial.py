@@ -7,6 +7,7 @@ so that it never outlives the one that started it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 
 from convex_heads.decode import probabilities
 from tasks.calibration import fit_temperature
-from tasks.draws import draw
-from tasks.ledger import Trial, prediction_name, write_array
-from tasks.methods.base import Part, Problem
+from tasks.draws import draw, folds
+from tasks.ledger import Trial, cross_fit_name, prediction_name, write_array
+from tasks.methods.base import Fitted, Part, Problem
 
 UNAVAILABLE, FAILED = "unavailable", "failed"
 
@@ -38,11 +39,14 @@ class Rows:
     labels: NDArray[np.int64]
     digests: Sequence[bytes]
     texts: list[str] | None
+    targets: NDArray[np.uint8] | None = None
 
     def write(self, folder: Path, name: str) -> None:
         """Write them for ``read``."""
         np.save(folder / f"{name}.npy", np.ascontiguousarray(self.features, np.float32))
         np.save(folder / f"{name}.labels.npy", self.labels.astype(np.int64))
+        if self.targets is not None:
+            np.save(folder / f"{name}.targets.npy", self.targets.astype(np.uint8))
         packed = b"".join(self.digests)
         (folder / f"{name}.digests").write_bytes(packed)
         if self.texts is not None:
@@ -53,12 +57,13 @@ class Rows:
     def read(cls, folder: Path, name: str) -> Rows:
         """Map them into memory."""
         packed = (folder / f"{name}.digests").read_bytes()
-        texts = folder / f"{name}.texts.json"
+        texts, targets = folder / f"{name}.texts.json", folder / f"{name}.targets.npy"
         return cls(
             np.load(folder / f"{name}.npy", mmap_mode="r"),
             np.load(folder / f"{name}.labels.npy"),
             [packed[i : i + 32] for i in range(0, len(packed), 32)],
             json.loads(texts.read_text("ascii")) if texts.exists() else None,
+            np.load(targets) if targets.exists() else None,
         )
 
     def part(self, rows: NDArray[np.intp] | None = None) -> Part:
@@ -66,7 +71,8 @@ class Rows:
         if rows is None:
             rows = np.arange(len(self.labels))
         texts = None if self.texts is None else [self.texts[i] for i in rows]
-        return Part(np.array(self.features[rows]), self.labels[rows], texts)
+        targets = None if self.targets is None else self.targets[rows]
+        return Part(np.array(self.features[rows]), self.labels[rows], texts, targets=targets)
 
 
 def run(
@@ -75,10 +81,10 @@ def run(
     """Fits every trial and yields its record, predictions already written."""
     from tasks.compile_clock import compile_clock
     from tasks.methods import load_method
-    from tasks.metrics import evaluate
 
-    fit = load_method(trials[0].method)
     pool, test = Rows.read(folder, "pool"), Rows.read(folder, "test")
+    several = pool.targets is not None
+    fit = load_method(trials[0].method, several)
     asked = test.part()
     for number, trial in enumerate(trials):
         drawn = draw(
@@ -90,7 +96,14 @@ def run(
             train_rows=trial.train_rows,
         )
         train, validation = pool.part(drawn.train), pool.part(drawn.validation)
-        problem = Problem(train, validation, job["n_classes"], trial.seed, job["options"])
+        problem = Problem(
+            train,
+            validation,
+            job["n_classes"],
+            trial.seed,
+            job["options"],
+            job.get("class_weight"),
+        )
         with compile_clock() as compiling:
             began = time.perf_counter()
             fitted = fit(problem)
@@ -98,35 +111,27 @@ def run(
         began = time.perf_counter()
         p = fitted.predict_proba(asked)
         seconds_predict = time.perf_counter() - began
-        raw, temperature = evaluate(p, test.labels), None
-        chosen_by = fitted.predict_proba(validation)
-        if job.get("calibrate"):
-            temperature = fit_temperature(_log(chosen_by), "softmax", validation.labels)
-            p = probabilities(_log(p), "softmax", temperature or 1.0)
-        p = p.astype(np.float32)  # as they are kept
-        measured = evaluate(p, test.labels)
-        chose = evaluate(chosen_by, validation.labels)
+        judged = (_judge_sets if several else _judge)(fitted, p, asked, problem, job)
+        p = judged.pop("p")
         name = prediction_name(trial)
         write_array(out / name, p)
+        if job.get("cross_fit") == list(trial):
+            _cross_fit(fitted, pool, out / cross_fit_name(trial), problem.n_classes)
+        training = dict(fitted.training or {})
         yield {
             **trial._asdict(),
             "status": "done",
-            "validation_accuracy": chose.accuracy,
-            "test_accuracy": measured.accuracy,
-            "test_macro_f1": measured.macro_f1,
-            "test_balanced_accuracy": measured.balanced_accuracy,
-            "test_nll": measured.nll,
-            "test_ece": measured.ece,
-            "temperature": temperature,
-            "uncalibrated_nll": raw.nll,
-            "uncalibrated_ece": raw.ece,
+            **judged,
             "n_train": len(train),
             "n_validation": len(validation),
-            "n_test": measured.n,
+            "n_test": len(asked),
             "settings_tried": fitted.settings_tried,
             "chosen": fitted.chosen,
             "parameters": fitted.parameters,
             "notes": fitted.notes,
+            "path": training.get("path"),
+            "tolerance": training.get("tolerance"),
+            "convergence": training.get("convergence"),
             "predictions": name,
             # The first trial of a process compiles what the others find compiled.
             "cold": number == 0,
@@ -135,6 +140,86 @@ def run(
             "seconds_predict": round(seconds_predict, 3),
             "peak_rss_mb": _peak_rss_mb(),
         }
+
+
+def _judge(
+    fitted: Fitted, p: NDArray[np.floating], test: Part, problem: Problem, job: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the record says of test probabilities p (n, C), and under "p" those that are kept."""
+    from tasks.metrics import evaluate
+    from tasks.reliability import bins, certified_accuracy, noise_accuracy, selective_accuracy
+
+    validation = problem.validation
+    uncalibrated, temperature = p, None
+    raw = evaluate(p, test.labels)
+    chosen_by = fitted.predict_proba(validation)
+    if job.get("calibrate"):
+        temperature = fit_temperature(_log(chosen_by), "softmax", validation.labels)
+        p = probabilities(_log(p), "softmax", temperature or 1.0)
+    p = p.astype(np.float32)  # as they are kept
+    measured, chose = evaluate(p, test.labels), evaluate(chosen_by, validation.labels)
+    certified = None
+    if fitted.certified_radius is not None:
+        radius, most = fitted.certified_radius
+        rows = np.linspace(0, len(test) - 1, max(1, min(most, len(test)))).astype(int)
+        some = dataclasses.replace(
+            test, features=test.features[rows], labels=test.labels[rows], texts=None
+        )
+        certified = certified_accuracy(radius(some), p[rows].argmax(axis=1) == some.labels)
+    return {
+        "p": p,
+        "validation_accuracy": chose.accuracy,
+        "test_accuracy": measured.accuracy,
+        "test_macro_f1": measured.macro_f1,
+        "test_balanced_accuracy": measured.balanced_accuracy,
+        "test_nll": measured.nll,
+        "test_ece": measured.ece,
+        "temperature": temperature,
+        "uncalibrated_nll": raw.nll,
+        "uncalibrated_ece": raw.ece,
+        "reliability": bins(p, test.labels),
+        "uncalibrated_reliability": bins(uncalibrated, test.labels),
+        "selective": selective_accuracy(p, test.labels),
+        "noise": noise_accuracy(fitted.predict_proba, test, problem.train, problem.seed),
+        "certified": certified,
+    }
+
+
+def _judge_sets(
+    fitted: Fitted, p: NDArray[np.floating], test: Part, problem: Problem, job: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same for rows with several labels; accuracy is that of whole sets of labels."""
+    from tasks.metrics import best_threshold, evaluate_sets
+
+    chosen_by, Y_val = fitted.predict_proba(problem.validation), problem.targets(problem.validation)
+    threshold = best_threshold(chosen_by, Y_val)
+    p = p.astype(np.float32)
+    measured = evaluate_sets(p, problem.targets(test), threshold)
+    return {
+        "p": p,
+        "validation_accuracy": evaluate_sets(chosen_by, Y_val, threshold).exact,
+        "test_accuracy": measured.exact,
+        "test_micro_f1": measured.micro_f1,
+        "test_macro_f1": measured.macro_f1,
+        "test_average_precision": measured.average_precision,
+        "test_nll": measured.nll,
+        "test_ece": measured.ece,
+        "threshold": threshold,
+    }
+
+
+def _cross_fit(fitted: Fitted, pool: Rows, path: Path, C: int) -> None:
+    """Probabilities of pool rows by heads that were fitted without them; NaN where not asked."""
+    if fitted.refit is None:
+        return
+    p = np.full((len(pool.labels), C), np.nan, np.float32)
+    fold = folds(pool.labels, pool.digests)
+    for k in range(fold.max() + 1):
+        held = np.flatnonzero(fold == k)
+        rest = np.flatnonzero((fold >= 0) & (fold != k))
+        if len(held) and len(np.unique(pool.labels[rest])) > 1:
+            p[held] = fitted.refit(pool.part(rest))(pool.part(held))
+    write_array(path, p)
 
 
 def _log(p: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -88,8 +88,7 @@ def _against_ours(
     alike = [name for name in others if pairs[name].better is None]
     if alike:
         words = ", ".join(
-            f"{_the(name)} ({100 * pairs[name].difference:+.1f} points,"
-            f" {_times(seconds, name, OURS)})"
+            f"{_the(name)} ({_signed(pairs[name])} points, {_times(seconds, name, OURS)})"
             for name in alike
         )
         said.append(f"No difference from {_the(OURS)} is shown for {words}.")
@@ -123,11 +122,15 @@ def _sentence(pair: Pair, seconds: Mapping[str, float]) -> str:
     if pair.better is None:
         return (
             f"No difference in accuracy between {_the(pair.first)} and {second} is shown:"
-            f" {100 * pair.difference:+.1f} points ({_interval(pair)}), {times}."
+            f" {_signed(pair)} points ({_interval(pair)}), {times}."
         )
     if pair.better == pair.first:
         return f"{first} beats {second} by {_points(pair)}, {times}."
     return f"{first} loses to {second} by {_points(pair)}, {times}."
+
+
+def _signed(pair: Pair) -> str:
+    return f"{round(100 * pair.difference, 1) + 0.0:+.1f}"  # no minus before a zero
 
 
 def _points(pair: Pair) -> str:
@@ -149,6 +152,7 @@ def _times(seconds: Mapping[str, float], name: str, other: str) -> str:
 def _the(name: str, *, capital: bool = False) -> str:
     title = METHODS[name].title
     if name not in ("linear", "convex", "relu", "svm", "mlp"):
+        capital &= title[1].islower()  # not of kNN
         return title[0].upper() + title[1:] if capital else title
     return f"{'The' if capital else 'the'} {title}"
 

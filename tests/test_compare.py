@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,6 +258,35 @@ def test_tfidf_reads_words_and_only_words() -> None:
         load_method("tfidf")(problem()[0])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear",
+        "ridge",
+        "svm",
+        "nystrom",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp", "convex", "ntk")),
+    ],
+)
+def test_balanced_classes_find_more_of_the_rare_one(name: str, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(1500) < 0.1).astype(np.int64)
+    X = (rng.normal(size=(1500, 6)) + 1.0 * y[:, None]).astype(np.float32)
+    parts = [Part(X[a:b], y[a:b]) for a, b in ((0, 700), (700, 1000), (1000, 1500))]
+    if name == "nystrom":
+        from tasks.methods import svm
+
+        monkeypatch.setattr(svm, "EXACT_ROWS", 100)
+        monkeypatch.setattr(svm, "_LANDMARKS", 200)
+        name = "svm"
+    recalls = []
+    for weight in (None, "balanced"):
+        given = Problem(parts[0], parts[1], 2, 0, class_weight=weight)
+        p = load_method(name)(given).predict_proba(parts[2])
+        recalls.append(np.mean(p.argmax(axis=1)[parts[2].labels == 1]))
+    assert recalls[1] > recalls[0] + 0.1, recalls
+
+
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if n not in (*FAST, *LONG)])
 def test_a_method_that_cannot_run_says_why_in_a_sentence(name: str) -> None:
     try:
@@ -304,6 +334,8 @@ def reviews(tmp_path_factory) -> Path:
         for i in range(150):
             for label, names in words.items():
                 lines.writerow((f"the {rng.choice(names)} and number {i}", label))
+        for _ in range(2):
+            lines.writerow(("the very same wolf twice", "animal"))
     return path
 
 
@@ -348,9 +380,44 @@ def test_records_skipped_and_report_are_there(compared: Path) -> None:
         assert sentence.split(" (")[0] in page
     for outside in ("<script", "http://", "https://", "url(http"):
         assert outside not in page.replace("http://www.w3.org", "")
+    for name in ("Can the probabilities be relied on", "Hardest classes", "Rows that repeat"):
+        assert name in page and name in (compared / "report.md").read_text()
     table = (compared / "report.md").read_text()
     assert f"| linear probe | {100 * summary['rows'][0]['test_accuracy']:.2f} |" in table
     assert not (compared / "work").exists()
+
+
+def test_records_tell_how_far_probabilities_can_be_relied_on(compared: Path) -> None:
+    for line in lines(compared):
+        counts = np.array(line["reliability"]["counts"])
+        assert counts.sum() == line["n_test"]
+        accuracy = np.nan_to_num(np.array(line["reliability"]["accuracy"], float))
+        assert (counts * accuracy).sum() / line["n_test"] == pytest.approx(
+            line["test_accuracy"], abs=1e-5
+        )
+        assert line["selective"]["accuracy"][-1] == pytest.approx(line["test_accuracy"], abs=1e-5)
+        # Words are where they were, whatever happens to the features.
+        assert (line["noise"] is None) == (line["method"] == "tfidf")
+        assert line["certified"] is None
+    with (compared / "label_errors.csv").open() as file:
+        assert next(csv.reader(file))[:4] == ["row", "split", "label", "suggested"]
+    p = np.load(next((compared / "advice").glob("linear_*")))
+    assert len(p) == json.loads((compared / "summary.json").read_text())["n_pool"]
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-4)
+
+
+def test_reports_show_rows_only_when_they_are_asked_to(
+    compared: Path, reviews: Path, tmp_path: Path
+) -> None:
+    told = "the very same wolf twice"
+    for file in compared.rglob("*.*"):
+        assert told.encode() not in file.read_bytes(), file
+    page = (compared / "report.html").read_text()
+    leaks = json.loads((compared / "summary.json").read_text())["leaks"]
+    assert leaks["examples"] and all(pair["row"] in page for pair in leaks["examples"])
+    out = shutil.copytree(compared, tmp_path / "out")
+    assert main(command(reviews, out, "--embed-samples")) == 0
+    assert told in (out / "report.html").read_text()
 
 
 def test_the_same_command_does_nothing_again_and_answers_the_same(

@@ -16,7 +16,14 @@ from extractors.errors import InputError
 if TYPE_CHECKING:
     from tasks.methods.base import Fitted, Problem
 
-__all__ = ["METHODS", "Method", "check_methods", "default_methods", "load_method"]
+__all__ = [
+    "METHODS",
+    "SEVERAL_LABELS",
+    "Method",
+    "check_methods",
+    "default_methods",
+    "load_method",
+]
 
 
 class Method(NamedTuple):
@@ -105,7 +112,7 @@ METHODS = {
 }
 
 
-def default_methods(modality: str) -> tuple[str, ...]:
+def default_methods(modality: str, several_labels: bool = False) -> tuple[str, ...]:
     """Those that are compared when nobody names any, in the order of the table.
 
     >>> "tfidf" in default_methods("text"), "tfidf" in default_methods("image")
@@ -114,7 +121,9 @@ def default_methods(modality: str) -> tuple[str, ...]:
     return tuple(
         name
         for name, method in METHODS.items()
-        if method.default and (modality == "text" or not method.text_only)
+        if method.default
+        and (modality == "text" or not method.text_only)
+        and (not several_labels or name in SEVERAL_LABELS)
     )
 
 
@@ -135,7 +144,25 @@ def check_methods(names: Sequence[str]) -> None:
         raise InputError(f"--methods names {twice[0]} twice")
 
 
-def load_method(name: str) -> Callable[[Problem], Fitted]:
-    """The method's fit; its libraries are imported here."""
-    module, function = METHODS[name].home.split(":")
+# For rows with several labels, those methods that have a form for them.
+SEVERAL_LABELS = {
+    name: f"tasks.methods.multilabel:fit_{name}"
+    for name in ("linear", "convex", "ridge", "knn", "tfidf")
+}
+
+
+def load_method(name: str, several_labels: bool = False) -> Callable[[Problem], Fitted]:
+    """The method's fit, or that for rows with several labels; its libraries are imported here.
+
+    Raises:
+        Unavailable: the method takes one label a row only.
+    """
+    home = METHODS[name].home
+    if several_labels:
+        if name not in SEVERAL_LABELS:
+            from tasks.methods.base import Unavailable
+
+            raise Unavailable("it takes one label a row, and these rows have several")
+        home = SEVERAL_LABELS[name]
+    module, function = home.split(":")
     return getattr(importlib.import_module(module), function)

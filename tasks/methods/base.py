@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
 
-__all__ = ["Fitted", "Part", "Problem", "Unavailable", "best_of", "scored", "standardised"]
+__all__ = [
+    "Fitted",
+    "Part",
+    "Problem",
+    "Unavailable",
+    "best_of",
+    "for_all_classes",
+    "scored",
+    "standardised",
+]
 
 
 class Unavailable(Exception):
@@ -27,11 +36,13 @@ class Part:
         features: (n, d) float32, of the frozen backbone.
         labels: (n,) integers from 0.
         texts: the n raw texts; None where the rows are not texts.
+        targets: (n, C) of 0 and 1 where rows have several labels; `labels` then only stratify.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     texts: Sequence[str] | None = None
+    targets: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +58,7 @@ class Problem:
         n_classes: C; labels run from 0 to C - 1.
         seed: of everything random in the method.
         options: of the convex head, as ``ConvexHeadClassifier`` takes them; empty: its defaults.
+        class_weight: of every method that can weigh classes: None or "balanced".
     """
 
     train: Part
@@ -54,6 +66,20 @@ class Problem:
     n_classes: int
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    class_weight: str | None = None
+
+    def targets(self, part: Part) -> NDArray[np.uint8]:
+        """(n, C) of 0 and 1: the sets of labels of some of the rows."""
+        assert part.targets is not None
+        return part.targets
+
+    def row_weights(self) -> NDArray[np.float64]:
+        """(n_train,) of mean 1: n / (C n_c) for a row of class c where classes are balanced."""
+        if self.class_weight is None:
+            return np.ones(len(self.train))
+        from sklearn.utils import compute_sample_weight
+
+        return compute_sample_weight(self.class_weight, self.train.labels)
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,10 @@ class Fitted:
         chosen: the setting that won, by name.
         parameters: numbers that prediction needs, stored training rows included.
         notes: what a reader must know of this fit, a sentence each.
+        training: path and convergence of a head with a certificate, for the report.
+        certified_radius: rows -> (n,) radii within which the class cannot change, where the method
+            proves one; and how many rows that can be asked for at a moderate cost.
+        refit: the chosen setting on other training rows, for predictions out of sample.
     """
 
     predict_proba: Callable[[Part], NDArray[np.floating]]
@@ -73,6 +103,9 @@ class Fitted:
     chosen: Mapping[str, Any]
     parameters: int
     notes: tuple[str, ...] = ()
+    training: Mapping[str, Any] | None = None
+    certified_radius: tuple[Callable[[Part], NDArray[np.floating]], int] | None = None
+    refit: Callable[[Part], Callable[[Part], NDArray[np.floating]]] | None = None
 
 
 def standardised(train: Part) -> Callable[[Part], NDArray[np.float32]]:
@@ -104,6 +137,19 @@ def scored(
         return softmax(scores(part) / temperature, axis=1)
 
     return predict_proba
+
+
+def for_all_classes(
+    p: NDArray[np.floating], classes: NDArray[np.integer], C: int
+) -> NDArray[np.floating]:
+    """Probabilities (n, C) from those of the classes that were there to learn.
+
+    >>> for_all_classes(np.array([[0.25, 0.75]]), np.array([0, 2]), 3).tolist()
+    [[0.25, 0.0, 0.75]]
+    """
+    every = np.zeros((len(p), C))
+    every[:, classes] = p
+    return every
 
 
 def best_of(accuracies: Sequence[float]) -> int:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from convex_heads import ConvexHeadClassifier
+from convex_heads.decode import Network, ReluNetwork, TwoLayer
+from convex_heads.head import ConvexHead
+from convex_heads.robustness import robustness_radius
 from tasks.calibration import fit_temperature
-from tasks.methods.base import Fitted, Problem
+from tasks.methods.base import Fitted, Part, Problem, for_all_classes
+
+# A radius costs about 10 P min(P, d) C products a row.
+_RADIUS_WORK, _RADIUS_ROWS = 2e10, 1000
 
 
 def fit(problem: Problem) -> Fitted:
@@ -29,7 +38,8 @@ def fit_ntk(problem: Problem) -> Fitted:
 
 def _head(problem: Problem, **options: Any) -> Fitted:
     train, validation = problem.train, problem.validation
-    head = ConvexHeadClassifier(**options, random_state=problem.seed)
+    options = {**options, "class_weight": problem.class_weight, "random_state": problem.seed}
+    head = ConvexHeadClassifier(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the notes
         head.fit(train.features, train.labels, X_val=validation.features, y_val=validation.labels)
@@ -37,8 +47,18 @@ def _head(problem: Problem, **options: Any) -> Fitted:
     temperature = fit_temperature(
         network.scores(validation.features), network.loss, validation.labels
     )
-    notes = () if gap <= head.tolerance else (f"{head.status_.value} (gap {gap:.1e})",)
     arrays = [value for value in vars(network).values() if hasattr(value, "size")]
+
+    def refit(part: Part) -> Callable[[Part], NDArray[np.floating]]:
+        again = ConvexHeadClassifier(**{**options, "beta": head.beta_})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            again.fit(part.features, part.labels)
+        of, classes = again.network_, again.classes_
+        return lambda rows: for_all_classes(
+            of.probabilities(rows.features, temperature or 1.0), classes, problem.n_classes
+        )
+
     return Fitted(
         lambda part: network.probabilities(part.features, temperature or 1.0),
         settings_tried=len(head.path_),
@@ -50,5 +70,53 @@ def _head(problem: Problem, **options: Any) -> Fitted:
             "cone_violation": head.certificate_.cone_violation,
         },
         parameters=sum(int(array.size) for array in arrays),
-        notes=notes,
+        notes=certificate_notes(head),
+        training=training_of(head),
+        certified_radius=_radius(network),
+        refit=refit,
     )
+
+
+def _radius(
+    network: TwoLayer,
+) -> tuple[Callable[[Part], NDArray[np.floating]], int]:
+    assert isinstance(network, Network | ReluNetwork)
+    units = network.gates if isinstance(network, Network) else network.hidden
+    P, C = len(units), max(2, len(network.offset))
+    rows = int(_RADIUS_WORK / (10 * max(1, P * min(P, network.dim)) * C))
+    return lambda part: robustness_radius(network, part.features), min(rows, _RADIUS_ROWS)
+
+
+def certificate_notes(head: ConvexHead) -> tuple[str, ...]:
+    """A sentence where the gap that was asked for has not been reached."""
+    gap = head.certificate_.relative_gap
+    return () if gap <= head.tolerance else (f"{head.status_.value} (gap {gap:.1e})",)
+
+
+def training_of(head: ConvexHead) -> dict[str, Any]:
+    """The path without its clock, and the convergence of every solve with it."""
+    solves = [(f"{p.fraction:.1g}", p.history) for p in head.path_]
+    return {
+        "path": [
+            {
+                "beta": point.fraction,
+                "validation_loss": point.loss,
+                "difference_error": point.difference_error,
+                "validation_accuracy": point.score,
+                "relative_gap": float(f"{point.relative_gap:.4g}"),
+                "passes": point.passes,
+                "gate_norms": [float(f"{norm:.4g}") for norm in point.gate_norms],
+            }
+            for point in head.path_
+        ],
+        "tolerance": head.tolerance,
+        "convergence": [
+            {
+                "solve": name,
+                "passes": [r.passes for r in history],
+                "seconds": [round(r.seconds, 4) for r in history],
+                "relative_gap": [float(f"{r.relative_gap:.4g}") for r in history],
+            }
+            for name, history in [*solves, ("final", head.history_)]
+        ],
+    }

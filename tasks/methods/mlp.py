@@ -28,12 +28,13 @@ def fit(problem: Problem) -> Fitted:
     transform = standardised(train)
     X, y = torch.from_numpy(transform(train)), torch.from_numpy(train.labels)
     X_val, y_val = torch.from_numpy(transform(validation)), torch.from_numpy(validation.labels)
+    weight = torch.from_numpy(_class_weights(problem))
     first = _network(X.shape[1], problem.n_classes, problem.seed)
     best: tuple[tuple[float, float], nn.Module | None, dict[str, float]] = ((-1.0, 0.0), None, {})
     for rate in RATES:
         for decay in DECAYS:
             score, model, epoch = _train(
-                copy.deepcopy(first), X, y, X_val, y_val, rate, decay, problem.seed
+                copy.deepcopy(first), X, y, X_val, y_val, rate, decay, weight, problem.seed
             )
             if score > best[0]:
                 chosen = {"learning_rate": rate, "weight_decay": decay, "epochs": epoch}
@@ -55,6 +56,13 @@ def fit(problem: Problem) -> Fitted:
     )
 
 
+def _class_weights(problem: Problem) -> NDArray[np.float32]:
+    """(C,) weights of the loss; equal unless classes are balanced."""
+    weights = np.ones(problem.n_classes, np.float32)
+    weights[problem.train.labels] = problem.row_weights()
+    return weights
+
+
 def _network(d: int, C: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the global generator is somebody else's
         torch.manual_seed(seed)
@@ -69,6 +77,7 @@ def _train(
     y_val: torch.Tensor,
     rate: float,
     decay: float,
+    weight: torch.Tensor,
     seed: int,
 ) -> tuple[tuple[float, float], nn.Module, int]:
     """The best epoch's (validation accuracy, -loss), network and number."""
@@ -78,7 +87,7 @@ def _train(
     steps = _EPOCHS * -(-n // rows)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     draw = torch.Generator().manual_seed(seed)
-    loss = nn.CrossEntropyLoss()
+    loss = nn.CrossEntropyLoss(weight)
     best, kept, at = (-1.0, 0.0), model, 0
     for epoch in range(1, _EPOCHS + 1):
         for batch in torch.randperm(n, generator=draw).split(rows):

@@ -65,10 +65,12 @@ def fit(problem: Problem) -> Fitted:
     """16 penalties; the best validation accuracy chooses."""
     transform = standardised(problem.train)
     Z, Y = transform(problem.train), np.eye(problem.n_classes)[problem.train.labels]
-    centre, shares = Z.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
+    weight = problem.row_weights()[:, None]  # as scikit-learn's RidgeClassifier weighs classes
+    centre, shares = (weight * Z).mean(axis=0, dtype=np.float64), (weight * Y).mean(axis=0)
     centred = (Z - centre).astype(np.float32)
-    moment = (centred.T @ centred).astype(np.float64) / len(Z)
-    cross = centred.T @ (Y - shares) / len(Z)
+    weighted = (weight * centred).astype(np.float32)
+    moment = (weighted.T @ centred).astype(np.float64) / len(Z)
+    cross = weighted.T @ (Y - shares) / len(Z)
     validation = problem.validation
     path = ridge_path(
         moment, cross, centre, shares, transform(validation), validation.labels, PENALTIES

@@ -48,7 +48,13 @@ def _exact(problem: Problem) -> Fitted:
         gamma = scale / Z.shape[1]
         kernel, kernel_val = np.exp(-gamma * square), np.exp(-gamma * square_val)
         for C in _C:
-            model = SVC(C=C, kernel="precomputed", decision_function_shape="ovr", cache_size=500)
+            model = SVC(
+                C=C,
+                kernel="precomputed",
+                decision_function_shape="ovr",
+                cache_size=500,
+                class_weight=problem.class_weight,
+            )
             accuracy = float(model.fit(kernel, train.labels).score(kernel_val, validation.labels))
             if accuracy > best[0]:
                 best = accuracy, copy.copy(model), gamma
@@ -77,7 +83,8 @@ def _nystrom(problem: Problem) -> Fitted:
     chosen = np.random.default_rng(problem.seed).choice(len(Z), _LANDMARKS, replace=False)
     landmarks = Z[np.sort(chosen)]
     between = _distances(landmarks, landmarks)
-    shares = np.bincount(train.labels, minlength=C) / len(Z)
+    weights = problem.row_weights().astype(np.float32)
+    shares = np.bincount(train.labels, weights, minlength=C) / len(Z)
     best: tuple[float, Any] = (-1.0, None)
     for scale in _GAMMAS:
         gamma = scale / Z.shape[1]
@@ -96,9 +103,10 @@ def _nystrom(problem: Problem) -> Fitted:
         for start in range(0, len(Z), _BLOCK):
             phi = features(Z[start : start + _BLOCK])
             Y = np.eye(C, dtype=np.float32)[train.labels[start : start + _BLOCK]]
-            moment += phi.T @ phi
-            cross += phi.T @ Y
-            centre += phi.sum(axis=0, dtype=np.float64)
+            weighted = phi * weights[start : start + _BLOCK, None]
+            moment += weighted.T @ phi
+            cross += weighted.T @ Y
+            centre += weighted.sum(axis=0, dtype=np.float64)
         centre /= len(Z)
         moment = moment / len(Z) - np.outer(centre, centre)
         cross = cross / len(Z) - np.outer(centre, shares)

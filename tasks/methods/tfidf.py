@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +21,35 @@ _FEWEST, _PATIENCE = 8, 3
 _MOST_TERMS = 200_000
 
 
-def fit(problem: Problem) -> Fitted:
-    """Words and pairs of words, sublinear counts; a path of up to 12 C by validation accuracy."""
-    train, validation = problem.train, problem.validation
-    if train.texts is None or validation.texts is None:
-        raise Unavailable("TF-IDF reads texts, and these rows are not texts")
+def vectorizer_for(texts: Sequence[str]) -> tuple[TfidfVectorizer, Any]:
+    """Learnt from training texts, and their counts (n, terms)."""
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2),
         sublinear_tf=True,
-        min_df=2 if len(train) >= 1000 else 1,
+        min_df=2 if len(texts) >= 1000 else 1,
         max_features=_MOST_TERMS,
         token_pattern=r"(?u)\b\w+\b",  # one-letter words too: "I", and digits
         dtype=np.float32,  # pyright: ignore[reportArgumentType]
     )
     try:
-        X = vectorizer.fit_transform(train.texts)
+        return vectorizer, vectorizer.fit_transform(texts)
     except ValueError:
         raise Unavailable("the training texts hold no words") from None
+
+
+def fit(problem: Problem) -> Fitted:
+    """Words and pairs of words, sublinear counts; a path of up to 12 C by validation accuracy."""
+    train, validation = problem.train, problem.validation
+    if train.texts is None or validation.texts is None:
+        raise Unavailable("TF-IDF reads texts, and these rows are not texts")
+    vectorizer, X = vectorizer_for(train.texts)
     X_val = vectorizer.transform(validation.texts)
-    model = LogisticRegression(max_iter=1000, warm_start=True, random_state=problem.seed)
+    model = LogisticRegression(
+        max_iter=1000,
+        warm_start=True,
+        class_weight=problem.class_weight,
+        random_state=problem.seed,
+    )
     models, accuracies = [], []
     for C in _C:
         tried = len(accuracies)
