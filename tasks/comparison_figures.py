@@ -34,6 +34,7 @@ def seconds_figure(
     accuracies: Sequence[float],
     intervals: Sequence[tuple[float, float]],
     colours: Sequence[str],
+    what: str = "test accuracy, %",
 ) -> str:
     """Test accuracy against wall clock, tuning included: upper left is better.
 
@@ -43,6 +44,7 @@ def seconds_figure(
         accuracies: fractions of 1.
         intervals: (low, high) around each.
         colours: of each.
+        what: the accuracy is.
 
     Example:
         >>> svg = seconds_figure(["a"], [2.0], [0.9], [(0.88, 0.92)], ["#0b6e75"])
@@ -58,7 +60,7 @@ def seconds_figure(
     _seconds_axis(axes, x)
     axes.margins(y=0.12)
     axes.set_xlabel("seconds, tuning included (logarithmic)")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(what)
     label_points(figure, axes, names, list(zip(x, y, strict=True)), colours)
     return as_svg(figure, "seconds", "Test accuracy of every method against its seconds")
 

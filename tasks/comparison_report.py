@@ -19,13 +19,14 @@ from tasks.comparison_tables import (
     duplicate_table,
     label_error_table,
     label_errors_in_words,
+    largest,
     trust_rows,
     trust_table,
 )
 from tasks.console import duration
 from tasks.leak_words import leaks_in_words
 from tasks.ledger import write_whole
-from tasks.methods import METHODS
+from tasks.methods import METHODS, SEVERAL_LABELS
 from tasks.records import CompareRecord
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def _seconds_figure(rows: Sequence[Mapping[str, Any]], number: int) -> Any:
         [row["test_accuracy"] for row in rows],
         [row["interval"] for row in rows],
         [_colour(row["method"]) for row in rows],
+        what="whole sets of labels right, %" if "test_micro_f1" in rows[0] else "test accuracy, %",
     )
     # One page holds several of them, and an id names one thing.
     return Markup(svg.replace("seconds-", f"seconds{number}-"))
@@ -348,7 +350,7 @@ def _training(record: CompareRecord) -> dict[str, Any] | None:
 
     from tasks.figures import convergence_figure, path_figure
 
-    rows = [row for row in trust_rows(record) if row["path"]]
+    rows = [row for row in largest(record) if row["path"]]
     own = [row for row in rows if row["method"] == "convex"]
     if not own:
         return None
@@ -450,6 +452,8 @@ def _methods(record: CompareRecord) -> list[tuple[str, str, str]]:
     for row in record.rows:
         chosen = ", ".join(f"{name} {_short(value)}" for name, value in row["chosen"].items())
         about = METHODS[row["method"]].about
+        if record.several_labels:
+            about = SEVERAL_LABELS[row["method"]]
         found.setdefault(row["method"], (row["title"], about, chosen))
     return list(found.values())
 
@@ -469,11 +473,11 @@ def _protocol(record: CompareRecord) -> str:
     temperature = record.calibrate == "temperature" and not record.several_labels
     sets = ""
     if record.several_labels:
-        calibrated_by = "a threshold for all labels, by micro F1,"
         sets = (
             " Rows have several labels: accuracy is the share of rows whose whole set of labels is"
             " right, macro F1 and average precision are means over labels, and NLL and ECE are of"
-            f" single labels. Every method chooses {calibrated_by} on the validation rows."
+            " single labels. Every method chooses a threshold for all labels, by micro F1, on the"
+            " validation rows."
         )
     calibrated = ", and a temperature for its probabilities," if temperature else ""
     return (

@@ -19,6 +19,7 @@ __all__ = [
     "duplicate_table",
     "label_error_table",
     "label_errors_in_words",
+    "largest",
     "trust_rows",
     "trust_table",
 ]
@@ -35,17 +36,18 @@ class Table(NamedTuple):
 
 
 def trust_rows(record: CompareRecord) -> list[Mapping[str, Any]]:
-    """Of the first backbone at its largest size, a line for each method."""
+    """Of the first backbone at its largest size, a line for each method that has curves."""
+    return [row for row in largest(record) if row["selective"] is not None]
+
+
+def largest(record: CompareRecord) -> list[Mapping[str, Any]]:
+    """Of `record.trust`, the lines of the first backbone at its largest size."""
     if not record.trust:
         return []
     same = ("backbone", "shots", "train_rows")
     first = [row for row in record.rows if row["backbone"] == record.backbones[0]]
     most = max(first, key=lambda row: row["n_train"])
-    return [
-        row
-        for row in record.trust
-        if all(row[key] == most[key] for key in same) and row["selective"] is not None
-    ]
+    return [row for row in record.trust if all(row[key] == most[key] for key in same)]
 
 
 def trust_table(record: CompareRecord) -> Table | None:

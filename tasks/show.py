@@ -83,6 +83,9 @@ def show_comparison(record: CompareRecord) -> None:
         for line in lines:
             table.add_row(*line)
         print_table(table)
+    found = sum(record.advice.get("label_errors", {}).get("suspected", {}).values())
+    if found:
+        print(f"labels    {Path(record.out) / 'label_errors.csv'}: {found:,} to look at")
     print(f"records   {Path(record.out) / 'records.jsonl'}")
     print(f"table     {Path(record.out) / 'report.md'}")
     print(f"report    {record.report}")

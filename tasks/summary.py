@@ -48,6 +48,8 @@ def summarise(
         ]
         seconds = {row["method"]: row["seconds_warm"] for row in table}
         said = verdict(comparison, seconds, skipped)
+        if labels.ndim == 2:
+            said.append("Points count test rows whose whole set of labels is right.")
         words.append(names | {"text": said})
     return rows, pairs, words
 
