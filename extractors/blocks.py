@@ -80,6 +80,11 @@ def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return flat
 
 
+def is_trainable(extractor: Any) -> bool:
+    """Whether its blocks can be reached: a torch backbone that is loaded by its name."""
+    return isinstance(extractor, Trainable) and hasattr(extractor, "_model")
+
+
 class CutBackbone:
     """A backbone cut below its top K blocks.
 
@@ -105,7 +110,7 @@ class CutBackbone:
     """
 
     def __init__(self, extractor: Any, k: int, probe: Sequence[Any]) -> None:
-        if not isinstance(extractor, Trainable) or not hasattr(extractor, "_model"):
+        if not is_trainable(extractor):
             raise InputError(
                 f"{extractor.name} has no blocks to train: name a backbone of sentence-transformers"
                 ", transformers or timm"
@@ -118,7 +123,7 @@ class CutBackbone:
         ):
             if value != plain:
                 raise InputError(f"{option} {value}: blocks are trained with {option} {plain}")
-        self.extractor = extractor
+        self.extractor: Any = extractor
         assert extractor.dim  # loaded
         self.model: nn.Module = extractor._model
         self.device: str = extractor._device

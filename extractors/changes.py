@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -61,3 +61,22 @@ class Changes:
         with torch.no_grad():
             for key, values in self.tensors.items():
                 own[key].copy_(torch.from_numpy(np.array(values)))
+
+
+def with_changes(extractor: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """The same backbone, not yet loaded, with some of its weights exchanged.
+
+    Args:
+        extractor: a torch backbone that can be loaded by its name.
+        tensors: name in the model's state -> values.
+
+    Raises:
+        InputError: a backbone whose weights cannot be exchanged.
+    """
+    make = getattr(extractor, "with_changes", None)
+    if make is None:
+        raise InputError(
+            f"{extractor.name} has no weights that could be exchanged: name the backbone that was "
+            "fine-tuned"
+        )
+    return make(tensors)

@@ -6,9 +6,9 @@ r"""CRONOS-AM: the convex head and the top blocks of the backbone, trained in tu
 (Feng, Frangella & Pilanci 2024, section 5). A head half-step solves for W to a proven gap with
 theta fixed; a block half-step trains theta with W fixed. Scaling, gates and beta stay as the first
 solve has chosen them, so that all rounds are about one J. A half-step is kept if J did not rise,
-and rolled back otherwise; of all that was kept, validation rows choose what is returned, and they
-must prefer it to what was best before by more than one standard error: with few of them, that
-keeps the frozen backbone unless there is a reason.
+or a part of it where J did not rise that far, and rolled back otherwise. Of all that was kept,
+validation rows choose what is returned, and they must prefer it to what was best before by more
+than one standard error: with few of them, that keeps the frozen backbone unless there is a reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from tasks.torch_head import TorchHead, row_losses
 __all__ = ["Alternated", "Joint", "alternate", "prefers", "usable_features"]
 
 PATIENCE = 2
-# After a half-step that was rolled back.
+# Of the way that a block half-step went: all of it, or so much of it, before it is rolled back.
+_SHARES = (1.0, 0.5, 0.2)
+# The learning rate, after a half-step that did not go all of its way.
 _SLOWER = 0.3
 # A feature whose spread is so far below the others' is a weight that has decayed, not a signal; the
 # first change of a block would carry it out of all proportion to its scale.
@@ -75,6 +77,7 @@ class Alternated:
         model: blocks and head that validation rows prefer; the cut backbone holds these blocks.
         changed: the blocks that differ from the published ones by name; empty: none do.
         first: head of the frozen backbone.
+        usable: features that the heads read (d,) bool; the others are taken as constant.
         certificate: of the model's head, on the features it was last solved for.
         beta: absolute.
         history: a line for each half-step, see `State`.
@@ -85,6 +88,7 @@ class Alternated:
     model: Model
     changed: dict[str, np.ndarray]
     first: TwoLayer
+    usable: np.ndarray
     certificate: Mapping[str, Any]
     beta: float
     history: list[dict[str, Any]]
@@ -160,10 +164,10 @@ def alternate(
                 run.block_half(state, deadline - run.reserve)
             else:
                 run.head_half(state)
+            keep(state)
         except KeyboardInterrupt:
             interrupted = True
             break
-        keep(state)
     joint.cut.restore(dict(state.best.blocks))
     changed = {
         name: values
@@ -174,6 +178,7 @@ def alternate(
         model=state.best,
         changed=changed,
         first=state.first,
+        usable=state.usable,
         certificate=state.best_certificate,
         beta=state.beta,
         history=state.history,
@@ -233,7 +238,7 @@ class _Run:
         self._extracting = self._solving = 0.0
         self._features = self._validation = np.empty((0, 0), np.float32)
         self._usable = np.empty(0, bool)
-        self._Y = np.empty((0, 0), np.float32)
+        self._tried, self._Y = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
     @property
     def reserve(self) -> float:
@@ -307,27 +312,43 @@ class _Run:
                     deadline=deadline,
                     advance=stage.advance,
                 )
-            features = self._extract()
-            found = objective(
-                state.now.network, features[0], self._Y, self.omega, state.beta, self.penalty
-            )
+            found, share = self._backtrack(state)
+            kept = found <= state.objective
+            validation = self._extract_rows(joint.validation) if kept else self._validation
         except BaseException:
             joint.cut.restore(dict(state.now.blocks))
             raise
-        kept = found <= state.objective
         state.round = number
         if self.options.optimizer != "prodigy":
-            state.rate = step.rate if kept else step.rate * _SLOWER
+            state.rate = step.rate if kept and share == 1 else step.rate * _SLOWER
         if kept:
-            self._features, self._validation = features
+            self._features, self._validation = self._tried, validation
             state.now = Model(joint.cut.state(), state.now.network)
             state.objective = found
             state.next_half = "head"
         else:
             joint.cut.restore(dict(state.now.blocks))
             state.idle += 1
-        figures = {"steps": step.steps, "rate": step.rate, "block_loss": step.loss}
+        figures = {"steps": step.steps, "rate": step.rate, "share": share}
+        figures["block_loss"] = step.loss
         self._judge(state, "block", kept, found, began, figures)
+
+    def _backtrack(self, state: State) -> tuple[float, float]:
+        """J of the trained blocks, or of a part of the way to them; and that part, at most 1."""
+        before, after = state.now.blocks, self.joint.cut.state()
+        found = math.inf
+        for share in _SHARES:
+            if share < 1:
+                parts = {k: before[k] + np.float32(share) * (after[k] - before[k]) for k in after}
+                self.joint.cut.restore(parts)
+            self._tried = self._extract_rows(self.joint.train)
+            here = objective(
+                state.now.network, self._tried, self._Y, self.omega, state.beta, self.penalty
+            )
+            if here <= state.objective:
+                return here, share
+            found = min(found, here)
+        return found, 0.0
 
     def head_half(self, state: State) -> None:
         """Solves the head on the features as they are now, from the weights before."""
@@ -405,11 +426,13 @@ class _Run:
 
     def _extract(self) -> tuple[np.ndarray, np.ndarray]:
         joint, began = self.joint, time.monotonic()
-        with self.reporter.stage("features", len(joint.train) + len(joint.validation)) as stage:
-            train = features_of(joint.cut, joint.train, advance=stage.advance)
-            validation = features_of(joint.cut, joint.validation, advance=stage.advance)
+        train, validation = self._extract_rows(joint.train), self._extract_rows(joint.validation)
         self._extracting = time.monotonic() - began
-        return train * self._usable, validation * self._usable
+        return train, validation
+
+    def _extract_rows(self, rows: CachedRows) -> np.ndarray:
+        with self.reporter.stage("features", len(rows)) as stage:
+            return features_of(self.joint.cut, rows, advance=stage.advance) * self._usable
 
     def _right(self, network: TwoLayer) -> np.ndarray:
         return _classes(network.scores(self._validation)) == self.joint.validation.labels

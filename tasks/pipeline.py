@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from extractors.base import Extractor, Modality
+from extractors.changes import with_changes
 from extractors.encode import OnBadRow, encode_rows
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
@@ -93,6 +94,7 @@ class ConvexHeadPipeline:
             backbone=self.backbone,
             backbone_fingerprint=config["backbone_fingerprint"],
             facts={key: config[key] for key in config.keys() - written - named},
+            changes=self._artefact.changes,
         )
 
     @property
@@ -182,6 +184,8 @@ class ConvexHeadPipeline:
         extractor = self._given_extractor or load_extractor(
             self.backbone, device=self._device, options=options
         )
+        if self._artefact.changes:
+            extractor = with_changes(extractor, self._artefact.changes)
         fitted = self._artefact.config["backbone_fingerprint"]
         found = extractor.fingerprint()
         if found != fitted:

@@ -36,6 +36,15 @@ class TorchHead(nn.Module):
         [[4.0]]
     """
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+    keep: torch.Tensor
+    offset: torch.Tensor
+    gates: torch.Tensor
+    columns: torch.Tensor
+    hidden: torch.Tensor
+    output: torch.Tensor
+
     def __init__(self, network: TwoLayer) -> None:
         super().__init__()
         arrays = {

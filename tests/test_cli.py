@@ -12,7 +12,18 @@ import pytest
 
 from tasks.cli import main
 
-VERBS = ("demo", "tasks", "extract", "fit", "compare", "predict", "info", "cache", "doctor")
+VERBS = (
+    "demo",
+    "tasks",
+    "extract",
+    "fit",
+    "finetune",
+    "compare",
+    "predict",
+    "info",
+    "cache",
+    "doctor",
+)
 HEAVY = ("torch", "jax", "sklearn", "scipy", "transformers", "datasets", "pyarrow", "matplotlib")
 
 
