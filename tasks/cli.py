@@ -309,6 +309,7 @@ def compare(
     seeds: o.Seeds = None,
     shots: o.Shots = None,
     curve: o.Curve = None,
+    budget_seconds: o.BudgetSeconds = None,
     out: o.CompareOut = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,

@@ -329,7 +329,8 @@ class CompareConfig(FitConfig):
     backbone: one, or several; several are compared one by one and side by side (concatenated).
     methods: none means those that fit the data. seeds: how many, from `seed` on. shots: few-shot
     comparisons with so many training rows of every class. curve: learning curves over train size.
-    out: where records and report go; the same options go on with what is there.
+    budget_seconds: for each seed of each method that trains the backbone. out: where records and
+    report go; the same options go on with what is there.
 
     >>> CompareConfig(data="imdb").seeds
     5
@@ -340,10 +341,12 @@ class CompareConfig(FitConfig):
     seeds: int = 5
     shots: tuple[int, ...] = ()
     curve: bool = False
+    budget_seconds: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("--seeds", self.seeds, 1)
+        _above_zero("--budget-seconds", self.budget_seconds)
         for shots in self.shots:
             _at_least("--shots", shots, 1, " (training rows of every class)")
         if self.shots and self.curve:

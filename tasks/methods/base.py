@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
 
-__all__ = ["Fitted", "Part", "Problem", "Unavailable", "best_of", "scored", "standardised"]
+__all__ = [
+    "Backbone",
+    "Fitted",
+    "Part",
+    "Problem",
+    "Unavailable",
+    "best_of",
+    "scored",
+    "standardised",
+]
 
 
 class Unavailable(Exception):
@@ -27,14 +36,33 @@ class Part:
         features: (n, d) float32, of the frozen backbone.
         labels: (n,) integers from 0.
         texts: the n raw texts; None where the rows are not texts.
+        images: the n images as encoded files, for methods that train the backbone; else None.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     texts: Sequence[str] | None = None
+    images: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The backbone that the features are of, for methods that train it.
+
+    Attributes:
+        name: as ``load_extractor`` takes it.
+        options: those that were chosen (``FeatureOptions.chosen``).
+        device: a torch device; None: the best there is.
+        trust_remote_code: the model whose own code may run.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    trust_remote_code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,8 @@ class Problem:
         n_classes: C; labels run from 0 to C - 1.
         seed: of everything random in the method.
         options: of the convex head, as ``ConvexHeadClassifier`` takes them; empty: its defaults.
+        backbone: that the features are of, for methods that train it.
+        budget_seconds: wall-clock time for each of them; None: as long as it takes.
     """
 
     train: Part
@@ -54,6 +84,8 @@ class Problem:
     n_classes: int
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Backbone | None = None
+    budget_seconds: float | None = None
 
 
 @dataclass(frozen=True)
