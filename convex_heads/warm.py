@@ -141,6 +141,12 @@ def solve_again(
         (True, True)
     """
     limits = limits or Limits()
+    k = X.shape[1] + 1
+    if len(Y) != len(X) or omega.shape != (len(X),) or gates.shape[1] != k:
+        raise ValueError(
+            f"X (n, d), Y (n, C), omega (n,) and gates (P, d + 1) must agree; got {X.shape}, "
+            f"{Y.shape}, {omega.shape}, {gates.shape}"
+        )
     relu = isinstance(network, ReluNetwork)
     activation = ACTIVATIONS["relu" if relu else "gated_relu"]
     solver = activation.solvers[0] if solver == "auto" else solver
@@ -188,11 +194,6 @@ def _prepare(
     pattern are a program like any other.
     """
     X = network.scaling.transform(X, np.float32)
-    if len(Y) != len(X) or omega.shape != (len(X),) or gates.shape[1] != X.shape[1]:
-        raise ValueError(
-            f"X (n, d), Y (n, C), omega (n,) and gates (P, d + 1) must agree; got "
-            f"{X.shape[0], X.shape[1] - 1}, {Y.shape}, {omega.shape}, {gates.shape}"
-        )
     omega = np.asarray(omega, np.float64) / omega.sum()
     loss = LOSSES[network.loss]
     D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates, X.dtype)))

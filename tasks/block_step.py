@@ -1,9 +1,9 @@
 """The block half-step: the top blocks are trained through a head that stands still.
 
 The optimiser begins anew in every half-step, so that a half-step depends on the weights it starts
-from and on its seed alone. AdamW's learning rate is found by a range test (Smith 2017, "Cyclical
-learning rates", section 3.3): a few steps at rates that grow geometrically, of which a fifth of the
-rate with the lowest loss is taken; the weights go back to where they were.
+from and on its seed alone. AdamW's learning rate is found by a range test (after Smith 2017,
+"Cyclical learning rates", section 3.3): a few steps at each of five rates, all from where the
+weights are, of which the one with the lowest training loss is taken.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from tasks.activations import CachedRows
 __all__ = ["BlockOptions", "BlockStep", "features_of", "find_rate", "train_blocks"]
 
 OPTIMIZERS = ("adamw", "schedule-free", "prodigy")
-# Of the range test: rates, fewest and most steps, batches of the loss, and what is taken of the
-# rate with the lowest loss.
-_LOWEST, _HIGHEST, _TRIALS, _PROBES, _BELOW = 1e-5, 1e-2, (10, 30), 3, 0.2
+# Of the range test: rates, fewest and most steps of each, batches of the loss that judges.
+_RATES, _TRIAL, _PROBES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (10, 30), 8
 _WARM_UP = 0.1
 _CLIP = 1.0
 _EXTRA = "pip install 'convex-heads[finetune]'"
@@ -161,40 +160,45 @@ def find_rate(
 ) -> float:
     """The learning rate of the range test; everything is then as it was before.
 
-    The loss is that of a few probe batches which stay the same: that of the batch of each step
-    would go up and down with the batch more than with the rate.
+    Each rate takes a few steps on the same batches, and is judged by the loss of probe batches
+    that are the same for all: the loss of the steps' own batches goes up and down with the batch
+    more than with the rate.
     """
     parameters = [*(p for p, _ in trained), *extra]
     kept = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(_groups(options, trained, extra, 1.0))
-    scale = [group["lr"] for group in optimizer.param_groups]
     steps = math.ceil(options.epochs * len(rows) / options.batch_size)
-    trials = min(_TRIALS[1], max(_TRIALS[0], steps // 20))
-    batches = _endless(rows, options.batch_size, rng)
-    probe = [next(batches) for _ in range(_PROBES)]
+    trial = min(_TRIAL[1], max(_TRIAL[0], steps // 40))
+    endless = _endless(rows, options.batch_size, rng)
+    probe = [next(endless) for _ in range(_PROBES)]
+    batches = [next(endless) for _ in range(trial)]
 
-    def probe_loss() -> float:
+    def back() -> None:
         with torch.no_grad():
-            return float(np.mean([float(loss(_upper(cut, rows, b).float(), b)) for b in probe]))
+            for parameter, before in zip(parameters, kept, strict=True):
+                parameter.copy_(before)
 
-    start = best = probe_loss()
-    found = _LOWEST
-    for rate in np.geomspace(_LOWEST, _HIGHEST, trials):
-        for group, factor in zip(optimizer.param_groups, scale, strict=True):
-            group["lr"] = rate * factor
-        _backward(cut, rows, next(batches), loss, options)
-        torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        value = probe_loss()
+    best, found = math.inf, _RATES[0]
+    for rate in _RATES:
+        optimizer = torch.optim.AdamW(_groups(options, trained, extra, rate))
+        base = [group["lr"] for group in optimizer.param_groups]
+        for step, batch in enumerate(batches):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * min(1.0, (step + 1) / (trial / 3))
+            _backward(cut, rows, batch, loss, options)
+            torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if time.monotonic() >= deadline:
+                back()
+                return found
+        with torch.no_grad():
+            value = float(np.mean([float(loss(_upper(cut, rows, b).float(), b)) for b in probe]))
+        back()
         if value < best:
             best, found = value, rate
-        if not value < 2 * start or time.monotonic() >= deadline:
-            break
-    with torch.no_grad():
-        for parameter, before in zip(parameters, kept, strict=True):
-            parameter.copy_(before)
-    return float(max(found * _BELOW, _LOWEST))
+        elif not value < 1.05 * best:
+            break  # larger rates only go further astray
+    return found
 
 
 def features_of(

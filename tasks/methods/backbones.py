@@ -183,9 +183,10 @@ def _cut(problem: Problem, k: int) -> CutBackbone:
         raise Unavailable("a method that trains the backbone needs the rows themselves")
     if " + " in given.name:
         raise Unavailable("several backbones side by side are not trained together")
+    trust_remote_code = given.trust_remote_code
     try:
         options = FeatureOptions.from_chosen(
-            dict(given.options), trust_remote_code=given.trust_remote_code
+            dict(given.options), trust_remote_code=trust_remote_code
         )
         extractor = load_extractor(given.name, device=given.device, options=options)
         return CutBackbone(extractor, k, list(_raw(problem.train)[:3]))

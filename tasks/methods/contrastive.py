@@ -27,7 +27,11 @@ def fit(problem: Problem) -> Fitted:
 
     ensure_torchvision_imports()
     try:
-        from setfit import SetFitModel, Trainer, TrainingArguments
+        from setfit import (  # pyright: ignore[reportMissingImports]
+            SetFitModel,
+            Trainer,
+            TrainingArguments,
+        )
     except ImportError as error:
         raise Unavailable(
             f"SetFit cannot be imported here ({error}): pip install 'convex-heads[setfit]', and "
