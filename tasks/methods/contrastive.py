@@ -20,7 +20,7 @@ def fit(problem: Problem) -> Fitted:
     """The library's recipe at its defaults, at most 500 contrastive steps."""
     texts, given = problem.train.texts, problem.backbone
     if texts is None or given is None:
-        raise Unavailable("SetFit reads texts")
+        raise Unavailable("SetFit trains a sentence encoder, and these rows are no texts of one")
     if given.name.split(":")[0] not in ("st", "minilm"):
         raise Unavailable("SetFit trains sentence-transformers models: name one with st:...")
     from extractors.torchvision_compat import ensure_torchvision_imports
