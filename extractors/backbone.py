@@ -7,7 +7,7 @@ from (a folder, the Hub at one commit, its cache without a network) is settled h
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from extractors.changes import Changes
 from extractors.errors import InputError, MachineError
 from extractors.fingerprint import folder_sha256
 from extractors.hub import (
@@ -62,6 +63,8 @@ class TorchBackbone:
     adapter: str = "torch/1"
     # The file without which a half-cached repository would silently be another model.
     needed_file: str = "config.json"
+    # Weights that differ from the named model's.
+    changes: Changes | None = None
 
     def __init__(
         self,
@@ -89,7 +92,18 @@ class TorchBackbone:
         found = {"adapter": self.adapter, "source": self._parsed.source, "dtype": "float32"}
         found |= self._identity()
         chosen = self.options.chosen()
-        return found | ({"options": chosen} if chosen else {})
+        found |= {"options": chosen} if chosen else {}
+        return found | ({"changed_sha256": self.changes.sha256} if self.changes else {})
+
+    def with_changes(self, tensors: Mapping[str, np.ndarray]) -> Self:
+        """The same backbone with some of its weights exchanged, as fine-tuning left them.
+
+        Args:
+            tensors: name in the model's state -> values.
+        """
+        twin = type(self)(self._parsed, options=self.options, device=self._requested_device)
+        twin.changes = Changes.of(tensors)
+        return twin
 
     def exact(self) -> Self | None:
         """The same model in float32, where this one computes in less."""
@@ -129,6 +143,8 @@ class TorchBackbone:
 
     def _finished(self, model: torch.nn.Module) -> None:
         """Bring a loaded float32 model, in place, into the form in which it computes."""
+        if self.changes is not None:
+            self.changes.put_into(model, self.name)
         if self.options.quantize == "int8":
             from extractors.quantize import quantize_linear
 

@@ -19,7 +19,7 @@ from extractors.images import open_rgb
 from extractors.options import Pooling
 from extractors.precision import computing
 from extractors.quiet import quiet_loading
-from extractors.text import unit_length
+from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import check_complete
 
@@ -82,12 +82,20 @@ class TransformerImageExtractor(TorchBackbone):
 
     def encode(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
         """(b, dim) float32 features of b prepared images."""
+        with computing(self._device, self.options.autocast):
+            features = self._forward(self.tensors(prepared)["pixels"]).float().cpu().numpy()
+        return unit_length(features) if self.options.normalize == "l2" else features
+
+    def tensors(self, prepared: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What one differentiable pass over prepared images is given."""
         import torch
 
-        with computing(self._device, self.options.autocast):
-            pixels = torch.stack(list(prepared)).to(self._device)
-            features = self._forward(pixels).float().cpu().numpy()
-        return unit_length(features) if self.options.normalize == "l2" else features
+        return {"pixels": torch.stack(list(prepared)).to(self._device)}
+
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass, with gradients where they are switched on."""
+        found = self._forward(tensors["pixels"]).float()
+        return unit_rows(found) if self.options.normalize == "l2" else found
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch

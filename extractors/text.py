@@ -245,3 +245,8 @@ def unit_length(features: np.ndarray) -> np.ndarray:
     """
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length > 0, length, 1).astype(features.dtype)
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    """As ``unit_length``, of tensors and with gradients."""
+    return features / features.norm(dim=1, keepdim=True).clamp(min=1e-30)

@@ -19,7 +19,7 @@ from extractors.hub import HubModel, resolve_model
 from extractors.images import open_rgb
 from extractors.options import Pooling
 from extractors.precision import computing
-from extractors.text import unit_length
+from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
 
 if TYPE_CHECKING:
@@ -82,22 +82,31 @@ class TimmImageExtractor(TorchBackbone):
 
     def encode(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
         """(b, dim) float32 features of b prepared images."""
+        with computing(self._device, self.options.autocast):
+            features = self._vectors(self.tensors(prepared)["pixels"]).float().cpu().numpy()
+        return unit_length(features) if self.options.normalize == "l2" else features
+
+    def tensors(self, prepared: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What one differentiable pass over prepared images is given."""
         import torch
 
-        with computing(self._device, self.options.autocast):
-            pixels = torch.stack(list(prepared)).to(self._device)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            if self.options.layer is None and self.options.pooling is None:
-                features = self._model(pixels)
-            else:
-                features = self._pooled(pixels)
-            if features.ndim != 2:
-                raise InputError(
-                    f"{self.name} gives features of shape {tuple(features.shape)} instead of one "
-                    "vector per image: name a --pooling"
-                )
-            features = features.float().cpu().numpy()
-        return unit_length(features) if self.options.normalize == "l2" else features
+        pixels = torch.stack(list(prepared)).to(self._device)
+        return {"pixels": pixels.contiguous(memory_format=torch.channels_last)}
+
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass, with gradients where they are switched on."""
+        found = self._vectors(tensors["pixels"]).float()
+        return unit_rows(found) if self.options.normalize == "l2" else found
+
+    def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
+        plain = self.options.layer is None and self.options.pooling is None
+        features = self._model(pixels) if plain else self._pooled(pixels)
+        if features.ndim != 2:
+            raise InputError(
+                f"{self.name} gives features of shape {tuple(features.shape)} instead of one "
+                "vector per image: name a --pooling"
+            )
+        return features
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         """Feature maps of the chosen blocks, pooled and put side by side."""

@@ -25,6 +25,7 @@ from extractors.text import (
     read_tokens,
     token_offsets,
     unit_length,
+    unit_rows,
 )
 from extractors.torchvision_compat import ensure_torchvision_imports
 
@@ -87,16 +88,27 @@ class TransformerTextExtractor(TextBackbone):
         return rows, counts
 
     def _vectors(self, rows: list[TokenRow]) -> np.ndarray:
-        from extractors.pooling import pool_layers
-
-        tokens = pad_tokens(rows, {"input_ids": self._padding})
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
         with computing(self._device, self.options.autocast):
-            hidden = self._hidden(ids.to(self._device), mask.to(self._device))
-            how: Pooling = self.options.pooling or "mean"
-            features = pool_layers(hidden, mask.to(self._device), how).cpu().numpy()
+            features = self._pooled(self.tensors(rows)).cpu().numpy()
         features = np.ascontiguousarray(features, dtype=np.float32)
         return unit_length(features) if self._normalized else features
+
+    def tensors(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+        """What one differentiable pass over rows from ``tokenize`` is given."""
+        tokens = pad_tokens(rows, {"input_ids": self._padding})
+        return {name: values.to(self._device) for name, values in tokens.items()}
+
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass, with gradients where they are switched on."""
+        found = self._pooled(tensors)
+        return unit_rows(found) if self._normalized else found
+
+    def _pooled(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        from extractors.pooling import pool_layers
+
+        ids, mask = tensors["input_ids"], tensors["attention_mask"]
+        how: Pooling = self.options.pooling or "mean"
+        return pool_layers(self._hidden(ids, mask), mask, how)
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """The layers asked for, each (b, t, d)."""

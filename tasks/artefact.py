@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+CHANGED = "backbone."  # before the names of the backbone's weights that were fine-tuned
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ class Artefact:
     Attributes:
         head: the head.
         config: the whole of ``config.json``.
+        changes: weights of the backbone that were fine-tuned, by their names in its state.
     """
 
     head: Head
     config: dict[str, Any]
+    changes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_artefact(
@@ -79,6 +82,7 @@ def write_artefact(
     backbone_fingerprint: dict[str, Any],
     facts: dict[str, Any],
     write_more: Callable[[Path], None] | None = None,
+    changes: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes an artefact, replacing an older one at the same place.
 
@@ -90,6 +94,7 @@ def write_artefact(
         backbone_fingerprint: what its features depend on.
         facts: JSON-able: the certificate, the training record.
         write_more: writes further files (model card, report) into the folder it is given.
+        changes: weights of the backbone that were fine-tuned; the others stay where they are.
 
     Raises:
         InputError: the folder holds something else.
@@ -102,7 +107,7 @@ def write_artefact(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     try:
-        content = _tensors(head.network)
+        content = _tensors(head.network, changes or {})
         config = {
             "schema_version": SCHEMA_VERSION,
             "kind": "convex-head",
@@ -151,7 +156,9 @@ def read_artefact(folder: Path) -> Artefact:
         raise InputError(f"cannot read {folder / WEIGHTS_NAME}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
         raise InputError(f"{folder / WEIGHTS_NAME} was altered (its checksum differs)")
-    network = _network(content, config["activation"], config["loss"], folder / WEIGHTS_NAME)
+    network, changes = _network(
+        content, config["activation"], config["loss"], folder / WEIGHTS_NAME
+    )
     columns = network.offset.shape[0]
     expected = 1 if config["loss"] == "logistic" else len(config["classes"])
     if columns != expected:
@@ -159,7 +166,7 @@ def read_artefact(folder: Path) -> Artefact:
             f"{folder}: the weights have {columns} outputs, the settings ask for {expected}"
         )
     head = Head(network, tuple(config["classes"]), float(config["temperature"]))
-    return Artefact(head, config)
+    return Artefact(head, config, changes)
 
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -239,7 +246,7 @@ def _activation(network: TwoLayer) -> str:
     return next(name for name, (kind, _) in _ARRAYS.items() if isinstance(network, kind))
 
 
-def _tensors(network: TwoLayer) -> bytes:
+def _tensors(network: TwoLayer, changes: Mapping[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save
 
     arrays = {
@@ -250,10 +257,13 @@ def _tensors(network: TwoLayer) -> bytes:
     }
     for name in _ARRAYS[_activation(network)][1]:
         arrays[name] = getattr(network, name)
+    arrays |= {CHANGED + name: values for name, values in changes.items()}
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
-def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer:
+def _network(
+    content: bytes, activation: str, loss: str, path: Path
+) -> tuple[TwoLayer, dict[str, np.ndarray]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -265,7 +275,8 @@ def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer
     names = {"mean", "scale", "keep", "offset", *own}
     if missing := names - arrays.keys():
         raise InputError(f"{path}: the array '{min(missing)}' is missing")
-    for name in names - {"keep"}:
+    changed = {name for name in arrays if name.startswith(CHANGED)}
+    for name in (names - {"keep"}) | changed:
         if (
             arrays[name].dtype not in (np.float32, np.float64)
             or not np.isfinite(arrays[name]).all()
@@ -293,12 +304,13 @@ def _network(content: bytes, activation: str, loss: str, path: Path) -> TwoLayer
     if not (arrays["scale"] > 0).all():
         raise InputError(f"{path}: the array 'scale' must be above 0")
     scaling = Scaling(arrays["mean"], arrays["scale"], arrays["keep"].astype(bool))
-    return kind(
+    network = kind(
         scaling=scaling,
         offset=arrays["offset"],
         loss=loss,
         **{name: arrays[name] for name in own},
     )
+    return network, {name.removeprefix(CHANGED): arrays[name] for name in changed}
 
 
 def _replace(new: Path, place: Path) -> None:

@@ -26,6 +26,7 @@ from tasks.config import (
     EvaluateConfig,
     ExportConfig,
     ExtractConfig,
+    FinetuneConfig,
     FitConfig,
     InfoConfig,
     PredictConfig,
@@ -234,6 +235,77 @@ def fit(
 
 
 @app.command()
+def finetune(
+    context: typer.Context,
+    data: o.Data = None,
+    backbone: o.Backbone = None,
+    unfreeze: o.Unfreeze = None,
+    rounds: o.Rounds = None,
+    out: o.Out = None,
+    optimizer: o.Optimizer = None,
+    learning_rate: o.LearningRate = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    accumulate: o.Accumulate = None,
+    layer_decay: o.LayerDecay = None,
+    weight_decay: o.WeightDecay = None,
+    dropout: o.Dropout = None,
+    lora: o.Lora = None,
+    budget_seconds: o.BudgetSeconds = None,
+    resume: o.Resume = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    image_column: o.ImageColumn = None,
+    label_column: o.LabelColumn = None,
+    features_column: o.FeaturesColumn = None,
+    train_rows: o.TrainRows = None,
+    test_rows: o.TestRows = None,
+    on_bad_row: o.OnBadRow = None,
+    layer: o.Layer = None,
+    pooling: o.Pooling = None,
+    projection: o.Projection = None,
+    prompt: o.Prompt = None,
+    normalize: o.Normalize = None,
+    max_length: o.MaxLength = None,
+    trust_remote_code: o.TrustRemoteCode = None,
+    activation: o.Activation = None,
+    loss: o.Loss = None,
+    n_gates: o.NGates = None,
+    gates: o.Gates = None,
+    beta: o.Beta = None,
+    selection: o.Selection = None,
+    penalty: o.Penalty = None,
+    solver: o.Solver = None,
+    tolerance: o.Tolerance = None,
+    class_weight: o.ClassWeight = None,
+    calibrate: o.Calibrate = None,
+    leak_check: o.LeakCheck = None,
+    drop_leaks: o.DropLeaks = None,
+    device: o.Device = None,
+    cache_dir: o.CacheDir = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Train the top blocks of the backbone and the head in turn.
+
+    Each round is kept only if the joint objective did not rise; validation rows choose what is
+    saved. After Ctrl-C the best so far is saved, and --resume goes on.
+
+    Example: convex-heads finetune reviews.csv --backbone minilm --unfreeze 2 --out my-model
+    """
+    options = _config(FinetuneConfig, context)
+    from tasks.console import make_reporter
+    from tasks.finetune import run_finetune
+    from tasks.show import show_finetune, show_json
+
+    record = run_finetune(options, reporter=make_reporter(quiet))
+    show_json(record) if json else show_finetune(record)
+
+
+@app.command()
 def compare(
     context: typer.Context,
     data: o.Data = None,
@@ -242,7 +314,8 @@ def compare(
     seeds: o.Seeds = None,
     shots: o.Shots = None,
     curve: o.Curve = None,
-    embed_samples: o.EmbedSamples = None,
+    embed_samples: o.EmbedRows = None,
+    budget_seconds: o.BudgetSeconds = None,
     out: o.CompareOut = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,

@@ -31,6 +31,7 @@ from tasks.console import QuietReporter, Reporter, Stage
 from tasks.data import Dataset
 from tasks.draws import curve_sizes, draw
 from tasks.fit import Extracted, extract_features
+from tasks.images import image_bytes
 from tasks.ledger import Ledger, Trial, write_whole
 from tasks.methods import METHODS, default_methods
 from tasks.records import CompareRecord, to_json
@@ -139,14 +140,15 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     names = [each.extractor.name for each in found]
     if len(names) > 1:
         names.append(_JOIN.join(names))
-    pools, tests = _rows(found[0], splits)
+    several = dataset.targets is not None
+    methods = order(config.methods or default_methods(dataset.modality, several))
+    trained = any(METHODS[method].trains_backbone for method in methods)
+    pools, tests = _rows(found[0], splits, raw=trained)
     labels = pools[0].labels
     given = (len(splits[0]["train"].ids), len(splits[0]["validation"].ids))
     fraction = min(_MOST_VALIDATION, given[1] / sum(given))
     sizes = _sizes(config, labels, pools[0].digests, fraction, len(dataset.classes))
     seeds = tuple(range(config.seed, config.seed + config.seeds))
-    several = dataset.targets is not None
-    methods = order(config.methods or default_methods(dataset.modality, several))
     out = config.out
     if out is None:
         folder = f"{Path(dataset.name).stem}-{_slug(names[0])}"
@@ -179,6 +181,12 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
             "class_weight": None if config.class_weight == "none" else config.class_weight,
             "calibrate": config.calibrate == "temperature",
             "cross_fit": None if adviser is None else list(adviser),
+            "backbone": {
+                "options": config.feature_options().chosen(),
+                "device": config.device,
+                "trust_remote_code": config.trust_remote_code,
+            },
+            "budget_seconds": config.budget_seconds,
         },
         reporter,
     )
@@ -296,8 +304,10 @@ def _leaks(
     ]
 
 
-def _rows(found: Extracted, splits: Sequence[dict[str, StoredRows]]) -> tuple[list, list]:
-    """Pool and test rows for each backbone, and for all side by side."""
+def _rows(
+    found: Extracted, splits: Sequence[dict[str, StoredRows]], *, raw: bool = False
+) -> tuple[list, list]:
+    """Pool and test rows for each backbone, and for all side by side; with images if ``raw``."""
     dataset = found.dataset
     pools, tests = [], []
     for each in splits:
@@ -305,19 +315,23 @@ def _rows(found: Extracted, splits: Sequence[dict[str, StoredRows]]) -> tuple[li
         parts = {"pool": ("train", "validation"), "test": ("test",)}
         made = {}
         for name, members in parts.items():
-            texts = None
-            if dataset.modality == "text":
-                texts = []
+            inputs: list[Any] = []
+            if dataset.modality == "text" or (raw and dataset.modality == "image"):
                 for split in members:
                     of = dataset.splits[split]
                     by_id = dict(zip(of.ids, of.inputs, strict=True))
-                    texts += [by_id[i] for i in each[split].ids]
+                    inputs += [by_id[i] for i in each[split].ids]
+            texts = inputs if dataset.modality == "text" else None
+            images = None
+            if raw and dataset.modality == "image":
+                images = [image_bytes(item) for item in inputs]
             made[name] = Rows(
                 np.concatenate([each[split].features for split in members]).astype(np.float32),
                 np.concatenate([each[split].labels for split in members]).astype(np.int64),
                 [digest for split in members for digest in digests[split]],
                 texts,
                 _targets(dataset, each, members),
+                images,
             )
         pools.append(made["pool"])
         tests.append(made["test"])
@@ -390,6 +404,7 @@ def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -
         "calibration": config.calibrate,
         "head": _head_options(config),
         "class weight": config.class_weight,
+        **({} if config.budget_seconds is None else {"budget seconds": config.budget_seconds}),
     }
 
 

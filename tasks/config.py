@@ -44,6 +44,7 @@ Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
 OutputFormat = Literal["table", "jsonl", "csv", "parquet"]
 ExportFormat = Literal["onnx", "torch"]
+Optimizer = Literal["adamw", "schedule-free", "prodigy"]
 StoreDtype = Literal["float32", "float16", "int8"]
 CacheAction = Literal["ls", "verify", "compact", "rm"]
 
@@ -377,6 +378,55 @@ class FitConfig(ExtractConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FitConfig):
+    """Options of `finetune`: those of `fit`, and how the top blocks are trained.
+
+    unfreeze: so many blocks from the top. rounds: at most so many, each a block half-step and a
+    head half-step. optimizer: "schedule-free" and "prodigy" need the extra `finetune`, and so does
+    lora, the rank of the change of every linear layer in a round. learning_rate: None finds it.
+    epochs: of a block half-step. layer_decay: each block's rate is so many times that of the one
+    above. accumulate: passes that a step is divided into. budget_seconds: of all rounds together.
+    resume: go on from the checkpoint beside `out`.
+
+    >>> FinetuneConfig(data="sst2", unfreeze=2).rounds
+    5
+    """
+
+    unfreeze: int = 1
+    rounds: int = 5
+    optimizer: Optimizer = "adamw"
+    learning_rate: float | None = None
+    epochs: float = 1.0
+    batch_size: int = 32
+    accumulate: int = 1
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    dropout: bool = False
+    lora: int | None = None
+    budget_seconds: float | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--unfreeze", self.unfreeze, 1, " (blocks from the top)")
+        _at_least("--rounds", self.rounds, 1)
+        _at_least("--batch-size", self.batch_size, 1)
+        _at_least("--accumulate", self.accumulate, 1)
+        _at_least("--lora", self.lora, 1, " (a rank)")
+        _above_zero("--learning-rate", self.learning_rate)
+        _above_zero("--epochs", self.epochs)
+        _above_zero("--budget-seconds", self.budget_seconds)
+        if self.n_gates == "grow":
+            raise InputError("--n-gates grow: gates stay as they are here; leave it out")
+        if self.accumulate > self.batch_size:
+            raise InputError(f"--accumulate {self.accumulate}: a step has {self.batch_size} rows")
+        if self.optimizer == "prodigy" and self.layer_decay != 1:
+            raise InputError("--layer-decay: prodigy finds one rate for all blocks; leave it out")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig(FitConfig):
     """Options of `compare`: those of `fit`, which are the convex head's, and the protocol.
 
@@ -384,7 +434,8 @@ class CompareConfig(FitConfig):
     methods: none means those that fit the data. seeds: how many, from `seed` on. shots: few-shot
     comparisons with so many training rows of every class. curve: learning curves over train size.
     embed_samples: show texts or thumbnails of rows in the report, which otherwise names their ids.
-    out: where records and report go; the same options go on with what is there.
+    budget_seconds: for each seed of each method that trains the backbone. out: where records and
+    report go; the same options go on with what is there.
 
     >>> CompareConfig(data="imdb").seeds
     5
@@ -397,10 +448,12 @@ class CompareConfig(FitConfig):
     shots: tuple[int, ...] = ()
     curve: bool = False
     embed_samples: bool = False
+    budget_seconds: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("--seeds", self.seeds, 1)
+        _above_zero("--budget-seconds", self.budget_seconds)
         for shots in self.shots:
             _at_least("--shots", shots, 1, " (training rows of every class)")
         if self.shots and self.curve:

@@ -97,6 +97,25 @@ EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
 ]
 
+Unfreeze = Annotated[int | None, Option(help="Blocks to train, from the top [1].", metavar="K")]
+Rounds = Annotated[int | None, Option(help="At most so many [5].", metavar="R")]
+Optimizer = Annotated[
+    str | None, Option(help="Of the blocks [adamw].", metavar="adamw|schedule-free|prodigy")
+]
+LearningRate = Annotated[float | None, Option(help="[found by a range test]", metavar="RATE")]
+Epochs = Annotated[float | None, Option(help="Of the blocks in a round [1].", metavar="N")]
+BatchSize = Annotated[int | None, Option(help="Rows of a step [32].", metavar="N")]
+Accumulate = Annotated[int | None, Option(help="Passes of a step [1].", metavar="N")]
+LayerDecay = Annotated[float | None, Option(help="Rate of a block / next [1].", metavar="F")]
+WeightDecay = Annotated[float | None, Option(help="[0.01]", metavar="F")]
+Dropout = Annotated[
+    bool | None,
+    Option("--dropout/--no-dropout", help="The backbone's own [off].", show_default=False),
+]
+Lora = Annotated[int | None, Option(help="Rank of a round's change.", metavar="RANK")]
+BudgetSeconds = Annotated[float | None, Option(help="Time for training.", metavar="SECONDS")]
+Resume = Annotated[bool | None, Option("--resume", help="Go on from the checkpoint.")]
+
 Backbones = Annotated[
     list[str] | None,
     Option("--backbone", help="May be repeated: also side by side.", metavar="NAME"),
@@ -111,7 +130,7 @@ Seeds = Annotated[int | None, Option(help="Draws of rows, gates and weights [5].
 Shots = Annotated[
     list[str] | None, Option(help="Training rows of every class.", metavar="1,2,4,...")
 ]
-EmbedSamples = Annotated[
+EmbedRows = Annotated[
     bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
 ]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from extractors.base import Extractor, Modality
+from extractors.changes import with_changes
 from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
@@ -141,6 +142,7 @@ class ConvexHeadPipeline:
             backbone_fingerprint=config["backbone_fingerprint"],
             facts={key: config[key] for key in config.keys() - written - named},
             write_more=copy_pages,
+            changes=self.changes,
         )
 
     def push_to_hub(
@@ -198,6 +200,11 @@ class ConvexHeadPipeline:
     def certificate(self) -> dict[str, Any]:
         """Primal, dual, relative gap and the rest, as they were proven when the head was fitted."""
         return dict(self._artefact.config.get("certificate", {}))
+
+    @property
+    def changes(self) -> Mapping[str, np.ndarray]:
+        """Weights of the backbone that were fine-tuned, by their names in its state."""
+        return self._artefact.changes
 
     @property
     def extractor(self) -> Extractor:
@@ -377,6 +384,8 @@ class ConvexHeadPipeline:
         extractor = self._given_extractor or load_extractor(
             self.backbone, device=self._device, options=options
         )
+        if self.changes:
+            extractor = with_changes(extractor, self.changes)
         fitted = self._artefact.config["backbone_fingerprint"]
         found = extractor.fingerprint()
         if found != fitted:

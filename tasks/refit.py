@@ -303,6 +303,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         backbone_fingerprint=pipeline.extractor.fingerprint(),
         facts=facts,
         write_more=write_more,
+        changes=pipeline.changes,
     )
     return made
 

@@ -215,7 +215,7 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
             f" {record.n_test:,} test",
         ),
         ("classes", f"{record.n_classes}: {', '.join(shown)}{more}"),
-        ("backbone", f"{_backbone(record)}, frozen, {record.dim} features"),
+        ("backbone", f"{_backbone(record)}, {_trained(record)}, {record.dim} features"),
     ]
     if record.feature_options:
         chosen = ", ".join(f"{name} {value}" for name, value in record.feature_options.items())
@@ -293,6 +293,7 @@ def _figures(
         path_figure,
         reliability_figure,
     )
+    from tasks.round_figure import rounds_figure
 
     names = ("convex head", "linear probe")
     accuracy = accuracy_figure(
@@ -302,12 +303,14 @@ def _figures(
     )
     bins = reliability_figure(names, (reliability(p_head, y), reliability(p_probe, y)))
     path = path_figure(record.path, record.beta, record.beta_max) if len(record.path) > 1 else ""
+    rounds = getattr(record, "rounds", ())  # of fine-tuning
     convergence = convergence_figure(_solves(record), record.tolerance) if record.history else ""
     return {
         "accuracy": Markup(accuracy),
         "path": Markup(path),
         "convergence": Markup(convergence),
         "reliability": Markup(bins),
+        "rounds": Markup(rounds_figure(rounds) if len(rounds) > 1 else ""),
         "fewest": FEWEST_ROWS,
     }
 
@@ -325,6 +328,11 @@ def _backbone(record: FitRecord) -> str:
     if PurePath(folder).is_absolute():
         return f"{source}{colon}{PurePath(folder).name}"
     return record.backbone
+
+
+def _trained(record: FitRecord) -> str:
+    changed = getattr(record, "changed_parameters", 0)  # of fine-tuning
+    return f"{changed:,} weights of its top blocks fine-tuned" if changed else "frozen"
 
 
 def _rate(part: int, whole: int) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tasks.doctor import Check
+    from tasks.finetune import FinetuneRecord
     from tasks.info import Inspection
     from tasks.sources import TaskInfo
 
@@ -67,6 +68,26 @@ def show_fit(record: FitRecord) -> None:
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
     print(f"next      convex-heads predict {shlex.quote(record.artefact)} {example}")
+
+
+def show_finetune(record: FinetuneRecord) -> None:
+    """The rounds, then what `fit` shows."""
+    table = make_table("round", "half-step", "objective", "validation", "seconds", "")
+    for line in record.rounds:
+        table.add_row(
+            str(line["round"]),
+            line["half"],
+            f"{line['objective']:.4f}",
+            f"{line['validation_accuracy']:.4f}",
+            f"{line['seconds']:.1f}",
+            "" if line["kept"] else "rolled back",
+        )
+    print_table(table)
+    print(
+        f"frozen backbone: test accuracy {record.frozen_test_accuracy:.4f}; top "
+        f"{record.unfreeze} of {record.n_blocks} blocks trained: {record.test_accuracy:.4f}"
+    )
+    show_fit(record)
 
 
 def show_comparison(record: CompareRecord) -> None:

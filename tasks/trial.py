@@ -26,7 +26,7 @@ from convex_heads.decode import probabilities
 from tasks.calibration import fit_temperature
 from tasks.draws import draw, folds
 from tasks.ledger import Trial, cross_fit_name, prediction_name, write_array
-from tasks.methods.base import Fitted, Part, Problem
+from tasks.methods.base import Backbone, Fitted, Part, Problem
 
 UNAVAILABLE, FAILED = "unavailable", "failed"
 
@@ -40,6 +40,7 @@ class Rows:
     digests: Sequence[bytes]
     texts: list[str] | None
     targets: NDArray[np.uint8] | None = None
+    images: Sequence[bytes] | None = None
 
     def write(self, folder: Path, name: str) -> None:
         """Write them for ``read``."""
@@ -52,18 +53,29 @@ class Rows:
         if self.texts is not None:
             # ASCII, so that any string survives, halves of surrogate pairs too.
             (folder / f"{name}.texts.json").write_text(json.dumps(list(self.texts)), "ascii")
+        if self.images is not None:
+            sizes = np.array([len(image) for image in self.images], np.int64)
+            np.save(folder / f"{name}.image_sizes.npy", sizes)
+            with (folder / f"{name}.images").open("wb") as file:
+                file.writelines(self.images)
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Rows:
         """Map them into memory."""
         packed = (folder / f"{name}.digests").read_bytes()
         texts, targets = folder / f"{name}.texts.json", folder / f"{name}.targets.npy"
+        sizes, images = folder / f"{name}.image_sizes.npy", None
+        if sizes.exists():
+            ends = np.cumsum(np.load(sizes))
+            whole = (folder / f"{name}.images").read_bytes()
+            images = [whole[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         return cls(
             np.load(folder / f"{name}.npy", mmap_mode="r"),
             np.load(folder / f"{name}.labels.npy"),
             [packed[i : i + 32] for i in range(0, len(packed), 32)],
             json.loads(texts.read_text("ascii")) if texts.exists() else None,
             np.load(targets) if targets.exists() else None,
+            images,
         )
 
     def part(self, rows: NDArray[np.intp] | None = None) -> Part:
@@ -72,7 +84,8 @@ class Rows:
             rows = np.arange(len(self.labels))
         texts = None if self.texts is None else [self.texts[i] for i in rows]
         targets = None if self.targets is None else self.targets[rows]
-        return Part(np.array(self.features[rows]), self.labels[rows], texts, targets=targets)
+        images = None if self.images is None else [self.images[i] for i in rows]
+        return Part(np.array(self.features[rows]), self.labels[rows], texts, targets, images)
 
 
 def run(
@@ -103,6 +116,8 @@ def run(
             trial.seed,
             job["options"],
             job.get("class_weight"),
+            Backbone(trial.backbone, **job.get("backbone", {})),
+            job.get("budget_seconds"),
         )
         with compile_clock() as compiling:
             began = time.perf_counter()

@@ -231,7 +231,7 @@ assert not there, f"tasks.cli loads {{there}} before it knows what to do"
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     named = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
-    for extra in ("ray", "onnx", "serve"):
+    for extra in ("ray", "onnx", "serve", "finetune", "setfit"):
         named += project["optional-dependencies"][extra]
     declared = {canonicalize_name(Requirement(line).name) for line in named}
     distributions = importlib.metadata.packages_distributions()

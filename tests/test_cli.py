@@ -13,8 +13,8 @@ import pytest
 from tasks.cli import main
 
 VERBS = (
-    *("demo", "tasks", "extract", "fit", "compare", "predict", "evaluate", "refit", "export"),
-    *("serve", "info", "cache", "doctor"),
+    *("demo", "tasks", "extract", "fit", "finetune", "compare", "predict", "evaluate", "refit"),
+    *("export", "serve", "info", "cache", "doctor"),
 )
 HEAVY = ("torch", "jax", "sklearn", "scipy", "transformers", "datasets", "pyarrow", "matplotlib")
 

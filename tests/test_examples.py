@@ -42,3 +42,13 @@ def test_imdb_sentiment(tmp_path, shared_data):
     out = run("imdb_sentiment.py", tmp_path, str(shared_data), "200", "100")
     assert "truncated at 256 tokens" in out
     assert out.count("'label'") == 2
+
+
+@pytest.mark.slow
+def test_alternate(tmp_path):
+    rows = [f"a {w} film, number {i},{w}" for i in range(60) for w in ("fine", "dull")]
+    text = "text,label\n" + "\n".join(row.replace(", number", " number") for row in rows)
+    (tmp_path / "reviews.csv").write_text(text + "\n")
+    out = run("alternate.py", tmp_path, "reviews.csv", "minilm", "1", "1")
+    assert "the head is optimal for these blocks" in out and "'label'" in out
+    assert (tmp_path / "alternated" / "rounds.svg").read_text().startswith("<svg")

@@ -34,7 +34,8 @@ class Method(NamedTuple):
         title: for tables and sentences.
         about: model and tuning, in one line.
         default: whether it is compared when nobody names methods.
-        text_only: whether it reads the texts themselves.
+        text_only: whether it reads the texts themselves, and no features.
+        trains_backbone: whether it is given the rows themselves and the backbone.
     """
 
     home: str
@@ -42,6 +43,7 @@ class Method(NamedTuple):
     about: str
     default: bool = True
     text_only: bool = False
+    trains_backbone: bool = False
 
 
 METHODS = {
@@ -96,18 +98,33 @@ METHODS = {
     "tabpfn": Method(
         "tasks.methods.tabular:fit_tabpfn", "TabPFN", "in-context table model", default=False
     ),
+    "cronos-am": Method(
+        "tasks.methods.backbones:fit_cronos_am",
+        "CRONOS-AM",
+        "the convex head and the top two blocks in turn, rate from a range test",
+        default=False,
+        trains_backbone=True,
+    ),
     "lora": Method(
-        "tasks.methods.backbones:fit_lora", "LoRA", "low-rank updates of the backbone", False
+        "tasks.methods.backbones:fit_lora",
+        "LoRA",
+        "rank 8 in all blocks, linear head, 3 epochs, 3 learning rates",
+        default=False,
+        trains_backbone=True,
     ),
     "finetune": Method(
-        "tasks.methods.backbones:fit_finetune", "fine-tuning", "all of the backbone", False
+        "tasks.methods.backbones:fit_finetune",
+        "fine-tuning",
+        "all blocks, linear head, AdamW, 3 epochs, 3 learning rates",
+        default=False,
+        trains_backbone=True,
     ),
     "setfit": Method(
-        "tasks.methods.backbones:fit_setfit",
+        "tasks.methods.contrastive:fit",
         "SetFit",
         "contrastive fine-tuning of a sentence encoder",
-        False,
-        True,
+        default=False,
+        trains_backbone=True,
     ),
 }
 

@@ -1,25 +1,194 @@
-"""Methods that train the backbone itself; this version has none of them.
+"""Methods that train the backbone itself: CRONOS-AM, LoRA and fine-tuning, on one budget.
 
-They are named so that asking for one gives a row that says so, and not a misspelt name.
+All three train the same blocks by the same loop (:mod:`tasks.block_step`); what differs is what is
+trained, through which head, and who chooses the learning rate: CRONOS-AM's is found by its range
+test, the others' by the validation rows, as a careful practitioner would do it.
 """
 
 from __future__ import annotations
 
-from tasks.methods.base import Fitted, Problem, Unavailable
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
 
-_LATER = "{} trains the backbone, and this version compares heads on frozen features only"
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from convex_heads import ConvexHeadClassifier
+from convex_heads.scaling import Scaling
+from extractors import load_extractor
+from extractors.blocks import CutBackbone
+from extractors.errors import InputError
+from extractors.options import FeatureOptions
+from tasks.activations import cached_rows
+from tasks.alternate import Joint, alternate
+from tasks.block_step import BlockOptions, features_of, train_blocks
+from tasks.calibration import fit_temperature
+from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of, scored
+
+_UNFREEZE, _ROUNDS = 2, 6
+_EPOCHS = 3.0
+_RATES = (2e-5, 5e-5, 1e-4)
+_LORA_RATES = (1e-4, 5e-4, 2e-3)
+_RANK = 8
 
 
-def fit_lora(problem: Problem) -> Fitted:
-    """Not there yet."""
-    raise Unavailable(_LATER.format("LoRA"))
+def fit_cronos_am(problem: Problem) -> Fitted:
+    """The top two blocks and the head in turn; the round with the best validation rows."""
+    cut = _cut(problem, min(_UNFREEZE, _n_blocks(problem)))
+    train, validation = (
+        cached_rows(cut, _raw(part), part.labels, None)
+        for part in (problem.train, problem.validation)
+    )
+
+    def fit_head(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
+        head = ConvexHeadClassifier(**problem.options, random_state=problem.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return head.fit(X, problem.train.labels, X_val=X_val, y_val=problem.validation.labels)
+
+    done = alternate(
+        Joint(cut, train, validation, problem.n_classes, fit_head),
+        rounds=_ROUNDS,
+        seed=problem.seed,
+        penalty=str(problem.options.get("penalty", "group")),
+        budget_seconds=problem.budget_seconds,
+    )
+    network = done.model.network
+    scores = network.scores(features_of(cut, validation))
+    temperature = fit_temperature(scores, network.loss, problem.validation.labels)
+    kept = [line for line in done.history if line["kept"]]
+    return Fitted(
+        lambda part: network.probabilities(_features(cut, part), temperature or 1.0),
+        settings_tried=len(kept),
+        chosen={
+            "rounds": done.rounds,
+            "beta": done.beta,
+            "rate": next((line["rate"] for line in done.history if "rate" in line), None),
+            "changed": sum(values.size for values in done.changed.values()),
+            "relative_gap": done.certificate["relative_gap"],
+        },
+        parameters=sum(v.size for v in vars(network).values() if isinstance(v, np.ndarray))
+        + sum(values.size for values in done.model.blocks.values()),
+        notes=()
+        if done.changed
+        else ("validation rows preferred no round to the frozen backbone",),
+    )
 
 
 def fit_finetune(problem: Problem) -> Fitted:
-    """Not there yet."""
-    raise Unavailable(_LATER.format("fine-tuning"))
+    """All blocks and a linear head: AdamW, warm-up, cosine, 3 epochs; 3 learning rates."""
+    return _tuned(problem, _RATES, lora=None)
 
 
-def fit_setfit(problem: Problem) -> Fitted:
-    """Not there yet."""
-    raise Unavailable(_LATER.format("SetFit"))
+def fit_lora(problem: Problem) -> Fitted:
+    """Low-rank changes of all linear layers and a linear head; 3 learning rates."""
+    return _tuned(problem, _LORA_RATES, lora=_RANK)
+
+
+def _tuned(problem: Problem, rates: tuple[float, ...], lora: int | None) -> Fitted:
+    cut = _cut(problem, _n_blocks(problem))
+    train, validation = (
+        cached_rows(cut, _raw(part), part.labels, None)
+        for part in (problem.train, problem.validation)
+    )
+    published, labels = cut.state(), torch.from_numpy(problem.train.labels).to(cut.device)
+    scaling = Scaling.fit(problem.train.features, np.ones(len(problem.train)))
+    share = (problem.budget_seconds or math.inf) / len(rates)
+    tried: list[tuple[float, dict[str, np.ndarray], _Linear]] = []
+    for rate in rates:
+        cut.restore(published)
+        torch.manual_seed(problem.seed)
+        head = _Linear(scaling, problem.n_classes).to(cut.device)
+
+        def loss(features: torch.Tensor, batch: np.ndarray, head: _Linear = head) -> torch.Tensor:
+            return nn.functional.cross_entropy(head(features), labels[torch.from_numpy(batch)])
+
+        def more(head: _Linear = head) -> list[nn.Parameter]:
+            return list(head.parameters())
+
+        try:
+            train_blocks(
+                cut,
+                train,
+                loss,
+                BlockOptions(epochs=_EPOCHS, rate=rate, lora=lora, dropout=True),
+                seed=problem.seed,
+                more=more,
+                deadline=time.monotonic() + share,
+            )
+        except InputError as error:
+            raise Unavailable(str(error)) from error
+        z = head.scores(features_of(cut, validation))
+        accuracy = float(np.mean(z.argmax(axis=1) == problem.validation.labels))
+        tried.append((accuracy, cut.state(), head))
+    best = best_of([accuracy for accuracy, _, _ in tried])
+    _, state, head = tried[best]
+    cut.restore(state)
+    scores: Callable[[Part], NDArray[np.floating]] = lambda part: head.scores(  # noqa: E731
+        _features(cut, part)
+    )
+    return Fitted(
+        scored(scores, problem.validation),
+        settings_tried=len(tried),
+        chosen={"rate": rates[best], "epochs": _EPOCHS} | ({} if lora is None else {"rank": lora}),
+        parameters=sum(v.size for v in state.values()) + sum(p.numel() for p in head.parameters()),
+    )
+
+
+class _Linear(nn.Module):
+    """A linear layer on features in the scale they had before training; it starts at zero."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, scaling: Scaling, n_classes: int) -> None:
+        super().__init__()
+        # One scale for all: nearly constant features would otherwise be blown up.
+        spread = float(np.sqrt(np.mean(np.square(scaling.scale[scaling.keep]))) or 1.0)
+        self.register_buffer("mean", torch.tensor(np.asarray(scaling.mean, np.float32)))
+        self.register_buffer("scale", torch.tensor(spread, dtype=torch.float32))
+        self.linear = nn.Linear(len(scaling.mean), n_classes)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear((x - self.mean) / self.scale)
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self(torch.from_numpy(X).to(self.mean.device)).cpu().numpy().astype(np.float64)
+
+
+def _raw(part: Part) -> Any:
+    return part.images if part.texts is None else part.texts
+
+
+def _features(cut: CutBackbone, part: Part) -> NDArray[np.float32]:
+    return features_of(cut, cached_rows(cut, _raw(part), part.labels, None))
+
+
+def _n_blocks(problem: Problem) -> int:
+    return _cut(problem, 1).n_blocks
+
+
+def _cut(problem: Problem, k: int) -> CutBackbone:
+    given = problem.backbone
+    if given is None or _raw(problem.train) is None:
+        raise Unavailable("a method that trains the backbone needs the rows themselves")
+    if " + " in given.name:
+        raise Unavailable("several backbones side by side are not trained together")
+    trust_remote_code = given.trust_remote_code
+    try:
+        options = FeatureOptions.from_chosen(
+            dict(given.options), trust_remote_code=trust_remote_code
+        )
+        extractor = load_extractor(given.name, device=given.device, options=options)
+        return CutBackbone(extractor, k, list(_raw(problem.train)[:3]))
+    except InputError as error:
+        raise Unavailable(str(error)) from error

@@ -13,6 +13,7 @@ from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
 
 __all__ = [
+    "Backbone",
     "Fitted",
     "Part",
     "Problem",
@@ -37,15 +38,34 @@ class Part:
         labels: (n,) integers from 0.
         texts: the n raw texts; None where the rows are not texts.
         targets: (n, C) of 0 and 1 where rows have several labels; `labels` then only stratify.
+        images: the n images as encoded files, for methods that train the backbone; else None.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     texts: Sequence[str] | None = None
     targets: NDArray[np.uint8] | None = None
+    images: Sequence[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The backbone that the features are of, for methods that train it.
+
+    Attributes:
+        name: as ``load_extractor`` takes it.
+        options: those that were chosen (``FeatureOptions.chosen``).
+        device: a torch device; None: the best there is.
+        trust_remote_code: the model whose own code may run.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    trust_remote_code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,8 @@ class Problem:
         seed: of everything random in the method.
         options: of the convex head, as ``ConvexHeadClassifier`` takes them; empty: its defaults.
         class_weight: of every method that can weigh classes: None or "balanced".
+        backbone: that the features are of, for methods that train it.
+        budget_seconds: wall-clock time for each of them; None: as long as it takes.
     """
 
     train: Part
@@ -80,6 +102,9 @@ class Problem:
         from sklearn.utils import compute_sample_weight
 
         return compute_sample_weight(self.class_weight, self.train.labels)
+
+    backbone: Backbone | None = None
+    budget_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""SetFit: contrastive fine-tuning of a sentence encoder, then a logistic regression on it.
+
+Tunstall et al. 2022, "Efficient few-shot learning without prompts", by its authors' library.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.methods.base import Fitted, Part, Problem, Unavailable
+
+_STEPS, _BATCH, _RATE = 500, 16, 2e-5
+
+
+def fit(problem: Problem) -> Fitted:
+    """The library's recipe at its defaults, at most 500 contrastive steps."""
+    texts, given = problem.train.texts, problem.backbone
+    if texts is None or given is None:
+        raise Unavailable("SetFit trains a sentence encoder, and these rows are no texts of one")
+    if given.name.split(":")[0] not in ("st", "minilm"):
+        raise Unavailable("SetFit trains sentence-transformers models: name one with st:...")
+    from extractors.torchvision_compat import ensure_torchvision_imports
+
+    ensure_torchvision_imports()
+    try:
+        from setfit import (  # pyright: ignore[reportMissingImports]
+            SetFitModel,
+            Trainer,
+            TrainingArguments,
+        )
+    except ImportError as error:
+        raise Unavailable(
+            f"SetFit cannot be imported here ({error}): pip install 'convex-heads[setfit]', and "
+            "if it is installed, it does not know this release of transformers yet"
+        ) from error
+    from datasets import Dataset
+    from sklearn.linear_model import LogisticRegression
+
+    from extractors import load_extractor
+
+    extractor: Any = load_extractor(given.name, device=given.device)
+    assert extractor.dim  # loaded
+    model = SetFitModel(
+        model_body=extractor._model,
+        model_head=LogisticRegression(max_iter=1000),
+        labels=[str(c) for c in range(problem.n_classes)],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            batch_size=_BATCH,
+            max_steps=_STEPS,
+            body_learning_rate=_RATE,
+            seed=problem.seed,
+            save_strategy="no",
+            report_to="none",
+            show_progress_bar=False,
+        )
+        rows = Dataset.from_dict({"text": list(texts), "label": problem.train.labels.tolist()})
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+
+    def predict_proba(part: Part) -> NDArray[np.floating]:
+        assert part.texts is not None
+        found = model.predict_proba(list(part.texts), as_numpy=True, show_progress_bar=False)
+        return np.asarray(found, np.float64)
+
+    return Fitted(
+        predict_proba,
+        settings_tried=1,
+        chosen={"steps": _STEPS, "rate": _RATE},
+        parameters=sum(p.numel() for p in extractor._model.parameters()),
+    )

@@ -1,0 +1,353 @@
+"""CRONOS-AM on small random backbones of every family: what it promises, measured."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from tiny_models import CORPUS, save_image_model, save_text_model, save_timm_model
+
+from convex_heads import ConvexHeadClassifier
+from extractors import load_extractor
+from extractors.blocks import CutBackbone
+from extractors.changes import with_changes
+from extractors.encode import encode_rows
+from extractors.errors import InputError
+from tasks.activations import cached_rows
+from tasks.alternate import Joint, alternate, prefers
+from tasks.block_step import BlockOptions, features_of, train_blocks
+from tasks.cli import main
+
+TEXTS = ("bert", "roberta", "gpt2", "llama")
+IMAGES = ("vit", "clip", "convnext")
+TIMM = {
+    "resnet10t": {},
+    "mobilenetv3_small_050": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "depth": 3, "embed_dim": 48},
+}
+FAMILIES = (*TEXTS, "sentence", *IMAGES, *TIMM)
+QUICK = ("bert", "gpt2", "vit", "mobilenetv3_small_050")  # one of each kind; the others are slow
+ROWS = 48
+
+
+def backbone(family: str, folder: Path) -> str:
+    """The name of a small random backbone."""
+    if family in TIMM:
+        return f"timm:local-dir:{save_timm_model(folder / family, family, **TIMM[family])}"
+    if family in IMAGES:
+        return f"hf:{save_image_model(family, folder / family)}"
+    if family == "sentence":
+        bert = save_text_model("bert", folder / "inner")
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Normalize, Pooling, Transformer
+
+        inner = Transformer(str(bert))
+        pooling = Pooling(32, pooling_mode="mean")
+        SentenceTransformer(modules=[inner, pooling, Normalize()], device="cpu").save(
+            str(folder / family)
+        )
+        return f"st:{folder / family}"
+    return f"hf:{save_text_model(family, folder / family)}"
+
+
+def rows(family: str, n: int = ROWS, seed: int = 0) -> tuple[list, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    if family in (*IMAGES, *TIMM):
+        found = rng.integers(0, 200, (n, 32, 32, 3), dtype=np.uint8)
+        found[:, 8:16] += (50 * labels[:, None, None, None]).astype(np.uint8)
+        return list(found), labels
+    words = " ".join(CORPUS).replace(";", "").replace(",", "").split()
+    texts = []
+    for label in labels:
+        chosen = list(rng.choice(words, rng.integers(3, 9)))
+        texts.append(" ".join([*chosen, "wonderful" if label else "dull"][:: rng.choice([1, -1])]))
+    return texts, labels
+
+
+def joint(family: str, name: str, k: int = 1, **head) -> Joint:
+    inputs, labels = rows(family)
+    more, more_labels = rows(family, 16, seed=1)
+    cut = CutBackbone(load_extractor(name, device="cpu"), k, inputs[:3])
+
+    def fit_head(X, X_val):
+        options = {"n_gates": 3, "beta": 0.05, "tolerance": 1e-2} | head
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return ConvexHeadClassifier(**options).fit(X, labels, X_val=X_val, y_val=more_labels)
+
+    return Joint(
+        cut,
+        cached_rows(cut, inputs, labels, None),
+        cached_rows(cut, more, more_labels, None),
+        2,
+        fit_head,
+    )
+
+
+def never_rises(history: list[dict]) -> bool:
+    objectives = [line["objective"] for line in history]
+    return all(after <= before for before, after in itertools.pairwise(objectives))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in QUICK else pytest.param(family, marks=pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_objective_never_rises_and_the_delta_is_the_model(family, tmp_path):
+    name = backbone(family, tmp_path)
+    problem = joint(family, name, k=2)
+    inputs, _ = rows(family)
+    # The cut changes no number: frozen features are those of a plain pass.
+    plain = encode_rows(load_extractor(name), inputs, list(map(str, range(ROWS)))).features
+    np.testing.assert_allclose(
+        features_of(problem.cut, problem.train), plain, atol=2e-5 * np.abs(plain).max()
+    )
+    before = problem.cut.state()
+    options = BlockOptions(epochs=2, batch_size=8)
+    done = alternate(problem, rounds=2, options=options)
+    assert never_rises(done.history)
+    kept = [line for line in done.history if line["half"] == "block" and line["kept"]]
+    assert kept and done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
+    # A delta in a backbone that is loaded anew gives what the model in memory gives.
+    step = train_blocks(problem.cut, problem.train, lambda f, _: f.square().mean(), options, seed=0)
+    assert step.steps == 2 * math.ceil(ROWS / 8)
+    after = problem.cut.state()
+    changed = {key: after[key] for key in after if not np.array_equal(after[key], before[key])}
+    assert changed
+    again = with_changes(load_extractor(name), changed)
+    found = encode_rows(again, inputs, list(map(str, range(ROWS)))).features
+    memory = features_of(problem.cut, problem.train)
+    np.testing.assert_allclose(found, memory, atol=1e-5 * np.abs(memory).max())
+    assert np.abs(found - plain).max() > 1e-3 * np.abs(plain).max()
+    assert again.fingerprint() != load_extractor(name).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "schedule-free", "rate": 1e-3},
+        {"optimizer": "prodigy"},
+        {"lora": 2, "rate": 3e-3},
+        {"layer_decay": 0.5},  # the rate from the range test
+        {"accumulate": 3, "dropout": True, "rate": 1e-3},
+    ],
+    ids=lambda o: "-".join(o),
+)
+def test_every_way_to_train_lowers_the_objective(options, tmp_path):
+    pytest.importorskip("schedulefree")
+    problem = joint("bert", backbone("bert", tmp_path), k=2)
+    names = set(problem.cut.parameters)
+    done = alternate(problem, rounds=2, options=BlockOptions(epochs=4, batch_size=8, **options))
+    assert never_rises(done.history)
+    assert done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
+    assert set(problem.cut.parameters) == names  # LoRA leaves nothing behind
+    assert not any("lora" in n for n, _ in problem.cut.model.named_parameters())
+
+
+def test_low_rank_changes_have_low_rank(tmp_path):
+    pytest.importorskip("peft")
+    problem = joint("bert", backbone("bert", tmp_path))
+    before = problem.cut.state()
+    options = BlockOptions(epochs=1, batch_size=8, lora=2, rate=1e-2)
+    train_blocks(problem.cut, problem.train, lambda f, _: f.square().mean(), options, seed=0)
+    after = problem.cut.state()
+    ranks = {
+        name: int(np.linalg.matrix_rank(after[name] - before[name], tol=1e-5))
+        for name in before
+        if not np.array_equal(after[name], before[name])
+    }
+    assert ranks and set(ranks.values()) <= {1, 2}
+
+
+@pytest.mark.slow
+def test_the_same_for_a_relu_head(tmp_path):
+    name = backbone("bert", tmp_path)
+    problem = joint("bert", name, activation="relu", beta=0.1)
+    done = alternate(problem, rounds=1, options=BlockOptions(epochs=2, batch_size=8, rate=1e-3))
+    assert never_rises(done.history) and done.history[-1]["half"] == "head"
+
+
+def test_a_step_that_raises_the_objective_is_rolled_back(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path))
+    before = problem.cut.state()
+    done = alternate(problem, rounds=2, options=BlockOptions(epochs=1, batch_size=8, rate=30.0))
+    blocks = [line for line in done.history if line["half"] == "block"]
+    assert not blocks[0]["kept"] and blocks[0]["tried"] > blocks[0]["objective"]
+    assert never_rises(done.history)
+    if not any(line["kept"] for line in blocks):
+        assert not done.changed
+        after = problem.cut.state()
+        assert all(np.array_equal(after[key], before[key]) for key in before)
+
+
+def test_batch_norms_stand_still(tmp_path):
+    family = "mobilenetv3_small_050"
+    problem = joint(family, backbone(family, tmp_path), k=2)
+    buffers = {n: b.clone() for n, b in problem.cut.model.named_buffers()}
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-3, dropout=True)
+    train_blocks(problem.cut, problem.train, lambda f, _: f.square().mean(), options, seed=0)
+    assert buffers and all(
+        bool((b == buffers[n]).all()) for n, b in problem.cut.model.named_buffers()
+    )
+
+
+def test_few_rows_need_a_reason():
+    right = np.array([True] * 9 + [False])
+    assert not prefers(right, np.array([True] * 8 + [False] * 2))  # one row is noise
+    assert prefers(right, np.array([True] * 4 + [False] * 6))
+
+
+def test_what_cannot_be_cut_is_refused(tmp_path):
+    bert = load_extractor(backbone("bert", tmp_path))
+    with pytest.raises(InputError, match="has 4 blocks, 1 to 4 can be unfrozen"):
+        CutBackbone(bert, 5, ["a film"])
+    with pytest.raises(InputError, match="has no blocks to train"):
+        CutBackbone(load_extractor("toy:text-8"), 1, ["a film"])
+
+
+def test_activations_on_disk_are_those_in_memory(tmp_path):
+    inputs, labels = rows("bert")
+    cut = CutBackbone(load_extractor(backbone("bert", tmp_path)), 2, inputs[:3])
+    fresh = cached_rows(cut, inputs, labels, tmp_path / "kept" / "a")
+    memory = cached_rows(cut, inputs, labels, None)
+    seen: list[int] = []
+    cut.lower = lambda rows: seen.append(len(rows)) or CutBackbone.lower(cut, rows)
+    again = cached_rows(cut, inputs, labels, tmp_path / "kept" / "a", progress=None)
+    assert seen == [1]  # the width; no row is computed again
+    for i in range(ROWS):
+        np.testing.assert_array_equal(fresh.activations(i), memory.activations(i))
+        np.testing.assert_array_equal(again.activations(i), memory.activations(i))
+    # Half a file is none.
+    file = tmp_path / "kept" / "a" / "values.f32"
+    file.write_bytes(file.read_bytes()[:-4])
+    cached_rows(cut, inputs, labels, tmp_path / "kept" / "a")
+    assert sum(seen) > ROWS
+
+
+# ---- the verb ----
+
+
+def write_csv(folder: Path) -> Path:
+    file = folder / "films.csv"
+    lines = ["text,label"]
+    for seed in range(3):
+        texts, labels = rows("bert", 40, seed)
+        lines += [
+            f"{t} {seed}{i},{'good' if y else 'bad'}"
+            for i, (t, y) in enumerate(zip(texts, labels, strict=True))
+        ]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    fixed = ["--unfreeze", "2", "--rounds", "3", "--learning-rate", "1e-3", "--epochs", "3"]
+    fixed += ["--batch-size", "8", "--n-gates", "3", "--beta", "0.05", "--no-leak-check", "--json"]
+    name = f"hf:{folder / 'bert'}"
+    cache = ["--cache-dir", str(folder / "cache")]
+    given = ["finetune", str(folder / "films.csv"), "--backbone", name, "--quiet"]
+    return [*given, "--out", str(folder / out), *fixed, *cache, *more]
+
+
+def test_finetune_predict_and_pipeline_agree(tmp_path, capsys):
+    write_csv(tmp_path)
+    backbone("bert", tmp_path)
+    assert main(command(tmp_path, "model")) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {"rounds", "test_accuracy", "relative_gap", "linear_probe_test_accuracy"} <= set(record)
+    assert never_rises(record["rounds"])
+    assert record["changed_parameters"] > 0, "the rows are easy: validation prefers trained blocks"
+    assert record["validation_accuracy"] > record["rounds"][0]["validation_accuracy"]
+    assert not (tmp_path / "model.checkpoint").exists()
+    report = (tmp_path / "model" / "report.html").read_text()
+    assert "joint objective" in report and "fine-tuned" in report
+    from tasks import ConvexHeadPipeline
+
+    clf = ConvexHeadPipeline.from_pretrained(tmp_path / "model")
+    texts, _ = rows("bert", 8, seed=5)
+    p = clf.predict_proba(texts)
+    assert main(["predict", str(tmp_path / "model"), "--text", texts[0], "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert answer["score"] == pytest.approx(float(p[0].max()), abs=1e-5)
+    clf.save_pretrained(tmp_path / "copy")
+    copy = ConvexHeadPipeline.from_pretrained(tmp_path / "copy")
+    np.testing.assert_allclose(copy.predict_proba(texts), p, atol=1e-6)
+    # The published backbone is another one.
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "changed_sha256" in config["backbone_fingerprint"]
+
+
+def run_until(checkpoint: Path, arguments: list[str], how: int, lines: int) -> int:
+    """Starts the verb, and sends a signal once so many half-steps are on disk."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.cli", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        stdout=subprocess.DEVNULL,
+    )
+    state, end = checkpoint / "state.json", time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if len(json.loads(state.read_text())["history"]) >= lines:
+                break
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.002)
+    assert process.poll() is None, "it ended before it could be stopped"
+    process.send_signal(how)
+    return process.wait(timeout=120)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_as_if_it_had_not_been(tmp_path, capsys):
+    write_csv(tmp_path)
+    backbone("bert", tmp_path)
+    more = ("--rounds", "6")
+    assert main(command(tmp_path, "whole", *more)) == 0
+    whole = json.loads(capsys.readouterr().out)
+    arguments = command(tmp_path, "killed", *more)
+    code = run_until(tmp_path / "killed.checkpoint", arguments, signal.SIGKILL, 2)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    assert main(arguments) == 2  # said, not overwritten
+    assert "add --resume" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "3", "--resume"]) == 2
+    assert "other options" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    for line, other in zip(whole["rounds"], resumed["rounds"], strict=True):
+        same = {k for k in line if k != "seconds"}
+        assert {k: line[k] for k in same} == {k: other[k] for k in same}
+    assert resumed["test_nll"] == whole["test_nll"]
+    from safetensors.numpy import load_file
+
+    first = load_file(tmp_path / "whole" / "model.safetensors")
+    second = load_file(tmp_path / "killed" / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_best_so_far(tmp_path, capsys):
+    write_csv(tmp_path)
+    backbone("bert", tmp_path)
+    arguments = command(tmp_path, "stopped", "--rounds", "50", "--epochs", "30")
+    code = run_until(tmp_path / "stopped.checkpoint", arguments, signal.SIGINT, 2)
+    assert code == 130
+    assert main(["predict", str(tmp_path / "stopped"), "--text", "a dull film", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] in ("good", "bad")
+    assert main([*arguments, "--rounds", "2", "--resume"]) == 0
