@@ -28,10 +28,10 @@ def problem(family: str, folder, **more) -> tuple[Problem, Part]:
         features = encode_rows(extractor, inputs, list(map(str, range(n)))).features
         if isinstance(inputs[0], str):
             return Part(features, labels, inputs)
-        return Part(features, labels, None, [image_bytes(item) for item in inputs])
+        return Part(features, labels, images=[image_bytes(item) for item in inputs])
 
     options = {"n_gates": 3, "beta": 0.05}
-    given = Problem(part(48, 0), part(24, 1), 2, 0, options, Backbone(name), **more)
+    given = Problem(part(48, 0), part(24, 1), 2, 0, options, backbone=Backbone(name), **more)
     return given, part(16, 2)
 
 
@@ -51,7 +51,7 @@ def test_methods_learn_the_rows(method, family, tmp_path):
         asked.features[:3],
         asked.labels[:3],
         None if asked.texts is None else asked.texts[:3],
-        None if asked.images is None else asked.images[:3],
+        images=None if asked.images is None else asked.images[:3],
     )
     np.testing.assert_allclose(fitted.predict_proba(some), p[:3], atol=1e-4)
     assert fitted.settings_tried >= 1 and fitted.parameters > 1000
