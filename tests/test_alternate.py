@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -96,6 +97,13 @@ def joint(family: str, name: str, k: int = 1, **head) -> Joint:
     )
 
 
+def needs_peft() -> None:
+    """Skips a test of LoRA where peft is not installed."""
+    # (Importing it here would import torchvision before the backbones' adapters have looked at it.)
+    if importlib.util.find_spec("peft") is None:
+        pytest.skip("peft is not installed: extra `finetune`")
+
+
 def never_rises(history: list[dict]) -> bool:
     objectives = [line["objective"] for line in history]
     return all(after <= before for before, after in itertools.pairwise(objectives))
@@ -160,7 +168,7 @@ def test_every_way_to_train_lowers_the_objective(options, tmp_path):
 
 
 def test_low_rank_changes_have_low_rank(tmp_path):
-    pytest.importorskip("peft")
+    needs_peft()
     problem = joint("bert", backbone("bert", tmp_path))
     before = problem.cut.state()
     options = BlockOptions(epochs=1, batch_size=8, lora=2, rate=1e-2)

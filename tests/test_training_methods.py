@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from test_alternate import backbone, rows
+from test_alternate import backbone, needs_peft, rows
 
 from extractors import load_extractor
 from extractors.encode import encode_rows
@@ -41,7 +41,7 @@ def problem(family: str, folder, **more) -> tuple[Problem, Part]:
 )
 def test_methods_learn_the_rows(method, family, tmp_path):
     if method == "lora":
-        pytest.importorskip("peft")
+        needs_peft()
     given, asked = problem(family, tmp_path)
     fitted = load_method(method)(given)
     p = fitted.predict_proba(asked)
@@ -60,7 +60,7 @@ def test_methods_learn_the_rows(method, family, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_is_kept(method, tmp_path):
     if method == "lora":
-        pytest.importorskip("peft")
+        needs_peft()
     given, _ = problem("bert", tmp_path, budget_seconds=1e-3)
     began = time.monotonic()
     fitted = load_method(method)(given)
