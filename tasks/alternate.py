@@ -287,7 +287,7 @@ class _Run:
     def block_half(self, state: State, deadline: float) -> None:
         """Trains the blocks through the head; rolls back where J rose."""
         joint, began = self.joint, time.monotonic()
-        head = TorchHead(state.now.network).to(joint.cut.device)
+        head = TorchHead(state.now.network).to(joint.cut.device).requires_grad_(False)
         labels = torch.from_numpy(joint.train.labels).to(joint.cut.device)
         omega = torch.from_numpy(self.omega / self.omega.mean()).float().to(joint.cut.device)
         usable = torch.from_numpy(self._usable).to(joint.cut.device)
@@ -295,7 +295,7 @@ class _Run:
 
         def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
             at = torch.from_numpy(batch).to(joint.cut.device)
-            losses = row_losses(head(features * usable), labels[at], loss_name)
+            losses = row_losses(head.scores(features * usable), labels[at], loss_name)
             return (losses * omega[at]).mean()
 
         number = state.round + 1

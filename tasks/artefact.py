@@ -52,7 +52,7 @@ class Head:
         return self.network.probabilities(features, self.temperature)
 
     def to_torch(self) -> TorchHead:
-        """The same head as a ``torch.nn.Module``; see `tasks.export.TorchHead`."""
+        """The same head as a ``torch.nn.Module``; see `tasks.torch_head.TorchHead`."""
         from tasks.export import to_torch
 
         return to_torch(self)

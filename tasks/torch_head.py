@@ -1,82 +1,128 @@
-"""The deployed head in torch, differentiable in the features: what blocks are trained through."""
+"""A head in torch: differentiable in the features, and with weights that torch may train."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from convex_heads.decode import Network, ReluNetwork
-
-if TYPE_CHECKING:
-    from convex_heads.decode import TwoLayer
+from convex_heads.decode import Network, ReluNetwork, TwoLayer
 
 __all__ = ["TorchHead", "row_losses"]
 
-_FARTHEST = 1e12  # as in `convex_heads.scaling`
+_FARTHEST = 1e12  # standardised features are cut off there, as in convex_heads.scaling
 
 
 class TorchHead(nn.Module):
-    """f(x) = z0 + inner([(x - mean) / scale, 1]) of raw features, as the numpy network computes it.
+    r"""A head as a torch module: raw features (n, d) -> logits (n, C).
 
-    Its arrays are buffers, so that nothing here is trained. Standardisation is a part of it, and
-    stays apart from the weights: columns that are nearly constant have scales no float32 weight
-    could be divided by. The gradient of a gate is zero.
+    For softmax and logistic heads the softmax of the logits are the head's calibrated
+    probabilities: the temperature is divided out, and a logistic head has the two columns
+    (0, z / T). A squared-loss head gives its scores. The module fits where a classifier layer is
+    meant to be; see `set_classifier`.
+
+    The mean is subtracted and the scale divided out by the module itself rather than multiplied
+    into its weights: a column with a large mean or a tiny scale would lose its digits.
 
     Args:
-        network: gated or ReLU.
+        network: a gated or a ReLU network.
+        temperature: scores are divided by it.
+
+    Attributes:
+        mean, scale: (d,) buffers.
+        gates: (P, d + 1) buffer, and weights (P, d + 1, C) parameter, of a gated head;
+        hidden: (m, d + 1) and output (m, C), parameters of a ReLU head.
+        offset: (C,) parameter.
 
     Example:
         >>> from convex_heads.scaling import Scaling
-        >>> scaling = Scaling(np.zeros(2), np.ones(2), np.ones(2, bool))
-        >>> network = Network(scaling, np.eye(3)[2:], np.ones((1, 3, 1)), np.zeros(1), "squared")
-        >>> TorchHead(network)(torch.tensor([[1.0, 2.0]])).tolist()
-        [[4.0]]
+        >>> scaling = Scaling(np.zeros(1, "f"), np.full(1, 2, "f"), np.ones(1, bool))
+        >>> network = ReluNetwork(scaling, np.array([[1, 0]], "f"), np.array([[3]], "f"),
+        ...                       np.zeros(1, "f"), "squared")
+        >>> TorchHead(network)(torch.tensor([[4.0], [-4.0]])).tolist()
+        [[6.0], [0.0]]
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
-    keep: torch.Tensor
-    offset: torch.Tensor
     gates: torch.Tensor
-    columns: torch.Tensor
-    hidden: torch.Tensor
-    output: torch.Tensor
 
-    def __init__(self, network: TwoLayer) -> None:
+    def __init__(self, network: TwoLayer, temperature: float = 1.0) -> None:
         super().__init__()
-        arrays = {
-            "mean": network.scaling.mean,
-            "scale": network.scaling.scale,
-            "keep": network.scaling.keep,
-            "offset": network.offset,
-        }
-        if isinstance(network, Network):
-            P, k, C = network.weights.shape
-            arrays["gates"] = network.gates.T
-            arrays["columns"] = network.weights.transpose(1, 2, 0).reshape(k, C * P)
-        elif isinstance(network, ReluNetwork):
-            arrays["hidden"] = network.hidden.T
-            arrays["output"] = network.output
-        else:
-            raise TypeError(f"no torch form of {type(network).__name__}")
-        for name, array in arrays.items():
-            self.register_buffer(name, torch.tensor(np.asarray(array, np.float32)))
+        self.loss = network.loss
+        self.temperature = float(temperature)
         self.gated = isinstance(network, Network)
+        kept = np.append(network.scaling.keep, True).astype(network.offset.dtype)
+        self.register_buffer("mean", _tensor(network.scaling.mean))
+        self.register_buffer("scale", _tensor(network.scaling.scale))
+        if isinstance(network, Network):
+            gates, weights = network.gates * kept, network.weights * kept[:, None]
+            if len(gates) == 0:  # exporters do not like layers without a neuron
+                gates = np.zeros((1, len(kept)), kept.dtype)
+                weights = np.zeros((1, len(kept), len(network.offset)), kept.dtype)
+            self.register_buffer("gates", _tensor(gates))
+            self.weights = nn.Parameter(_tensor(weights))
+        elif isinstance(network, ReluNetwork):
+            hidden, output = network.hidden * kept, network.output
+            if len(hidden) == 0:
+                hidden = np.zeros((1, len(kept)), kept.dtype)
+                output = np.zeros((1, len(network.offset)), kept.dtype)
+            self.hidden = nn.Parameter(_tensor(hidden))
+            self.output = nn.Parameter(_tensor(output))
+        else:
+            raise TypeError(f"a head is a Network or a ReluNetwork; got {type(network).__name__}")
+        self.offset = nn.Parameter(_tensor(network.offset))
+
+    @property
+    def in_features(self) -> int:
+        """Number of raw features d."""
+        return self.mean.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """Number of logits."""
+        return 2 if self.loss == "logistic" else self.offset.shape[0]
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network computes, before temperature: (n, d) -> (n, C); C = 1 if logistic."""
+        x = torch.clamp((x - self.mean) / self.scale, -_FARTHEST, _FARTHEST).to(self.offset.dtype)
+        if self.gated:
+            P, k, C = self.weights.shape
+            on = nn.functional.linear(x, self.gates[:, :-1], self.gates[:, -1]) >= 0
+            columns = self.weights.permute(0, 2, 1).reshape(P * C, k)
+            inner = nn.functional.linear(x, columns[:, :-1], columns[:, -1]).unflatten(1, (P, C))
+            return self.offset + (inner * on.unsqueeze(-1)).sum(dim=1)
+        hidden = nn.functional.linear(x, self.hidden[:, :-1], self.hidden[:, -1])
+        return self.offset + nn.functional.relu(hidden) @ self.output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Raw features (b, d) -> scores (b, C)."""
-        x = ((x - self.mean) / self.scale * self.keep).clamp(-_FARTHEST, _FARTHEST)
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        if not self.gated:
-            return self.offset + (x @ self.hidden).relu() @ self.output
-        P = self.gates.shape[1]
-        if P == 0:
-            return self.offset + 0 * x[:, :1]
-        on = (x @ self.gates >= 0).to(x.dtype)
-        return self.offset + torch.einsum("bcp,bp->bc", (x @ self.columns).view(len(x), -1, P), on)
+        """Raw features (n, d) -> logits (n, C >= 2)."""
+        z = self.scores(x)
+        if self.loss == "squared":
+            return z
+        z = z / self.temperature
+        return torch.cat([torch.zeros_like(z), z], dim=1) if self.loss == "logistic" else z
+
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw features (n, d) -> class probabilities (n, C >= 2)."""
+        return self.probabilities_of(self(x))
+
+    def probabilities_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """What `forward` gives -> class probabilities (n, C)."""
+        if self.loss == "squared":
+            p = torch.clamp(logits, min=0) + torch.finfo(logits.dtype).tiny
+            return p / p.sum(dim=1, keepdim=True)
+        return torch.softmax(logits, dim=1)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        units = len(self.gates) if self.gated else len(self.hidden)
+        kind = "gated ReLU" if self.gated else "ReLU"
+        return f"{self.in_features} -> {units} {kind} units -> {self.out_features}"
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
 
 
 def row_losses(scores: torch.Tensor, labels: torch.Tensor, loss: str) -> torch.Tensor:

@@ -18,7 +18,8 @@ from extractors.options import FeatureOptions
 from extractors.torchvision_compat import ensure_torchvision_imports
 from tasks.artefact import Head, read_artefact, write_artefact
 from tasks.cli import main
-from tasks.export import TorchHead, export_head, set_classifier
+from tasks.export import export_head, set_classifier
+from tasks.torch_head import TorchHead
 
 D = 12
 KINDS = [
