@@ -414,6 +414,63 @@ def test_images_of_a_hub_data_set_stay_encoded(hub_folder):
     assert sorted(found) == sorted(images)
 
 
+@pytest.mark.parametrize(
+    ("task", "columns", "splits"),
+    [
+        ("imdb", ("text", "label"), ("train", "test", "unsupervised")),
+        ("sst2", ("text", "label", "label_text"), ("train", "validation", "test")),
+        ("trec6", ("text", "label_coarse_original"), ("train", "test")),
+        ("banking77", ("text", "label"), ("train", "test")),
+        ("rotten_tomatoes", ("text", "label"), ("train", "validation", "test")),
+        ("ag_news", ("text", "label"), ("train", "test")),
+        ("amazon_polarity", ("content", "label", "title"), ("train", "test")),
+        ("emotion", ("text", "label"), ("train", "validation", "test")),
+        ("cifar10", ("img", "label"), ("train", "test")),
+        ("cifar100", ("img", "fine_label", "coarse_label"), ("train", "test")),
+        ("mnist", ("image", "label"), ("train", "test")),
+        ("fashion_mnist", ("image", "label"), ("train", "test")),
+        ("food101", ("image", "label"), ("train", "validation")),
+        ("hymenoptera", ("image", "label"), ("train", "validation")),
+    ],
+)
+def test_named_tasks_in_the_layout_of_the_hub(tmp_path, monkeypatch, task, columns, splits):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    spec = TASKS[task]
+    assert spec.hub is not None
+    folder = tmp_path / spec.hub.repository
+    folder.mkdir(parents=True)
+    n, names = 20 * spec.n_classes, [f"class {i}" for i in range(spec.n_classes)]
+    column, label, *others = columns
+    kind = datasets.Image() if spec.modality == "image" else datasets.Value("string")
+    features = {column: kind, label: datasets.ClassLabel(names=names)}
+    features |= {other: datasets.Value("string") for other in others}
+    for split in splits:
+        inputs = [
+            {"bytes": png(i % 256), "path": None} if spec.modality == "image" else f"{split} {i}"
+            for i in range(n)
+        ]
+        rows = {column: inputs, label: [i % spec.n_classes for i in range(n)]}
+        rows |= {other: ["another column"] * n for other in others}
+        if split == "unsupervised":
+            rows[label] = [-1] * n
+        made = datasets.Dataset.from_dict(rows, datasets.Features(features))
+        made.to_parquet(folder / f"{split}.parquet")
+    data = load_task(task)
+    assert (data.name, data.modality) == (task, spec.modality)
+    assert data.classes == (spec.classes or tuple(names))
+    test = data.splits["test"]
+    assert test.labels.tolist() == [i % spec.n_classes for i in range(n)]
+    assert test.inputs[1] == (png(1) if spec.modality == "image" else "test 1")
+
+
+def test_every_task_of_the_hub_has_its_layout_tested():
+    tested = test_named_tasks_in_the_layout_of_the_hub.pytestmark[0].args[1]
+    assert {task for task, *_ in tested} == {n for n, spec in TASKS.items() if spec.hub}
+
+
 def test_a_hub_data_set_that_cannot_be_reached(hub_folder):
     with pytest.raises(MachineError, match="no network and nothing cached: other/name"):
         load_task("hub:other/name")
