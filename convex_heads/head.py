@@ -133,9 +133,8 @@ class ConvexHead(BaseEstimator):
             prepared, solution.value, beta, R=solution.residual, key=certificate_key
         )
         # The certificate is what counts, whatever the solver knew of it.
-        proven = self.certificate_.relative_gap <= self.tolerance
-        status = Status.CONVERGED if proven else solution.status
-        if not proven:
+        status = solution.status.judged_by(self.certificate_.relative_gap, self.tolerance)
+        if status is not Status.CONVERGED:
             warnings.warn(
                 f"relative gap {self.certificate_.relative_gap:.2g} is above the tolerance "
                 f"{self.tolerance:.2g}: {status.value}",

@@ -22,6 +22,21 @@ class Status(enum.Enum):
         "no further progress in this floating-point precision: enable float64 (JAX_ENABLE_X64=1) "
         "or accept the reported gap"
     )
+    UNPROVEN = (
+        "the solver met the tolerance on its own program, the certificate of the network that is "
+        "deployed did not: trust the certificate, or choose another solver"
+    )
+
+    def judged_by(self, relative_gap: float, tolerance: float) -> Status:
+        """What a solve that ended so is worth once its weights are certified.
+
+        Example:
+            >>> Status.CONVERGED.judged_by(0.5, 0.1).name, Status.STALLED.judged_by(0.05, 0.1).name
+            ('UNPROVEN', 'CONVERGED')
+        """
+        if relative_gap <= tolerance:
+            return Status.CONVERGED
+        return Status.UNPROVEN if self is Status.CONVERGED else self
 
 
 class Stats(NamedTuple):

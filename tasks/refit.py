@@ -150,8 +150,7 @@ def solve_more(
     found = Network.decode(
         network.scaling, gates, unrotated(prepared, solution.value), np.asarray(z0), loss_name
     )
-    proven = certificate.relative_gap <= limits.tolerance
-    status = Status.CONVERGED if proven else solution.status
+    status = solution.status.judged_by(certificate.relative_gap, limits.tolerance)
     return Refitted(found, certificate, status, solution.stats.passes, before)
 
 

@@ -24,6 +24,7 @@ from convex_heads.pcg import pcg
 from convex_heads.penalties import neuron_norms
 from convex_heads.robustness import robustness_radius
 from convex_heads.scaling import Scaling
+from convex_heads.solution import Status
 
 
 def make(seed: int, name: str, n: int = 30, d: int = 4, P: int = 3, dtype: type = np.float64):
@@ -406,3 +407,16 @@ def test_the_descent_stops_at_its_limits():
     )
     assert solution.status.name == "MAX_PASSES"
     assert solution.stats.passes <= 60
+
+
+def test_a_head_whose_certificate_misses_the_tolerance_does_not_say_that_it_converged() -> None:
+    # ADMM solves the program of the drawn gates; what is certified is the network that is deployed.
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3)).astype("f4")
+    head = ConvexHeadClassifier(
+        activation="relu", solver="admm", n_gates=4, beta=0.03, tolerance=0.1
+    )
+    with pytest.warns(ConvergenceWarning, match="certificate of the network that is deployed"):
+        head.fit(X, X[:, 0] * X[:, 1] > 0)
+    assert head.certificate_.relative_gap > 0.1
+    assert head.status_ is Status.UNPROVEN

@@ -95,7 +95,6 @@ def test_streamed_rows_give_the_same_head(tmp_path: Path) -> None:
         {"gates": "pairs"},
         {"n_gates": "grow"},
         {"activation": "relu", "n_gates": 8, "beta": 0.1},
-        {"activation": "relu", "n_gates": 8, "solver": "admm", "tolerance": 0.1},
     ],
     ids=str,
 )
