@@ -114,7 +114,7 @@ def test_streamed_rows_repeat_to_the_bit(tmp_path: Path) -> None:
 def test_several_chunks_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit(mapped(tmp_path, X), Y)
     monkeypatch.setattr("convex_heads.sources._CHUNK_ENTRIES", 1000)
-    assert len(list(chunks(X))) == 4
+    assert len(list(chunks(mapped(tmp_path, X)))) == 4
     parts = fit(mapped(tmp_path, X), Y)
     np.testing.assert_allclose(parts.certificate_.primal, whole.certificate_.primal, rtol=2e-4)
     np.testing.assert_allclose(
