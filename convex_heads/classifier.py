@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight
 from convex_heads.decode import probabilities
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.head import ConvexHead, check_validation
+from convex_heads.losses import targets
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
 
@@ -172,7 +173,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             )
             weight = weight * balance[label]
         loss = self._loss_name(C)
-        target = _targets(label, loss, C, feature_dtype())
+        target = targets(label, loss, C, feature_dtype())
         validation = None
         if X_val is not None:
             X_val, y_val = check_validation(X, X_val, y_val)
@@ -180,7 +181,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             if len(unknown):
                 raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
             label_val = np.searchsorted(self.classes_, y_val)
-            validation = X_val, _targets(label_val, loss, C, feature_dtype())
+            validation = X_val, targets(label_val, loss, C, feature_dtype())
         data = TrainingSet.build(
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )
@@ -210,13 +211,6 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         if self.loss == "logistic" and C > 2:
             raise ValueError(f"the logistic loss is for two classes, y has {C}: use loss='softmax'")
         return self.loss
-
-
-def _targets(label: np.ndarray, loss: str, C: int, dtype: Any) -> np.ndarray:
-    """(n, 1) zeros and ones for the logistic loss, else one-hot (n, C)."""
-    if loss == "logistic":
-        return label[:, None].astype(dtype)
-    return np.eye(C, dtype=dtype)[label]
 
 
 def _accuracy(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

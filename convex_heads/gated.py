@@ -126,17 +126,61 @@ def prepare(
     # Without this, a pattern drawn twice would be one group counted as two.
     keep = distinct_patterns(D)
     gates, D = gates[keep], D[:, keep]
-    eigenvalues, Q = np.linalg.eigh(moment)
     z0 = loss.offset(jnp.asarray(omega @ Y, dtype))
+    given = gates if basis is None else gates @ basis.T
+    return _assembled(X, basis, moment, given, D, Y, omega, z0, loss, penalty, key)
+
+
+def prepare_given(
+    X: RowSource,
+    Y: np.ndarray,
+    omega: np.ndarray,
+    loss: Loss,
+    gates: np.ndarray,
+    z0: np.ndarray,
+    key: Array,
+    penalty: Penalty = GROUP,
+) -> Prepared:
+    """As :func:`prepare`, with gates (P, d) and an offset (C,) that are given.
+
+    Gates whose patterns coincide are kept: they may part on other rows, and two groups with one
+    pattern are a program like any other.
+    """
+    dtype = X.dtype
+    omega = np.asarray(omega, np.float64) / omega.sum()
+    D = patterns_of(X, gates.astype(dtype))
+    basis = row_basis(X)
+    X = X if basis is None else X[:] @ basis
+    offset, Y = jnp.asarray(z0, dtype), np.asarray(Y, dtype)
+    moment = _second_moment(X, omega)
+    return _assembled(X, basis, moment, gates, D, Y, omega, offset, loss, penalty, key)
+
+
+def _assembled(
+    X: RowSource,
+    basis: np.ndarray | None,
+    moment: np.ndarray,
+    gates: np.ndarray,
+    D: np.ndarray,
+    Y: np.ndarray,
+    omega: np.ndarray,
+    z0: Array,
+    loss: Loss,
+    penalty: Penalty,
+    key: Array,
+) -> Prepared:
+    """The program of rows X in their basis, rotated to the principal axes of their moment."""
+    dtype = X.dtype
+    eigenvalues, Q = np.linalg.eigh(moment)
     program = _rotated_program(X, Q.astype(dtype), D, Y, omega.astype(dtype), z0)
     return Prepared(
         program=program,
         loss=loss,
-        gates=gates if basis is None else gates @ basis.T,
+        gates=gates,
         Q=Q if basis is None else basis @ Q,
         h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, dtype)),
         basis=basis,
-        second_moment=second_moment,
+        second_moment=jnp.asarray(moment, dtype),
         beta_max=_beta_max(program, loss),
         penalty=penalty,
         key=key,
@@ -255,6 +299,11 @@ def fresh_gates(
     drawn = np.asarray(sample_gates(key, prepared.second_moment, m + 1, sampler=sampler))[1:]
     given = drawn if prepared.basis is None else drawn @ prepared.basis.T
     return given @ prepared.Q.astype(drawn.dtype)
+
+
+def rotate(prepared: Prepared, W: np.ndarray) -> Array:
+    """The inverse of :func:`unrotate`, within the span of the rows: (P, k, C) -> (P, r, C)."""
+    return jnp.asarray(np.einsum("kr,pkc->prc", prepared.Q, W), prepared.program.X.dtype)
 
 
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:

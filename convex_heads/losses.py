@@ -22,7 +22,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpy.typing import DTypeLike
 
 
 class Loss(NamedTuple):
@@ -195,3 +197,17 @@ SOFTMAX = Loss(
 )
 
 LOSSES = {loss.name: loss for loss in (SQUARED, LOGISTIC, SOFTMAX)}
+
+
+def targets(
+    labels: np.ndarray, loss: str, n_classes: int, dtype: DTypeLike = np.float32
+) -> np.ndarray:
+    """Class numbers (n,) -> what a loss compares with: (n, 1) for ``logistic``, else (n, C).
+
+    Example:
+        >>> targets(np.array([1, 0]), "logistic", 2).tolist()
+        [[1.0], [0.0]]
+    """
+    if loss == "logistic":
+        return labels[:, None].astype(dtype)
+    return np.eye(n_classes, dtype=dtype)[labels]

@@ -21,12 +21,10 @@ import numpy as np
 
 from convex_heads.certificate import Certificate
 from convex_heads.decode import Network, ReluNetwork, TwoLayer
-from convex_heads.gated import Prepared, beta_floor, unrotate
-from convex_heads.gates import activation_patterns, row_basis
+from convex_heads.gated import prepare_given, rotate, unrotate
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
-from convex_heads.operators import build_program
-from convex_heads.penalties import PENALTIES, floored_metric
+from convex_heads.penalties import PENALTIES
 from convex_heads.programs import ACTIVATIONS
 from convex_heads.solution import Record, Status
 
@@ -49,18 +47,6 @@ class Again(NamedTuple):
     history: tuple[Record, ...]
 
 
-def targets(labels: np.ndarray, loss: str, n_classes: int) -> np.ndarray:
-    """Class numbers (n,) -> what a loss compares with: (n, 1) for ``logistic``, else (n, C).
-
-    Example:
-        >>> targets(np.array([1, 0]), "logistic", 2).tolist()
-        [[1.0], [0.0]]
-    """
-    if loss == "logistic":
-        return labels[:, None].astype(np.float32)
-    return np.eye(n_classes, dtype=np.float32)[labels]
-
-
 def objective(
     network: TwoLayer,
     X: np.ndarray,
@@ -74,7 +60,7 @@ def objective(
     Args:
         network: gated or ReLU.
         X: raw features (n, d).
-        Y: targets (n, C), see :func:`targets`.
+        Y: targets (n, C), see :func:`convex_heads.losses.targets`.
         omega: row weights (n,), non-negative, not all zero.
         beta: absolute.
         penalty: ``group`` or ``ridge``; ReLU networks have the group penalty of their neurons.
@@ -129,6 +115,7 @@ def solve_again(
 
     Example:
         >>> from convex_heads import ConvexHeadClassifier
+        >>> from convex_heads.losses import targets
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(300, 4)).astype("float32")
         >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
@@ -157,8 +144,17 @@ def solve_again(
     else:
         assert isinstance(network, Network)
         W = _all_weights(network, gates)
-    prepared = _prepare(network, gates, X, Y, omega, penalty, jax.random.key(seed))
-    rotated = jnp.asarray(np.einsum("kr,pkc->prc", prepared.Q, W), prepared.program.X.dtype)
+    prepared = prepare_given(
+        network.scaling.transform(X, np.float32),
+        Y,
+        omega,
+        LOSSES[network.loss],
+        gates,
+        network.offset,
+        jax.random.key(seed),
+        PENALTIES[penalty],
+    )
+    rotated = rotate(prepared, W)
     history: tuple[Record, ...] = ()
     status = Status.STATIONARY
     value, R = rotated, None
@@ -177,50 +173,6 @@ def solve_again(
         prepared, value, beta, R=R, key=jax.random.fold_in(jax.random.key(seed), 1)
     )
     return Again(found, certificate, after, status, history)
-
-
-def _prepare(
-    network: TwoLayer,
-    gates: np.ndarray,
-    X: np.ndarray,
-    Y: np.ndarray,
-    omega: np.ndarray,
-    penalty: str,
-    key: jax.Array,
-) -> Prepared:
-    """As :func:`convex_heads.gated.prepare`, with gates and offset that are given.
-
-    Gates whose patterns coincide here are kept: they may part again, and two groups with one
-    pattern are a program like any other.
-    """
-    X = network.scaling.transform(X, np.float32)
-    omega = np.asarray(omega, np.float64) / omega.sum()
-    loss = LOSSES[network.loss]
-    D = np.asarray(activation_patterns(jnp.asarray(X), jnp.asarray(gates, X.dtype)))
-    basis = row_basis(X)
-    inside = X if basis is None else X @ basis
-    moment = (inside.T * omega) @ inside
-    eigenvalues, Q = np.linalg.eigh(moment)
-    program = build_program(
-        inside @ Q.astype(X.dtype),
-        D,
-        np.asarray(Y, X.dtype),
-        omega.astype(X.dtype),
-        np.asarray(network.offset, X.dtype),
-    )
-    return Prepared(
-        program=program,
-        loss=loss,
-        gates=gates,
-        Q=Q if basis is None else basis @ Q,
-        h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, X.dtype)),
-        basis=basis,
-        second_moment=jnp.asarray(moment, X.dtype),
-        # Of the first solve, which beta was chosen as a fraction of: no longer needed.
-        beta_max=float(beta_floor(program, loss)),
-        penalty=PENALTIES[penalty],
-        key=key,
-    )
 
 
 def _all_weights(network: Network, gates: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ import torch
 from convex_heads import ConvexHeadClassifier
 from convex_heads.decode import TwoLayer
 from convex_heads.limits import Limits
-from convex_heads.warm import objective, solve_again, targets
+from convex_heads.losses import targets
+from convex_heads.warm import objective, solve_again
 from extractors.blocks import CutBackbone
 from extractors.errors import InputError
 from tasks import checkpoint

@@ -94,7 +94,7 @@ def load_task(
         if size is not None and size < 1:
             raise InputError(f"{option} {size}: ask for at least one row")
     raw = read_source(str(name_or_path), resolve_data_root(data_root), choice)
-    splits, skipped = _check_rows(raw, on_bad_row)
+    splits, skipped = check_rows(raw, on_bad_row)
     sets = None
     if gives_several(splits):
         if not several_labels:
@@ -106,7 +106,7 @@ def load_task(
         labels = rarest_label(sets)
     else:
         classes, labels = encode_labels(splits, raw.class_names)
-    digests = {name: _digests(split) for name, split in splits.items()}
+    digests = {name: content_digests(split) for name, split in splits.items()}
     rows = {
         name: NumberedSplit(
             split.ids,
@@ -142,7 +142,7 @@ def _sets(split: NumberedSplit) -> np.ndarray:
     return split.targets
 
 
-def _check_rows(
+def check_rows(
     raw: RawData, on_bad_row: str
 ) -> tuple[dict[str, RawSplit], tuple[tuple[str, str], ...]]:
     """Refuse or drop rows that have no label, or no input of the right kind."""
@@ -201,7 +201,7 @@ def _kind(value: Any) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def _digests(split: RawSplit) -> list[bytes]:
+def content_digests(split: RawSplit) -> list[bytes]:
     """sha256 of each row's content: what the splits and the fingerprint depend on."""
     digests = []
     for value in split.inputs:

@@ -19,13 +19,10 @@ import numpy as np
 
 from convex_heads.certificate import Certificate
 from convex_heads.decode import Network
-from convex_heads.gated import SOLVERS, Prepared, beta_floor, certify_prepared, minimise, resume
-from convex_heads.gated import unrotate as unrotated
-from convex_heads.gates import activation_patterns, row_basis
+from convex_heads.gated import certify_prepared, minimise, prepare_given, resume, rotate, unrotate
 from convex_heads.limits import Limits
-from convex_heads.losses import LOSSES
-from convex_heads.operators import build_program
-from convex_heads.penalties import PENALTIES, floored_metric
+from convex_heads.losses import LOSSES, targets
+from convex_heads.penalties import PENALTIES
 from convex_heads.solution import Status
 from extractors.base import Rows
 from extractors.errors import InputError
@@ -36,7 +33,7 @@ from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice
 from tasks.config import RefitConfig
 from tasks.console import Reporter
-from tasks.data import _check_rows, _digests
+from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide
 from tasks.labels import encode_labels
 from tasks.metrics import evaluate
@@ -113,42 +110,31 @@ def solve_more(
     loss = LOSSES[loss_name]
     if labels.shape != (len(X),) or X.shape[1] != network.dim:
         raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")
-    Y = labels[:, None] if loss_name == "logistic" else np.eye(n_classes)[labels]
-    rows = network.scaling.transform(X, np.float32)
+    Y = targets(labels, loss_name, n_classes)
     gates, W = _with_linear_gate(network)
     W = _widened(W, network.loss, loss_name, Y.shape[1])
-    omega = np.full(len(rows), 1 / len(rows))
-    D = np.asarray(activation_patterns(jnp.asarray(rows), jnp.asarray(gates)))
-    basis = row_basis(rows)
-    inside = rows if basis is None else rows @ basis
-    moment = (inside.T * omega) @ inside
-    eigenvalues, Q = np.linalg.eigh(moment)
+    omega = np.full(len(X), 1 / len(X))
     z0 = loss.offset(jnp.asarray(omega @ Y, jnp.float32))
-    program = build_program(
-        inside @ Q.astype(np.float32), D, Y.astype(np.float32), omega.astype(np.float32), z0
-    )
     key, trial_key = jax.random.split(jax.random.key(seed))
-    prepared = Prepared(
-        program=program,
-        loss=loss,
-        gates=gates,
-        Q=Q if basis is None else basis @ Q,
-        h=floored_metric(jnp.asarray(loss.curvature * eigenvalues, jnp.float32)),
-        basis=basis,
-        second_moment=jnp.asarray(moment, jnp.float32),
-        beta_max=float(beta_floor(program, loss)),
-        penalty=PENALTIES[penalty],
-        key=key,
+    prepared = prepare_given(
+        network.scaling.transform(X, np.float32),
+        Y,
+        omega,
+        loss,
+        gates,
+        np.asarray(z0),
+        key,
+        PENALTIES[penalty],
     )
-    rotated = jnp.asarray(np.einsum("kr,pkc->prc", prepared.Q, W), program.X.dtype)
-    start = resume(prepared, rotated, solver=SOLVERS[0]) if warm else None
+    rotated = rotate(prepared, W)
+    start = resume(prepared, rotated) if warm else None
     before = certify_prepared(prepared, rotated, beta, key=trial_key).primal
     solution, _ = minimise(prepared, beta, warm=start, limits=limits)
     certificate = certify_prepared(
         prepared, solution.value, beta, R=solution.residual, key=trial_key
     )
     found = Network.decode(
-        network.scaling, gates, unrotated(prepared, solution.value), np.asarray(z0), loss_name
+        network.scaling, gates, unrotate(prepared, solution.value), np.asarray(z0), loss_name
     )
     status = solution.status.judged_by(certificate.relative_gap, limits.tolerance)
     return Refitted(found, certificate, status, solution.stats.passes, before)
@@ -357,10 +343,10 @@ def _new_rows(
         raise InputError(
             f"{raw.name} holds {raw.modality} rows, this head was fitted on {pipeline.modality}"
         )
-    splits, skipped = _check_rows(raw, config.on_bad_row)
+    splits, skipped = check_rows(raw, config.on_bad_row)
     classes, labels = encode_labels(splits, raw.class_names)
     rows = {
-        name: NumberedSplit(split.ids, split.inputs, labels[name], _digests(split))
+        name: NumberedSplit(split.ids, split.inputs, labels[name], content_digests(split))
         for name, split in splits.items()
     }
     if WHOLE not in rows and "train" not in rows:

@@ -10,7 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convex_heads import ConvexHeadClassifier
 from convex_heads.limits import Limits
-from convex_heads.warm import objective, solve_again, targets
+from convex_heads.losses import targets
+from convex_heads.warm import objective, solve_again
 
 
 def problem(n: int, d: int, C: int, seed: int = 0):
