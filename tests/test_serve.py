@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,18 @@ pytest.importorskip("uvicorn")
 TESTS = Path(__file__).parent
 HEAD = TESTS / "artefacts" / "schema-1-first"
 
-# Answers take at least 30 ms for each batch, so that requests meet in the queue.
-_SLOW = """
-import sys, time
+# Answers wait while the file HELD is there, and say in HELD.met that they do.
+_HELD = """
+import os, pathlib, sys, time
 from extractors.toy import ToyText
+held = pathlib.Path(os.environ["HELD"])
 encode = ToyText.encode
-ToyText.encode = lambda self, rows: (time.sleep(0.03), encode(self, rows))[1]
+def wait_and_encode(self, rows):
+    while held.exists():
+        held.with_suffix(".met").touch()
+        time.sleep(0.01)
+    return encode(self, rows)
+ToyText.encode = wait_and_encode
 from tasks.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -42,14 +48,14 @@ sys.exit(main(sys.argv[1:]))
 class Server:
     """`convex-heads serve` in a process of its own."""
 
-    def __init__(self, *options: str, slow: bool = False, head: Path = HEAD) -> None:
-        how = ["-c", _SLOW] if slow else ["-m", "tasks.cli"]
+    def __init__(self, *options: str, held: Path | None = None) -> None:
+        how = ["-c", _HELD] if held else ["-m", "tasks.cli"]
         self.process = subprocess.Popen(
-            [sys.executable, *how, "serve", str(head), "--port", "0", *options],
+            [sys.executable, *how, "serve", str(HEAD), "--port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+            env={**os.environ, "PYTHONPATH": str(TESTS.parent), "HELD": str(held)},
         )
         assert self.process.stderr is not None
         self.said = []
@@ -184,8 +190,16 @@ def test_it_listens_on_loopback_alone(server):
     assert listening in ([], [f"0100007F:{server.port:04X}"])
 
 
-def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all():
-    server = Server("--max-queue", "40", slow=True)
+def _until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all(tmp_path):
+    held, met = tmp_path / "held", tmp_path / "held.met"
+    server = Server("--max-queue", "40", "--max-batch", "30", held=held)
     texts = [f"{'a fine film' if i % 2 else 'ants'} {i}" for i in range(120)]
     expected = ConvexHeadPipeline.from_pretrained(HEAD)(texts)
     found: dict[int, tuple[int, dict]] = {}
@@ -193,15 +207,26 @@ def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all():
     def ask(i: int) -> None:
         found[i] = server.predict(inputs=[texts[i]])
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(texts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    def start(rows: range) -> list[threading.Thread]:
+        threads = [threading.Thread(target=ask, args=(i,)) for i in rows]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def waiting() -> int:
+        return json.loads(server.ask("GET", "/health")[1])["waiting"]
+
+    # One batch is being computed, 40 requests wait, and all others are refused at once.
+    held.touch()
+    first = start(range(1))
+    _until(met.exists)
+    rest = start(range(1, len(texts)))
+    _until(lambda: waiting() == 40 and len(found) == len(texts) - 41)
+    held.unlink()
+    for thread in first + rest:
         thread.join()
-    assert len(found) == len(texts)
     statuses = [status for status, _ in found.values()]
-    assert set(statuses) <= {200, 503}
-    assert statuses.count(200) >= 40
+    assert (statuses.count(200), statuses.count(503)) == (41, len(texts) - 41)
     for i, (status, answer) in found.items():
         if status == 200:
             assert answer["predictions"][0]["score"] == pytest.approx(expected[i]["score"])
@@ -212,20 +237,21 @@ def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all():
         for line in server.ask("GET", "/metrics")[1].splitlines()
         if not line.startswith("#")
     )
-    assert float(lines["convex_heads_batches_total"]) < statuses.count(200) / 2
+    assert float(lines["convex_heads_batches_total"]) == 3  # of 1, 30 and 10 requests
     # Requests that are on the way when it is told to end are answered.
-    late = [threading.Thread(target=ask, args=(i,)) for i in range(20)]
     found.clear()
-    for thread in late:
-        thread.start()
-    deadline = time.monotonic() + 20
-    while json.loads(server.ask("GET", "/health")[1])["waiting"] < 5:
-        assert time.monotonic() < deadline
+    met.unlink()
+    held.touch()
+    first = start(range(1))
+    _until(met.exists)
+    rest = start(range(1, 21))
+    _until(lambda: waiting() == 20)
+    threading.Timer(0.5, held.unlink).start()
     code, said = server.end()
-    for thread in late:
+    for thread in first + rest:
         thread.join()
     assert code == 0, said
-    assert sum(status == 200 for status, _ in found.values()) >= 6
+    assert [status for status, _ in found.values()] == [200] * 21
 
 
 def test_images_and_features_are_read_from_the_request_alone(tmp_path):
