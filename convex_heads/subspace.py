@@ -10,12 +10,18 @@ Zibulevsky 2007, section 4):
 
     R  = omega * dl/dz(z0 + F W),  G = F'R                          half a pass
     W+ = prox of the penalty in the metric L diag(h) at W - G / (L h),  z+ = F W+   half a pass
-    W <- the minimiser of the objective over W + span{W+ - W, the last m steps}
+    e  = the same step of the first gate alone, with an L of its own      1/2P of a pass
+    W <- the minimiser of the objective over W + span{W+ - W, e, the last m steps}
 
 The last minimisation needs no data (:mod:`convex_heads.span`). On a quadratic the step is conjugate
 gradients; the span holds the step of every accelerated method with these directions, so there is no
 momentum to tune, nothing to restart and nothing to backtrack: L only shapes the direction, and
 follows the length that the search chose along it.
+
+The patterns of P gates overlap: what all gates can do together has a curvature P times that of what
+one does alone, so L has to be of the size of P, and steps in everything else are short. The
+first gate is always on, and does alone what all do together: e takes that part, as the coarse level
+of a two-level preconditioner does (Smith, Bjorstad & Gropp 1996, section 1.3).
 
 The metric is the diagonal of X' Lambda X, Lambda the curvature of the loss at the current scores,
 in features rotated to their principal axes: rows that are fitted have none, and the smaller beta
@@ -71,9 +77,10 @@ class State(NamedTuple):
         W: weights (P, d, C), the best so far: no step goes up by more than round-off.
         z: F W (B, b, C).
         steps: the last steps of W (m, P, d, C).
-        images: F of each (B, m, b, C).
+        images: F of each, and of e (B, m + 1, b, C).
         R: residual of the best dual point so far (B, b, C).
         L: multiple of the metric that the last steps were worth, ().
+        first_L: the same of the first gate's own steps, ().
         primal: objective at W, ().
         dual: best dual value, ().
         passes: data passes used, ().
@@ -87,6 +94,7 @@ class State(NamedTuple):
     images: Array
     R: Array
     L: Array
+    first_L: Array
     primal: Array
     dual: Array
     passes: Array
@@ -118,9 +126,10 @@ def zero_state(program: Program, memory: int | None = None) -> State:
         W=W,
         z=z,
         steps=jnp.zeros((memory, *W.shape), dtype),
-        images=jnp.zeros((B, memory, b, C), dtype),
+        images=jnp.zeros((B, memory + 1, b, C), dtype),
         R=z,
         L=jnp.ones((), dtype),
+        first_L=jnp.ones((), dtype),
         primal=jnp.zeros((), dtype),
         dual=jnp.zeros((), dtype),
         passes=jnp.zeros((), dtype),
@@ -176,6 +185,7 @@ class Proximal(NamedTuple):
     Attributes:
         W: W+ (P, d, C).
         z: F W+ (B, b, C).
+        e: step of the first gate alone (d, C).
         R: residual at W (B, b, C).
         dual: value of its dual point, ().
         drift: what the error of the scores that stand for F W does to the objective, to first
@@ -184,6 +194,7 @@ class Proximal(NamedTuple):
 
     W: Array
     z: Array
+    e: Array
     R: Array
     dual: Array
     drift: Array
@@ -196,10 +207,15 @@ def proximal_step(
     R = residual(program, loss, s.z)
     G = adjoint(program, R)
     h = metric(program, loss, R)
-    W = penalty.prox(s.W - G / (s.L * h[None, :, None]), h, beta / s.L)
+
+    def prox(W: Array, G: Array, L: Array) -> Array:
+        return penalty.prox(W - G / (L * h[None, :, None]), h, beta / L)
+
+    W = prox(s.W, G, s.L)
     return Proximal(
         W,
         apply(program, W),
+        prox(s.W[:1], G[:1], s.first_L)[0] - s.W[0],
         R,
         dual_value(program, loss, R, G, beta, penalty),
         # <R, F W> = <F'R, W>: both sides are there.
@@ -211,22 +227,17 @@ def step(
     program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
 ) -> State:
     """One step; see the module's docstring. beta is the absolute penalty."""
-    W, z, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
+    W, z, e, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
     k = s.steps.shape[0]
     slot = s.iterations % k
     steps = s.steps.at[slot].set(W - s.W)
     images = s.images.at[:, slot].set(z - s.z)
-    flat = steps.reshape(*steps.shape[:2], -1)
-    span = Span(
-        z=z,
-        Z=images,
-        q=group_norms(W) ** 2,
-        b=jnp.einsum("kpx,px->pk", flat, W.reshape(len(W), -1)),
-        B=jnp.einsum("kpx,lpx->pkl", flat, flat),
-    )
-    back = jnp.zeros(k, z.dtype).at[slot].set(-1)
-    t = search(program, loss, penalty, beta, s.primal, span, back)
-    W, z = W + jnp.tensordot(t, steps, 1), z + jnp.einsum("k,nkbc->nbc", t, images)
+    images = images.at[:, k].set((program.X @ e) * program.D[:, :, :1])
+    search_span = span_at(W, z, steps, e, images)
+    back = jnp.zeros(k + 1, z.dtype).at[slot].set(-1)
+    t = search(program, loss, penalty, beta, s.primal, search_span, back)
+    W = (W + jnp.tensordot(t[:k], steps, 1)).at[0].add(t[k] * e)
+    z = z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image, length = W - s.W, z - s.z, 1 + t[slot]
     primal = objective(program, loss, penalty, beta, W, z)
     good = primal <= s.primal + roundoff(s.primal)
@@ -254,12 +265,38 @@ def step(
         steps=jnp.where(sound & ~drifted, steps.at[slot].set(move), 0),
         images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
-        L=jnp.where(good, s.L / jnp.sqrt(jnp.clip(length, *_STRETCH)), 2 * s.L),
+        L=jnp.where(good, _stretched(s.L, length), 2 * s.L),
+        first_L=_stretched(s.first_L, t[k]),
         primal=primal,
         dual=dual,
-        passes=s.passes + jnp.where(refresh, 1.5, 1),
+        passes=s.passes + jnp.where(refresh, 1.5, 1) + 0.5 / len(W),
         iterations=s.iterations + 1,
         idle=jnp.where(sound, jnp.where(progress, 0, s.idle + 1), s.idle + _UNSOUND),
+    )
+
+
+def _stretched(L: Array, length: Array) -> Array:
+    """L after a step of which the search took `length`."""
+    return L / jnp.sqrt(jnp.clip(length, *_STRETCH))
+
+
+def span_at(W: Array, z: Array, steps: Array, e: Array, images: Array) -> Span:
+    """The objective on W + span of steps (k, P, d, C) and e (d, C) of the first gate."""
+    P, k = len(W), len(steps)
+
+    def products(steps: Array, W: Array) -> tuple[Array, Array]:
+        """Of steps (k, g, x) with weights (g, x) and among themselves: (g, k), (g, k, k)."""
+        return jnp.einsum("kgx,gx->gk", steps, W), jnp.einsum("kgx,lgx->gkl", steps, steps)
+
+    flat, rows = steps.reshape(k, P, -1), W.reshape(P, -1)
+    b, B = products(flat, rows)
+    b0, B0 = products(jnp.concatenate([flat[:, :1], e.reshape(1, 1, -1)]), rows[:1])
+    return Span(
+        z=z,
+        Z=images,
+        q=group_norms(W) ** 2,
+        b=jnp.pad(b, ((0, 0), (0, 1))).at[:1].set(b0),
+        B=jnp.pad(B, ((0, 0), (0, 1), (0, 1))).at[:1].set(B0),
     )
 
 
@@ -294,7 +331,7 @@ def sparsify(
 
     A step on the span leaves weights of round-off size at gates that are off at the optimum.
     """
-    W, z, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
+    W, z, _, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
     end = s._replace(
         W=W,
         z=z,
