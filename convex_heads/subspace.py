@@ -211,11 +211,12 @@ def proximal_step(
     def prox(W: Array, G: Array, L: Array) -> Array:
         return penalty.prox(W - G / (L * h[None, :, None]), h, beta / L)
 
-    W = prox(s.W, G, s.L)
+    e = prox(s.W[:1], G[:1], s.first_L)[0] - s.W[0]
+    W = prox(s.W, G, s.L).at[0].set(s.W[0] + e)
     return Proximal(
         W,
         apply(program, W),
-        prox(s.W[:1], G[:1], s.first_L)[0] - s.W[0],
+        e,
         R,
         dual_value(program, loss, R, G, beta, penalty),
         # <R, F W> = <F'R, W>: both sides are there.
@@ -230,11 +231,11 @@ def step(
     W, z, e, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
     k = s.steps.shape[0]
     slot = s.iterations % k
-    steps = s.steps.at[slot].set(W - s.W)
-    images = s.images.at[:, slot].set(z - s.z)
-    images = images.at[:, k].set((program.X @ e) * program.D[:, :, :1])
+    own = (program.X @ e) * program.D[:, :, :1]
+    steps = s.steps.at[slot].set((W - s.W).at[0].set(0))
+    images = s.images.at[:, slot].set(z - s.z - own).at[:, k].set(own)
     search_span = span_at(W, z, steps, e, images)
-    back = jnp.zeros(k + 1, z.dtype).at[slot].set(-1)
+    back = jnp.zeros(k + 1, z.dtype).at[jnp.array([slot, k])].set(-1)
     t = search(program, loss, penalty, beta, s.primal, search_span, back)
     W = (W + jnp.tensordot(t[:k], steps, 1)).at[0].add(t[k] * e)
     z = z + jnp.einsum("k,nkbc->nbc", t, images)
@@ -266,7 +267,7 @@ def step(
         images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
         L=jnp.where(good, _stretched(s.L, length), 2 * s.L),
-        first_L=_stretched(s.first_L, t[k]),
+        first_L=_stretched(s.first_L, 1 + t[k]),
         primal=primal,
         dual=dual,
         passes=s.passes + jnp.where(refresh, 1.5, 1) + 0.5 / len(W),
