@@ -14,7 +14,7 @@ from jax import Array
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
-from convex_heads.penalties import Penalty
+from convex_heads.penalties import Penalty, group_norms
 
 # Models that one search may evaluate.
 _NEWTON_TRIES = 12
@@ -45,6 +45,29 @@ class Span(NamedTuple):
     q: Array
     b: Array
     B: Array
+
+
+def span_at(W: Array, z: Array, steps: Array, e: Array, images: Array) -> Span:
+    """Around W (P, d, C), z = F W: steps (k, P, d, C), then a step e (d, C) of the first gate.
+
+    ``images`` (B, k + 1, b, C) are F of them.
+    """
+    P, k = len(W), len(steps)
+
+    def products(steps: Array, W: Array) -> tuple[Array, Array]:
+        """Of steps (k, g, x) with weights (g, x) and among themselves: (g, k), (g, k, k)."""
+        return jnp.einsum("kgx,gx->gk", steps, W), jnp.einsum("kgx,lgx->gkl", steps, steps)
+
+    flat, rows = steps.reshape(k, P, -1), W.reshape(P, -1)
+    b, B = products(flat, rows)
+    b0, B0 = products(jnp.concatenate([flat[:, :1], e.reshape(1, 1, -1)]), rows[:1])
+    return Span(
+        z=z,
+        Z=images,
+        q=group_norms(W) ** 2,
+        b=jnp.pad(b, ((0, 0), (0, 1))).at[:1].set(b0),
+        B=jnp.pad(B, ((0, 0), (0, 1), (0, 1))).at[:1].set(B0),
+    )
 
 
 class _Model(NamedTuple):

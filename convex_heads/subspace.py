@@ -10,22 +10,18 @@ Zibulevsky 2007, section 4):
 
     R  = omega * dl/dz(z0 + F W),  G = F'R                          half a pass
     W+ = prox of the penalty in the metric L diag(h) at W - G / (L h),  z+ = F W+   half a pass
-    e  = the same step of the first gate alone, with an L of its own      1/2P of a pass
-    W <- the minimiser of the objective over W + span{W+ - W, e, the last m steps}
+    W <- the minimiser of the objective over W + span{W+ - W, the last m steps}
 
 The last minimisation needs no data (:mod:`convex_heads.span`). On a quadratic the step is conjugate
 gradients; the span holds the step of every accelerated method with these directions, so there is no
 momentum to tune, nothing to restart and nothing to backtrack: L only shapes the direction, and
 follows the length that the search chose along it.
 
-The patterns of P gates overlap: what all gates can do together has a curvature P times that of what
-one does alone, so L has to be of the size of P, and steps in everything else are short. The
-first gate is always on, and does alone what all do together: e takes that part, as the coarse level
-of a two-level preconditioner does (Smith, Bjorstad & Gropp 1996, section 1.3).
-
-The metric is the diagonal of X' Lambda X, Lambda the curvature of the loss at the current scores,
-in features rotated to their principal axes: rows that are fitted have none, and the smaller beta
-is, the more of them there are. It may change at any step: no step relies on the ones before.
+The patterns of P gates overlap: what all gates do together has a curvature P times that of what
+one does alone, so L has to be of the size of P, and steps in everything else are short. The first
+gate is always on, and does alone what all do together: its part e of W+ - W has an L of its own and
+is a direction of its own, as the coarse level of a two-level preconditioner is (Smith, Bjorstad &
+Gropp 1996, section 1.3). Its image is all that it costs, 1/(2P) of a pass.
 
 Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.certificate`), so the gap is
 known at every step without extra passes. Where comparing objectives drowns in round-off, FISTA
@@ -49,9 +45,9 @@ from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import GROUP, Penalty, floored_metric, group_norms
+from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution, Status
-from convex_heads.span import Span, roundoff, search
+from convex_heads.span import roundoff, search, span_at
 
 # Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
 _MEMORY = 8
@@ -185,7 +181,7 @@ class Proximal(NamedTuple):
     Attributes:
         W: W+ (P, d, C).
         z: F W+ (B, b, C).
-        e: step of the first gate alone (d, C).
+        e: what of W+ - W is the first gate's (d, C).
         R: residual at W (B, b, C).
         dual: value of its dual point, ().
         drift: what the error of the scores that stand for F W does to the objective, to first
@@ -231,16 +227,20 @@ def step(
     W, z, e, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
     k = s.steps.shape[0]
     slot = s.iterations % k
-    own = (program.X @ e) * program.D[:, :, :1]
+    own = jnp.where(program.D[:, :, :1], program.X @ e, 0)
     steps = s.steps.at[slot].set((W - s.W).at[0].set(0))
     images = s.images.at[:, slot].set(z - s.z - own).at[:, k].set(own)
-    search_span = span_at(W, z, steps, e, images)
     back = jnp.zeros(k + 1, z.dtype).at[jnp.array([slot, k])].set(-1)
-    t = search(program, loss, penalty, beta, s.primal, search_span, back)
-    W = (W + jnp.tensordot(t[:k], steps, 1)).at[0].add(t[k] * e)
-    z = z + jnp.einsum("k,nkbc->nbc", t, images)
-    move, image, length = W - s.W, z - s.z, 1 + t[slot]
-    primal = objective(program, loss, penalty, beta, W, z)
+    t = search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, e, images), back)
+    found = (W + jnp.tensordot(t[:k], steps, 1)).at[0].add(t[k] * e)
+    z_found = z + jnp.einsum("k,nkbc->nbc", t, images)
+    primal = objective(program, loss, penalty, beta, found, z_found)
+    # Where round-off hides what the search gains, W+ is better: it has exact zeros.
+    plain = objective(program, loss, penalty, beta, W, z)
+    keep = plain <= jnp.minimum(primal, s.primal)
+    W, z = jnp.where(keep, W, found), jnp.where(keep, z, z_found)
+    primal, t = jnp.where(keep, plain, primal), jnp.where(keep, 0, t)
+    move, image = W - s.W, z - s.z
     good = primal <= s.primal + roundoff(s.primal)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     higher = dual > s.dual
@@ -266,7 +266,7 @@ def step(
         steps=jnp.where(sound & ~drifted, steps.at[slot].set(move), 0),
         images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
-        L=jnp.where(good, _stretched(s.L, length), 2 * s.L),
+        L=jnp.where(good, _stretched(s.L, 1 + t[slot]), 2 * s.L),
         first_L=_stretched(s.first_L, 1 + t[k]),
         primal=primal,
         dual=dual,
@@ -279,26 +279,6 @@ def step(
 def _stretched(L: Array, length: Array) -> Array:
     """L after a step of which the search took `length`."""
     return L / jnp.sqrt(jnp.clip(length, *_STRETCH))
-
-
-def span_at(W: Array, z: Array, steps: Array, e: Array, images: Array) -> Span:
-    """The objective on W + span of steps (k, P, d, C) and e (d, C) of the first gate."""
-    P, k = len(W), len(steps)
-
-    def products(steps: Array, W: Array) -> tuple[Array, Array]:
-        """Of steps (k, g, x) with weights (g, x) and among themselves: (g, k), (g, k, k)."""
-        return jnp.einsum("kgx,gx->gk", steps, W), jnp.einsum("kgx,lgx->gkl", steps, steps)
-
-    flat, rows = steps.reshape(k, P, -1), W.reshape(P, -1)
-    b, B = products(flat, rows)
-    b0, B0 = products(jnp.concatenate([flat[:, :1], e.reshape(1, 1, -1)]), rows[:1])
-    return Span(
-        z=z,
-        Z=images,
-        q=group_norms(W) ** 2,
-        b=jnp.pad(b, ((0, 0), (0, 1))).at[:1].set(b0),
-        B=jnp.pad(B, ((0, 0), (0, 1), (0, 1))).at[:1].set(B0),
-    )
 
 
 @partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
