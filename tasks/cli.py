@@ -63,7 +63,9 @@ def _config(kind: type[Config], context: typer.Context) -> Config:
             given[listed] = [part for part in parts if part] or None
     if not given.get("backbone"):
         given.pop("backbone", None)
-    return load_config(kind, path, given)
+    options = load_config(kind, path, given)
+    keep_compiled_code(options.cache_dir)  # before JAX is imported
+    return options
 
 
 @app.command()
@@ -585,8 +587,8 @@ def cache(
 ) -> None:
     """List, verify, compact or remove feature stores.
 
-    ls lists them. verify reads every byte and names what is damaged. compact merges small shards,
-    for faster reading. rm deletes.
+    ls lists them, and activations and compiled code beside them. verify reads every byte and names
+    what is damaged. compact merges small shards, for faster reading. rm deletes.
 
     Example: convex-heads cache compact imdb-minilm
     """
@@ -631,7 +633,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # of a GPU's memory at once and leave none to torch; tokenizers would warn of forked processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keep_compiled_code()
     if "--quiet" in arguments:  # downloads too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
