@@ -10,7 +10,7 @@ from extractors.cache import Found, compact, find_store, list_stores, remove
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME
 from extractors.store import FeatureStore
-from tasks.config import CacheConfig
+from tasks.config_saved import CacheConfig
 from tasks.console import Reporter
 from tasks.show import make_table, print_table, show_json
 

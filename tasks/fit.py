@@ -14,7 +14,8 @@ import numpy as np
 from extractors.base import Extractor
 from tasks.artefact import check_destination
 from tasks.compile_clock import compile_clock
-from tasks.config import FitConfig, as_command
+from tasks.config import FitConfig
+from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import extract_features
 from tasks.fit_head import fit_head, history_lines
