@@ -11,7 +11,7 @@ from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME
 from extractors.store import FeatureStore
 from tasks.cache_folders import CacheFolder, find_folders, list_folders, remove_folder
-from tasks.config import CacheConfig
+from tasks.config_saved import CacheConfig
 from tasks.console import Reporter
 from tasks.show import make_table, print_table, show_json
 
