@@ -161,7 +161,7 @@ def extract(
     """
     options = _config(ExtractConfig, context)
     from tasks.console import make_reporter
-    from tasks.fit import run_extract
+    from tasks.extraction import run_extract
     from tasks.show import show_extract, show_json
 
     record = run_extract(options, reporter=make_reporter(quiet))

@@ -30,7 +30,7 @@ from tasks.config import CompareConfig, as_command
 from tasks.console import QuietReporter, Reporter, Stage
 from tasks.data import Dataset
 from tasks.draws import curve_sizes, draw
-from tasks.fit import Extracted, extract_features
+from tasks.extraction import Extracted, extract_features
 from tasks.images import image_bytes
 from tasks.ledger import Ledger, Trial, write_whole
 from tasks.methods import METHODS, default_methods
