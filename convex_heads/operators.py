@@ -187,9 +187,7 @@ def adjoint_of_gates(program: Program, gates: Array, R: Array) -> Array:
             gated = jnp.where(on[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
             return total + pull_back(X, gated), None
 
-        return weights_of(
-            sum_blocks(block, jnp.zeros((d, C * P), R.dtype), (program.X, R)), P
-        )
+        return weights_of(sum_blocks(block, jnp.zeros((d, C * P), R.dtype), (program.X, R)), P)
 
     return jax.lax.map(of_group, groups).reshape(-1, d, C)[: len(gates)]
 

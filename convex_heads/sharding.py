@@ -64,8 +64,8 @@ def mesh_of(devices: int | str = "all") -> Mesh:
         devices = len(found)
     if not isinstance(devices, int) or not 1 <= devices <= len(found):
         raise ValueError(
-            f"devices is 'all' or a number from 1 to {len(found)}, the {found[0].platform} devices "
-            f"that JAX has; got {devices!r}"
+            f"JAX has {len(found)} {found[0].platform} device{'s'[: len(found) > 1]} here: devices "
+            f"is 'all' or at most so many; got {devices!r}"
         )
     if devices < len(found) and jax.process_count() > 1:
         raise ValueError(f"{jax.process_count()} processes use all of their devices: 'all'")
@@ -125,9 +125,7 @@ def like_rows(A: Array, axis: int | None) -> Array:
     return jax.device_put(A, NamedSharding(mesh, spec))
 
 
-def sum_blocks(
-    block: Callable[[T, Any], tuple[T, None]], start: T, blocks: tuple[Array, ...]
-) -> T:
+def sum_blocks(block: Callable[[T, Any], tuple[T, None]], start: T, blocks: tuple[Array, ...]) -> T:
     """``jax.lax.scan(block, start, blocks)[0]`` where blocks add to a total that starts at zero.
 
     Over several devices each scans its own rows, and the totals are summed once.

@@ -209,6 +209,10 @@ def fit(
     drop_leaks: o.DropLeaks = None,
     embed_samples: o.EmbedSamples = None,
     device: o.Device = None,
+    devices: o.Devices = None,
+    coordinator: o.Coordinator = None,
+    processes: o.Processes = None,
+    process: o.Process = None,
     engine: o.Engine = None,
     workers: o.Workers = None,
     cache_dir: o.CacheDir = None,
@@ -230,8 +234,9 @@ def fit(
     from tasks.fit import run_fit
     from tasks.show import show_fit, show_json
 
-    record = run_fit(options, reporter=make_reporter(quiet))
-    show_json(record) if json else show_fit(record)
+    record = run_fit(options, reporter=make_reporter(quiet or bool(options.process)))
+    if not options.process:  # of several processes one speaks
+        show_json(record) if json else show_fit(record)
 
 
 @app.command()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from convex_heads import Limits, Options, sharding, solve
+from tasks.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
@@ -104,5 +105,85 @@ def test_two_processes_of_four_devices_find_the_same_solution(alone):
     assert first == second
 
 
-def test_eight_devices_find_the_same_solution(alone):
+SUMS = """
+import json, re
+import jax, jax.numpy as jnp
+import numpy as np
+import test_sharding as t
+from convex_heads import gated, sharding, subspace
+from convex_heads.losses import LOSSES
+
+with sharding.rows_over("all"):
+    p = gated.prepare(t.X, t.Y, np.ones(1237, "f4"), LOSSES["softmax"], 8, jax.random.key(0))
+    state = gated.resume(p, jnp.zeros(p.program.shape))
+    beta = jnp.float32(0.1)
+    step = subspace.advance.lower(p.program, p.loss, p.penalty, beta, beta, state, steps=8)
+    text = step.compile().as_text()
+print(json.dumps(re.findall("= (.*) (all-[a-z]*)[(]", text)))
+"""
+
+
+def test_the_sum_of_weights_travels_once_a_step():
+    found = result(start(8, code=SUMS))
+    P, d, C = OPTIONS.n_gates, X.shape[1], Y.shape[1]
+    assert sum(f"f32[{d},{C * P}]" in shape for shape, _ in found) == 1
+    # Neither do features, nor patterns.
+    assert not [shape for shape, _ in found if f",{d}]" in shape or "pred" in shape]
+
+
+@pytest.mark.slow
+def test_eight_devices_of_one_process_find_the_same_solution(alone):
     check(result(start(8)), alone, 8)
+
+
+@pytest.mark.slow
+def test_the_command_on_two_processes(tmp_path):
+    code = "import sys; from tasks.cli import main; sys.exit(main(sys.argv[1:]))"
+    fit = ("fit", "digits", "--backbone", "toy:image-16", "--n-gates", "4", "--beta", "0.1")
+    address = f"127.0.0.1:{free_port()}"
+    processes = []
+    for k in range(2):
+        where = (
+            "--cache-dir",
+            tmp_path / "cache",
+            "--out",
+            tmp_path / f"of {k}",
+            "--no-leak-check",
+        )
+        which = ("--coordinator", address, "--processes", 2, "--process", k, "--json")
+        processes.append(start(1, *fit, *where, *which, code=code))
+    speaks, silent = processes
+    record = result(speaks)
+    assert silent.communicate(timeout=240)[0] == "" and silent.returncode == 0
+    assert record["relative_gap"] <= record["tolerance"]
+    assert (tmp_path / "of 0" / "model.safetensors").is_file()
+    assert not (tmp_path / "of 1").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: sharding.mesh_of(4096), "JAX has"),
+        (lambda: sharding.mesh_of("some"), "devices is 'all' or at most so many; got 'some'"),
+        (lambda: sharding.join("node0", 2, 0), "coordinator is host:port"),
+        (lambda: sharding.join("node0:1", 2, 2), "from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, expected):
+    with pytest.raises(ValueError, match=expected):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--devices", "4096"), "--devices 4096: JAX has"),
+        (("--process", "1"), "--processes N and --process I go together"),
+        (("--coordinator", "a:1", "--processes", "2", "--process", "2"), "at most 1"),
+        (("--coordinator", "a", "--processes", "2", "--process", "0"), "coordinator is host:port"),
+    ],
+)
+def test_the_command_refuses_before_the_work(arguments, expected, capsys):
+    assert main(["fit", "digits", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and expected in error
