@@ -26,7 +26,8 @@ from extractors.errors import InputError, MachineError
 from extractors.manifest import installed_versions
 from extractors.store import StoredRows, default_cache_dir
 from tasks.advise import advise
-from tasks.config import CompareConfig, as_command
+from tasks.config import CompareConfig
+from tasks.config_files import as_command
 from tasks.console import QuietReporter, Reporter, Stage
 from tasks.data import Dataset
 from tasks.draws import curve_sizes, draw

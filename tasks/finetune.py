@@ -32,7 +32,8 @@ from tasks.alternate import Alternated, Joint, alternate
 from tasks.artefact import Head, check_destination
 from tasks.block_step import BlockOptions
 from tasks.compile_clock import compile_clock
-from tasks.config import FinetuneConfig, as_command
+from tasks.config import FinetuneConfig
+from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import Extracted, extract_features
 from tasks.fit_head import fit_head, history_lines

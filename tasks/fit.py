@@ -15,7 +15,8 @@ from extractors.base import Extractor
 from tasks.artefact import check_destination
 from tasks.cluster import after_the_first, chosen_devices, join_cluster
 from tasks.compile_clock import compile_clock
-from tasks.config import FitConfig, as_command
+from tasks.config import FitConfig
+from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import extract_features
 from tasks.fit_head import fit_head, history_lines

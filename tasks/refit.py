@@ -31,7 +31,7 @@ from extractors.store import FeatureStore
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice
-from tasks.config import RefitConfig
+from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide

@@ -24,7 +24,8 @@ from extractors.extract import extract
 from extractors.options import FeatureOptions, parse_layers
 from tasks import ConvexHeadPipeline
 from tasks.cli import main
-from tasks.config import ExtractConfig, load_config, to_toml
+from tasks.config import ExtractConfig
+from tasks.config_files import load_config, to_toml
 
 WORDS = [
     "a",
