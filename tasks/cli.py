@@ -15,7 +15,6 @@ from typing import Any
 import typer
 
 from extractors.errors import InputError, MachineError
-from tasks.compile_cache import keep_compiled_code
 from tasks.verbs import app
 
 
@@ -26,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # of a GPU's memory at once and leave none to torch; tokenizers would warn of forked processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    keep_compiled_code()
     if "--quiet" in arguments:  # downloads too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

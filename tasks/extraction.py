@@ -152,6 +152,11 @@ def extract_features(
             f"--backbone {default}"
         )
     extraction = _with_progress(config, dataset, extractor, reporter)
+    if extraction.rebuilt:
+        reporter.note(
+            "the manifest of the store was lost or damaged; it was rebuilt from "
+            f"{extraction.rebuilt} shards that are proven to be whole"
+        )
     if extraction.skipped:
         first = extraction.skipped[0]
         reporter.note(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from tasks import options as o
+from tasks.compile_cache import keep_compiled_code
 from tasks.config_base import CommonConfig
 from tasks.config_files import load_config
 
@@ -116,4 +117,6 @@ def read(kind: type[Config], given: Mapping[str, Any]) -> Config:
             values[listed] = [part for part in parts if part] or None
     if not values.get("backbone"):
         values.pop("backbone", None)
-    return load_config(kind, path, values)
+    config = load_config(kind, path, values)
+    keep_compiled_code(config.cache_dir)  # before JAX is imported
+    return config

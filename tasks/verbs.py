@@ -283,8 +283,8 @@ def info(config: InfoConfig, output: Output) -> None:
 def cache(config: CacheConfig, output: Output) -> None:
     """List, verify, compact or remove feature stores.
 
-    ls lists them. verify reads every byte and names what is damaged. compact merges small shards,
-    for faster reading. rm deletes.
+    ls lists them, and activations and compiled code beside them. verify reads every byte and names
+    what is damaged. compact merges small shards, for faster reading. rm deletes.
 
     Example: convex-heads cache compact imdb-minilm
     """
