@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
+from convex_heads.sharding import sum_blocks
 
 _CLIMBERS = 16
 # Fresh gates drawn for a pattern violation.
@@ -132,7 +133,7 @@ def _uphill(program: Program, R: Array, gates: Array) -> Array:
         gain = jnp.sum(hidden(X, columns, P) * r[:, :, None], axis=1)
         return total + gain.T @ X, None
 
-    return jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))[0]
+    return sum_blocks(block, jnp.zeros((P, d), R.dtype), (program.X, R))
 
 
 def pattern_violation(

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from jax import Array
 
 from convex_heads.limits import Limits
+from convex_heads.sharding import agreed
 from convex_heads.solution import Record, Stats, Status
 
 
@@ -76,7 +77,7 @@ def drive(
             primal=float(state.primal),
             dual=float(state.dual),
             relative_gap=float(state.gap),
-            seconds=round(time.perf_counter() - start, 4),
+            seconds=agreed(round(time.perf_counter() - start, 4)),
         )
         history.append(record)
         if on_record is not None:

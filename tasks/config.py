@@ -121,7 +121,9 @@ class FitConfig(ExtractConfig):
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
     of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
-    artefact, as samples.jsonl; otherwise it holds no row.
+    artefact, as samples.jsonl; otherwise it holds no row. devices: of JAX, that the rows go over;
+    None is one. coordinator, processes, process: this is one of several processes that fit together
+    (address of process 0, how many, which one); they use all of their devices.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -147,9 +149,14 @@ class FitConfig(ExtractConfig):
     leak_check: bool = True
     drop_leaks: bool = False
     embed_samples: bool = False
+    devices: Literal["all"] | int | None = None
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_cluster()
         if self.drop_leaks and not self.leak_check:
             raise InputError("--drop-leaks needs the leak check: leave out --no-leak-check")
         known = SOLVERS[self.activation]
@@ -175,6 +182,23 @@ class FitConfig(ExtractConfig):
         if self.tolerance is not None and self.tolerance >= 1:
             raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
         above_zero("--max-seconds", self.max_seconds)
+
+    def _check_cluster(self) -> None:
+        if not isinstance(self.devices, str):
+            at_least("--devices", self.devices, 1, " (devices that rows go over), or all")
+        at_least("--processes", self.processes, 1)
+        at_least("--process", self.process, 0)
+        given = [x is not None for x in (self.coordinator, self.processes, self.process)]
+        if any(given) and not all(given):
+            raise InputError(
+                "--coordinator HOST:PORT, --processes N and --process I go together: process I of "
+                "N, which all reach process 0 at that address"
+            )
+        if self.process is not None and self.processes and self.process >= self.processes:
+            raise InputError(
+                f"--process {self.process}: must be at most {self.processes - 1}, they are counted "
+                "from 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from extractors.base import Extractor
 from tasks.artefact import check_destination
+from tasks.cluster import after_the_first, chosen_devices, join_cluster
 from tasks.compile_clock import compile_clock
 from tasks.config import FitConfig
 from tasks.config_files import as_command
@@ -39,13 +40,15 @@ def run_fit(
     """
     if config.out is not None:
         check_destination(config.out)  # before the work
-    found = extract_features(config, reporter, extractor)
+    join_cluster(config)
+    with after_the_first(config):
+        found = extract_features(config, reporter, extractor)
     out = config.out or default_folder(config, found)
     check_destination(out)
     rows = usable_rows(config, found, reporter)
 
     began = time.perf_counter()
-    with compile_clock() as compiling:
+    with compile_clock() as compiling, chosen_devices(config):
         classifier = fit_head(config, found.dataset.classes, rows.train, rows.validation, reporter)
     seconds = {"fit": time.perf_counter() - began, "fit_compile": compiling.seconds}
 
@@ -69,7 +72,8 @@ def run_fit(
         history=history_lines(classifier.history_),
     )
     block_rows = {"block_rows": classifier.block_rows_}
-    save(out, record, config, found, rows, outcome, proven, reporter, facts=block_rows)
+    if not config.process:
+        save(out, record, config, found, rows, outcome, proven, reporter, facts=block_rows)
     return record
 
 

@@ -96,6 +96,12 @@ DropLeaks = Annotated[
 EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
 ]
+Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]
+Coordinator = Annotated[
+    str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")
+]
+Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
+Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
 
 Unfreeze = Annotated[int | None, Option(help="Blocks to train, from the top [1].", metavar="K")]
 Rounds = Annotated[int | None, Option(help="At most so many [5].", metavar="R")]

@@ -101,6 +101,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _JUDGED,
     "embed_samples",
     _WHERE,
+    "devices coordinator processes process",
 )
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
@@ -110,11 +111,14 @@ def fit(config: FitConfig, output: Output) -> None:
 
     Example: convex-heads fit reviews.csv --backbone minilm --out my-head
     """
+    from tasks.console import make_reporter
     from tasks.fit import run_fit
     from tasks.show import show_fit
 
-    record = run_fit(config, reporter=output.reporter)
-    output.show(record, show_fit)
+    silent = bool(config.process)  # of several processes one speaks
+    record = run_fit(config, reporter=make_reporter(output.quiet or silent))
+    if not silent:
+        output.show(record, show_fit)
 
 
 @verb(
