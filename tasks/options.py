@@ -22,7 +22,9 @@ Backbone = Annotated[
 DataRoot = Annotated[
     Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
 ]
-TextColumn = Annotated[str | None, Option(help="Column with the texts.", metavar="NAME")]
+TextColumn = Annotated[
+    str | None, Option(help="Column with the texts, or two: A+B.", metavar="NAME")
+]
 ImageColumn = Annotated[str | None, Option(help="Column with the images.", metavar="NAME")]
 FeaturesColumn = Annotated[
     str | None, Option(help="Column with vectors computed before.", metavar="NAME")

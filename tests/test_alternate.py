@@ -26,9 +26,10 @@ from extractors.changes import with_changes
 from extractors.encode import encode_rows
 from extractors.errors import InputError
 from tasks.activations import cached_rows
-from tasks.alternate import Joint, alternate, prefers
+from tasks.alternate import Joint, alternate
 from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.cli import main
+from tasks.half_steps import prefers
 
 TEXTS = ("bert", "roberta", "gpt2", "llama")
 IMAGES = ("vit", "clip", "convnext")

@@ -10,9 +10,9 @@ import pytest
 from convex_heads import ConvexHeadClassifier
 from convex_heads.decode import Network
 from convex_heads.limits import Limits
+from convex_heads.refit import solve_more
 from tasks.artefact import read_artefact
 from tasks.cli import main
-from tasks.refit import solve_more
 
 WORDS = {
     "animal": "dog cat horse bird wolf",
