@@ -104,6 +104,9 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
 Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
+CheckpointMinutes = Annotated[
+    float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
+]
 
 Unfreeze = Annotated[int | None, Option(help="Blocks to train, from the top [1].", metavar="K")]
 Rounds = Annotated[int | None, Option(help="At most so many [5].", metavar="R")]
