@@ -62,6 +62,7 @@ def compare(
     seeds: int = 5,
     shots: Sequence[int] = (),
     curve: bool = False,
+    embed_samples: bool = False,
     out: str | Path | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
@@ -79,6 +80,7 @@ def compare(
         seeds: how many draws of training and validation rows, gates and first weights.
         shots: few-shot comparisons with so many training rows of every class.
         curve: learning curves over train size.
+        embed_samples: show rows in the report: texts or thumbnails, from the data.
         out: folder for records and report; what is finished there is not done again.
         train_rows: so many rows to train and choose; None: all.
         test_rows: so many test rows; None: all.
@@ -106,6 +108,7 @@ def compare(
         seeds=seeds,
         shots=tuple(shots),
         curve=curve,
+        embed_samples=embed_samples,
         out=None if out is None else Path(out),
         train_rows=train_rows,
         test_rows=test_rows,

@@ -123,7 +123,8 @@ class FitConfig(ExtractConfig):
     of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
     artefact, as samples.jsonl; otherwise it holds no row. devices: of JAX, that the rows go over;
     None is one. coordinator, processes, process: this is one of several processes that fit together
-    (address of process 0, how many, which one); they use all of their devices.
+    (address of process 0, how many, which one); they use all of their devices. checkpoint_minutes:
+    the solver's state is kept so often, and a fit that was interrupted goes on from there.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -153,6 +154,7 @@ class FitConfig(ExtractConfig):
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +184,7 @@ class FitConfig(ExtractConfig):
         if self.tolerance is not None and self.tolerance >= 1:
             raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
         above_zero("--max-seconds", self.max_seconds)
+        above_zero("--checkpoint-minutes", self.checkpoint_minutes)
 
     def _check_cluster(self) -> None:
         if not isinstance(self.devices, str):

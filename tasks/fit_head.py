@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extractors.errors import InputError
-from extractors.store import StoredRows
+from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
 from tasks.console import Reporter
 
@@ -40,6 +40,7 @@ def fit_head(
     from sklearn.exceptions import ConvergenceWarning
 
     from convex_heads import ConvexHeadClassifier
+    from convex_heads.checkpoint import checkpoints
 
     _check_labels(train.labels, classes, "train")
     unseen = np.setdiff1d(validation.labels, train.labels)
@@ -64,7 +65,10 @@ def fit_head(
         random_state=config.seed,
         **options,
     )
-    with reporter.stage("fit", total=100) as stage, warnings.catch_warnings():
+    kept = checkpoints(
+        (config.cache_dir or default_cache_dir()) / "checkpoints", 60 * config.checkpoint_minutes
+    )
+    with kept, reporter.stage("fit", total=100) as stage, warnings.catch_warnings():
         shown = 0
 
         def on_progress(done: float) -> None:

@@ -101,7 +101,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _JUDGED,
     "embed_samples",
     _WHERE,
-    "devices coordinator processes process",
+    "devices coordinator processes process checkpoint_minutes",
 )
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
