@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
+from convex_heads.sharding import sum_blocks
 
 _CLIMBERS = 16
 # Fresh gates drawn for a pattern violation.
@@ -47,7 +48,7 @@ class Certificate(NamedTuple):
             which have none, and for a ReLU network in the program of its own patterns.
         pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta. At or below 1,
             no gate that was tried can improve the head; above 1, more gates would lower the
-            objective. For ReLU networks of neurons v: max |R_c'(X v)_+| / (||v|| beta).
+            objective. For ReLU networks of neurons v: ``max |R_c'(X v)_+| / (||v|| beta)``.
     """
 
     primal: float
@@ -132,7 +133,7 @@ def _uphill(program: Program, R: Array, gates: Array) -> Array:
         gain = jnp.sum(hidden(X, columns, P) * r[:, :, None], axis=1)
         return total + gain.T @ X, None
 
-    return jax.lax.scan(block, jnp.zeros((P, d), R.dtype), (program.X, R))[0]
+    return sum_blocks(block, jnp.zeros((P, d), R.dtype), (program.X, R))
 
 
 def pattern_violation(

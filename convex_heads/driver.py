@@ -8,7 +8,9 @@ from typing import Protocol, TypeVar
 
 from jax import Array
 
+from convex_heads import checkpoint
 from convex_heads.limits import Limits
+from convex_heads.sharding import agreed
 from convex_heads.solution import Record, Stats, Status
 
 
@@ -59,6 +61,8 @@ def drive(
 ) -> tuple[S, Status, tuple[Record, ...]]:
     """Advances a state until the gap is closed, a limit is reached or nothing improves.
 
+    Within :func:`convex_heads.checkpoint.checkpoints` it goes on where it was interrupted.
+
     Args:
         advance: a few steps.
         state: where to start.
@@ -66,8 +70,15 @@ def drive(
         max_idle: steps without progress that mean that round-off has been reached.
         on_record: called with every history record.
     """
-    start = time.perf_counter()
+    journal = checkpoint.here()
     history: list[Record] = []
+    if journal is not None:
+        state, history, status = journal.next_solve(state)
+        if history and on_record is not None:
+            on_record(history[-1])
+        if status is not None:
+            return state, status, tuple(history)
+    start = time.perf_counter() - (history[-1].seconds if history else 0)
     while True:
         state = advance(state)
         # Reading the figures waits for the steps, so the clock is read after them.
@@ -76,12 +87,14 @@ def drive(
             primal=float(state.primal),
             dual=float(state.dual),
             relative_gap=float(state.gap),
-            seconds=round(time.perf_counter() - start, 4),
+            seconds=agreed(round(time.perf_counter() - start, 4)),
         )
         history.append(record)
         if on_record is not None:
             on_record(record)
         status = _status(record, int(state.idle) >= max_idle, limits)
+        if journal is not None:
+            journal.keep(state, history, status)
         if status is not None:
             return state, status, tuple(history)
 

@@ -42,6 +42,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program, spool_program
 from convex_heads.penalties import GROUP, Penalty, floored_metric
+from convex_heads.sharding import agreed, like_rows, place
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource, chunks, is_streamed
 
@@ -117,14 +118,16 @@ def prepare(
     omega = np.asarray(omega, np.float64) / omega.sum()
     basis = row_basis(X)
     X = X if basis is None else X[:] @ basis
-    moment = _second_moment(X, omega)
+    moment = agreed(_second_moment(X, omega))
     second_moment = jnp.asarray(moment, dtype)
-    gates = np.asarray(
-        sample_gates(key, second_moment, n_gates, sampler=sampler, rows=WeightedRows(X, omega))
+    gates = agreed(
+        np.asarray(
+            sample_gates(key, second_moment, n_gates, sampler=sampler, rows=WeightedRows(X, omega))
+        )
     )
     D = patterns_of(X, gates)
     # Without this, a pattern drawn twice would be one group counted as two.
-    keep = distinct_patterns(D)
+    keep = np.flatnonzero(agreed(np.isin(np.arange(len(gates)), distinct_patterns(D))))
     gates, D = gates[keep], D[:, keep]
     z0 = loss.offset(jnp.asarray(omega @ Y, dtype))
     given = gates if basis is None else gates @ basis.T
@@ -152,7 +155,7 @@ def prepare_given(
     basis = row_basis(X)
     X = X if basis is None else X[:] @ basis
     offset, Y = jnp.asarray(z0, dtype), np.asarray(Y, dtype)
-    moment = _second_moment(X, omega)
+    moment = agreed(_second_moment(X, omega))
     return _assembled(X, basis, moment, gates, D, Y, omega, offset, loss, penalty, key)
 
 
@@ -171,7 +174,7 @@ def _assembled(
 ) -> Prepared:
     """The program of rows X in their basis, rotated to the principal axes of their moment."""
     dtype = X.dtype
-    eigenvalues, Q = np.linalg.eigh(moment)
+    eigenvalues, Q = agreed(np.linalg.eigh(moment))
     program = _rotated_program(X, Q.astype(dtype), D, Y, omega.astype(dtype), z0)
     return Prepared(
         program=program,
@@ -258,6 +261,8 @@ def minimise(
             on_record=on_record,
             **start,
         )
+    if warm is None:
+        warm = _over_devices(subspace.zero_state(program))
     return subspace.minimise(
         program, loss, beta, penalty=penalty, warm=warm, limits=limits, on_record=on_record
     )
@@ -270,7 +275,13 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
         return fista.init(
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
-    return subspace.state_at(program, W)
+    return _over_devices(subspace.state_at(program, W))
+
+
+def _over_devices(state: subspace.State) -> subspace.State:
+    """The rows of a state where those of its program are, everything else on every device."""
+    axes = {"z": 1, "R": 1, "images": 2}
+    return subspace.State(*(like_rows(a, axes.get(f)) for f, a in state._asdict().items()))
 
 
 def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program:
@@ -285,7 +296,7 @@ def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     program, loss = prepared.program, prepared.loss
     padded = np.zeros(program.omega.size)
     padded[: len(omega)] = omega / omega.sum()
-    blocks = jnp.asarray(padded.reshape(program.omega.shape), program.X.dtype)
+    blocks = place(padded.reshape(program.omega.shape).astype(program.X.dtype))
     z0 = loss.offset(jnp.einsum("nb,nbc->c", blocks, program.Y))
     program = program._replace(omega=blocks, z0=z0)
     return prepared._replace(program=program, beta_max=_beta_max(program, loss))

@@ -19,6 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from convex_heads.checkpoint import one_fit
 from convex_heads.gated import Prepared, unrotate
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.growth import Growth, Round, grow
@@ -89,12 +90,31 @@ class ConvexHead(BaseEstimator):
     ) -> None:
         check_selection(self.selection)
         options = self._options(data, loss_name)
-        activation = ACTIVATIONS[options.activation]
-        solver, limits = options.solver_used, options.limits
-        fractions = self._fractions(data, activation.betas)
+        fractions = self._fractions(data, ACTIVATIONS[options.activation].betas)
         for fraction in fractions:
             replace(options, beta=fraction)
         scaling = Scaling.fit(data.X, data.weight)
+        # Mean and scale tell any two sets of features apart.
+        identity = (self.get_params(), scaling.mean, scaling.scale, data.target, data.omega)
+        judges = ()
+        if data.validation is not None:
+            X_val, target_val = data.validation
+            judges = (target_val, Scaling.fit(X_val, np.ones(len(X_val))).mean)
+        with one_fit(*identity, data.held_out, *judges):
+            self._fit_scaled(data, scaling, options, fractions, score, on_progress, on_record)
+
+    def _fit_scaled(
+        self,
+        data: TrainingSet,
+        scaling: Scaling,
+        options: Options,
+        fractions: Sequence[float],
+        score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+        on_progress: Callable[[float], None] | None,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
+        activation = ACTIVATIONS[options.activation]
+        solver, limits, loss_name = options.solver_used, options.limits, options.loss
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
@@ -139,7 +159,7 @@ class ConvexHead(BaseEstimator):
                 f"relative gap {self.certificate_.relative_gap:.2g} is above the tolerance "
                 f"{self.tolerance:.2g}: {status.value}",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         self.network_ = activation.decode(
             scaling,

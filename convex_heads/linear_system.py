@@ -1,4 +1,4 @@
-r"""The linear system of one step of :mod:`convex_heads.cronos`, and its preconditioners.
+r"""The linear system of one step of :mod:`convex_heads.admm`, and its preconditioners.
 
 .. math:: (\rho_1 I + \rho_2 G'\Omega G + \rho_3 B' F' \Omega F B)\, u = b, \qquad
           u = (v, w), \quad B u = v - w .

@@ -19,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from convex_heads.scratch import spooled
+from convex_heads.sharding import devices_here, place, sum_blocks, to_host
 
 # Largest number of entries in one (b, C P) temporary: 16 MB in float32. Gates run along its last
 # axis, where masking and summing them vectorise; of blocks of 256 to 14,336 rows, 512 are fastest
@@ -51,9 +52,14 @@ class Program(NamedTuple):
 
 
 def block_rows(n: int, P: int, C: int) -> int:
-    """Rows of a block: n rows in equal blocks small enough for the (b, P C) temporary."""
+    """Rows of a block: n rows in equal blocks small enough for the (b, P C) temporary.
+
+    Over several devices each has so many rows of a block.
+    """
+    devices = devices_here()
+    n = -(-n // devices)
     limit = max(1, min(_MAX_BLOCK_ROWS, _BLOCK_ENTRIES // max(1, P * C)))
-    return -(-n // -(-n // limit))
+    return devices * -(-n // -(-n // limit))
 
 
 def build_program(
@@ -107,12 +113,12 @@ def _blocks(A: np.ndarray, b: int) -> Array:
     """(n, ...) -> (B, b, ...), the last block padded with zeros."""
     pad = -len(A) % b
     A = np.concatenate([A, np.zeros((pad, *A.shape[1:]), A.dtype)]) if pad else A
-    return jnp.asarray(A.reshape(-1, b, *A.shape[1:]))
+    return place(A.reshape(-1, b, *A.shape[1:]))
 
 
 def rows(program_array: Array, n: int) -> np.ndarray:
     """Undoes the blocks: (B, b, ...) -> (n, ...), padding dropped."""
-    A = np.asarray(program_array)
+    A = to_host(program_array)
     return A.reshape(-1, *A.shape[2:])[:n]
 
 
@@ -161,7 +167,7 @@ def adjoint(program: Program, R: Array) -> Array:
         gated = jnp.where(D[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
         return total + pull_back(X, gated), None
 
-    total, _ = jax.lax.scan(block, jnp.zeros((d, C * P), R.dtype), (program.X, program.D, R))
+    total = sum_blocks(block, jnp.zeros((d, C * P), R.dtype), (program.X, program.D, R))
     return weights_of(total, P)
 
 
@@ -181,8 +187,7 @@ def adjoint_of_gates(program: Program, gates: Array, R: Array) -> Array:
             gated = jnp.where(on[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
             return total + pull_back(X, gated), None
 
-        total, _ = jax.lax.scan(block, jnp.zeros((d, C * P), R.dtype), (program.X, R))
-        return weights_of(total, P)
+        return weights_of(sum_blocks(block, jnp.zeros((d, C * P), R.dtype), (program.X, R)), P)
 
     return jax.lax.map(of_group, groups).reshape(-1, d, C)[: len(gates)]
 
@@ -196,4 +201,4 @@ def column_moments(program: Program) -> Array:
         return total + omega @ (X * X), None
 
     start = jnp.zeros(program.X.shape[2], program.X.dtype)
-    return jax.lax.scan(block, start, (program.X, program.omega))[0]
+    return sum_blocks(block, start, (program.X, program.omega))

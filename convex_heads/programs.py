@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from convex_heads import gated, relu
+from convex_heads.checkpoint import one_fit
 from convex_heads.decode import Network, TwoLayer
 from convex_heads.descent import network_scores
 from convex_heads.gates import DEFAULT_SAMPLER, check_sampler
@@ -234,13 +235,14 @@ def solve(
         PENALTIES[options.penalty],
         options.gates,
     )
-    solution, _ = activation.minimise(
-        prepared,
-        options.beta * prepared.beta_max,
-        solver=options.solver_used,
-        limits=options.limits,
-        on_record=on_record,
-    )
+    with one_fit(options, np.asarray(prepared.second_moment), prepared.gates, Y):
+        solution, _ = activation.minimise(
+            prepared,
+            options.beta * prepared.beta_max,
+            solver=options.solver_used,
+            limits=options.limits,
+            on_record=on_record,
+        )
     return solution._replace(
         value=jnp.asarray(gated.unrotate(prepared, solution.value)),
         gates=jnp.asarray(prepared.gates),

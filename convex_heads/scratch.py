@@ -17,15 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from convex_heads.sharding import devices_here, place
+
 # Kept free, for everybody else who writes there.
 _ROOM = 64 << 20
 
 
 def spooled(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> Array:
-    """A JAX array whose memory is a temporary file.
+    """A JAX array whose memory is a temporary file; over several devices a copy of it on them.
 
     Args:
-        shape: of the array.
+        shape: of the array, blocks of rows.
         dtype: of the array.
         parts: arrays that follow each other in memory order; what they leave is filled with zeros.
 
@@ -57,4 +59,5 @@ def spooled(shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]
             written += file.write(zeros[: size - written])
         file.flush()
         mapped = np.memmap(file, dtype, mode="r+", shape=shape)
-    return jax.dlpack.from_dlpack(mapped) if jax.default_backend() == "cpu" else jnp.asarray(mapped)
+    alone = devices_here() == 1 and jax.default_backend() == "cpu"
+    return jax.dlpack.from_dlpack(mapped) if alone else place(mapped)

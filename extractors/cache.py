@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME, Manifest, Shard
-from extractors.shard import Block, features_offset, merged_bytes
+from extractors.provenance import describe
+from extractors.shard import Block, merged_bytes
 from extractors.storage import exclusive_lock, plain_disk_errors
 from extractors.store import FeatureStore, default_cache_dir
-from extractors.writer import LOCK_NAME, is_own, open_writer
+from extractors.writer import LOCK_NAME, is_own, open_writer, sealed
 
 #: what merged shards grow to: large enough to be read at the disk's speed, small enough that one
 #: that is damaged is redone in minutes.
@@ -37,7 +37,7 @@ class Found:
 
 
 def list_stores(cache_dir: Path | None = None) -> list[Found]:
-    """Every store of a cache by name; a store that cannot be opened is listed with its problem.
+    """Every store of a cache by name; one that cannot be opened is listed with its problem.
 
     Example:
         >>> list_stores(Path("/no/such/folder"))
@@ -46,7 +46,7 @@ def list_stores(cache_dir: Path | None = None) -> list[Found]:
     folder = (cache_dir or default_cache_dir()) / "stores"
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if (path / MANIFEST_NAME).exists():
+        if _is_store(path):
             found.append(_open(path))
     return found
 
@@ -57,7 +57,7 @@ def find_store(name: str, cache_dir: Path | None = None) -> Path:
     Raises:
         InputError: no store is called so, or several are.
     """
-    if (Path(name) / MANIFEST_NAME).exists():
+    if _is_store(Path(name)):
         return Path(name)
     known = [found.path for found in list_stores(cache_dir)]
     exact = [path for path in known if path.name == name]
@@ -110,18 +110,26 @@ def remove(folder: Path) -> int:
         InputError: no store.
         MachineError: another process is writing to it, or the disk refuses.
     """
-    if not (folder / MANIFEST_NAME).exists():
+    if not _is_store(folder):
         raise InputError(f"{folder} is no feature store: it has no {MANIFEST_NAME}")
     with exclusive_lock(folder / LOCK_NAME, what=f"the store {folder}"), plain_disk_errors(folder):
         # The manifest first: without it there is no store, however far this gets.
         own = [path for path in folder.iterdir() if is_own(path.name)]
         freed = 0
         for path in (folder / MANIFEST_NAME, *own, folder / LOCK_NAME):
-            freed += path.stat().st_size
-            path.unlink()
+            if path.exists():
+                freed += path.stat().st_size
+                path.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
     return freed
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is a store, or one that has lost its manifest."""
+    if (folder / MANIFEST_NAME).exists():
+        return True
+    return folder.is_dir() and any(is_own(path.name) for path in folder.glob("*.arrow"))
 
 
 def _open(path: Path) -> Found:
@@ -154,25 +162,22 @@ def _merged(
     store: FeatureStore, groups: Sequence[Sequence[Shard]]
 ) -> Iterator[tuple[Shard, memoryview]]:
     number: dict[str, int] = {}
+    after = replace(store.manifest, generation=store.manifest.generation + 1)
     for group in groups:
         split = group[0].split
-        content = merged_bytes([Block(store.path / shard.file) for shard in group])
         rows = sum(shard.rows for shard in group)
         lost = sum(shard.rows * shard.error_mean for shard in group) / rows
-        generation = store.manifest.generation + 1
-        yield (
-            Shard(
-                file=f"{split}.{generation}-{number.setdefault(split, 0):05d}.arrow",
-                split=split,
-                rows=rows,
-                bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
-                truncated=sum(shard.truncated for shard in group),
-                seconds=round(sum(shard.seconds for shard in group), 3),
-                offset=features_offset(content),
-                error_mean=float(f"{lost:.4g}"),
-                error_max=max(shard.error_max for shard in group),
-            ),
-            content,
+        shard = Shard(
+            file=f"{split}.{after.generation}-{number.setdefault(split, 0):05d}.arrow",
+            split=split,
+            rows=rows,
+            bytes=0,
+            sha256="",
+            truncated=sum(shard.truncated for shard in group),
+            seconds=round(sum(shard.seconds for shard in group), 3),
+            error_mean=float(f"{lost:.4g}"),
+            error_max=max(shard.error_max for shard in group),
         )
+        blocks = [Block(store.path / each.file) for each in group]
+        yield sealed(shard, merged_bytes(blocks, metadata=describe(after, shard)))
         number[split] += 1

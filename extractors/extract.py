@@ -24,6 +24,7 @@ from extractors.fill import Encode, fill
 from extractors.fingerprint import store_key
 from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
 from extractors.names import parse_name
+from extractors.rebuild import rebuild_manifest
 from extractors.store import FeatureStore, StoreWriter, default_cache_dir
 from extractors.tokens import histogram_of
 
@@ -47,6 +48,7 @@ class Extraction:
             None.
         seconds: wall time of this call.
         skipped: rows asked for that cannot be encoded.
+        rebuilt: shards that a lost or damaged manifest was rebuilt from; 0 where it was whole.
     """
 
     store: FeatureStore
@@ -58,6 +60,7 @@ class Extraction:
     skipped: tuple[SkippedRow, ...]
     tokens: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    rebuilt: int = 0
 
 
 def fingerprint(
@@ -145,6 +148,7 @@ def extract(
     check_dtype(dtype)
     _check_unique(splits)
     folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
+    rebuilt = rebuild_manifest(folder)
     store = FeatureStore.open(folder) if (folder / MANIFEST_NAME).exists() else None
     damaged = set(store.damaged_shards()) if store else set()
     present = _present(store, damaged)
@@ -190,6 +194,7 @@ def extract(
         skipped=skipped,
         tokens=histogram_of(store, kept).statistics(store.manifest.max_length),
         error=reduced_error(store.manifest),
+        rebuilt=rebuilt,
     )
 
 

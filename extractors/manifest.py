@@ -22,7 +22,12 @@ from extractors.storage import write_atomically
 SCHEMA_VERSION = 2
 READABLE_SCHEMAS = (1, 2)
 MANIFEST_NAME = "manifest.json"
+_CURE = "the same extraction again rebuilds it where the shards allow that"
 _NUMERIC_PACKAGES = ("convex-heads", "numpy", "pyarrow", "torch", "sentence-transformers", "timm")
+
+
+class DamagedManifest(InputError):
+    """A manifest that was one: its shards may still say what was in it (see ``rebuild.py``)."""
 
 
 @dataclass(frozen=True)
@@ -153,21 +158,24 @@ class Manifest:
         """Read and check ``folder/manifest.json``.
 
         Raises:
-            InputError: no store, an unreadable manifest, another schema version, or a manifest
-                whose key does not belong to its fingerprint.
+            InputError: no store, or another schema version.
+            DamagedManifest: one that is no manifest any more, or whose key does not belong to its
+                fingerprint.
         """
         path = folder / MANIFEST_NAME
         try:
             values = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{folder} is no feature store: it has no {MANIFEST_NAME}") from error
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read ({error}): delete {folder} and extract again"
-            ) from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise DamagedManifest(f"{path} cannot be read ({error}): {_CURE}") from error
         found = values.pop("schema_version", None) if isinstance(values, dict) else None
         if found is None:
-            raise InputError(f"{path} is no feature store's manifest: it has no schema_version")
+            raise DamagedManifest(
+                f"{path} is no feature store's manifest (it has no schema_version): {_CURE}"
+            )
         if isinstance(found, int) and found > SCHEMA_VERSION:
             raise InputError(
                 f"the store {folder} was written by a newer version of convex-heads (schema "
@@ -175,10 +183,7 @@ class Manifest:
                 "choose another --cache-dir"
             )
         if found not in READABLE_SCHEMAS:
-            raise InputError(
-                f"{path} is damaged (schema_version {found!r:.20}): delete {folder} and extract "
-                "again"
-            )
+            raise DamagedManifest(f"{path} is damaged (schema_version {found!r:.20}): {_CURE}")
         try:
             key = values.pop("key")
             values["classes"] = tuple(values["classes"])
@@ -187,13 +192,10 @@ class Manifest:
             manifest = cls(**values)
             check_dtype(manifest.dtype)
         except (KeyError, TypeError, InputError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}): delete {folder} and extract again"
-            ) from error
+            raise DamagedManifest(f"{path} is damaged ({error}): {_CURE}") from error
         if manifest.key != key:
-            raise InputError(
-                f"{path} was altered: its key does not belong to its fingerprint; delete {folder} "
-                "and extract again"
+            raise DamagedManifest(
+                f"{path} was altered (its key does not belong to its fingerprint): {_CURE}"
             )
         return manifest
 

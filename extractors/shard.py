@@ -9,7 +9,7 @@ one (n, dim) array.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 
 from extractors.codec import Encoded, decode_features
 from extractors.errors import InputError
+from extractors.mapped import Mapped
 
 
 class StoredRows(NamedTuple):
@@ -29,13 +30,20 @@ class StoredRows(NamedTuple):
     tokens: np.ndarray | None  # (n,) int32 before truncation; None for images
 
 
-def shard_bytes(split: str, rows: StoredRows, encoded: Encoded | None = None) -> memoryview:
+def shard_bytes(
+    split: str,
+    rows: StoredRows,
+    encoded: Encoded | None = None,
+    *,
+    metadata: Mapping[bytes, bytes] | None = None,
+) -> memoryview:
     """The file content of a shard with n >= 1 rows.
 
     Args:
         split: the split of all rows.
         rows: what to store.
         encoded: the features as they are stored; None stores ``rows.features`` as float32.
+        metadata: of the Arrow schema (see ``provenance.py``).
 
     Example:
         >>> rows = StoredRows(["a"], np.array([1]), np.ones((1, 2), np.float32), None)
@@ -57,22 +65,24 @@ def shard_bytes(split: str, rows: StoredRows, encoded: Encoded | None = None) ->
     }
     if encoded is not None and encoded.scale is not None:
         columns["scale"] = pa.array(encoded.scale)
-    batch = pa.record_batch(columns)
-    return _stream(batch)
+    return _stream(pa.record_batch(columns), metadata)
 
 
-def merged_bytes(blocks: Sequence[Block]) -> memoryview:
+def merged_bytes(
+    blocks: Sequence[Block], *, metadata: Mapping[bytes, bytes] | None = None
+) -> memoryview:
     """The file content of one shard with the rows of several, in their order and as stored."""
     import pyarrow as pa
 
     table = pa.Table.from_batches([block.batch for block in blocks]).combine_chunks()
     (batch,) = table.to_batches()
-    return _stream(batch)
+    return _stream(batch, metadata)
 
 
-def _stream(batch: Any) -> memoryview:
+def _stream(batch: Any, metadata: Mapping[bytes, bytes] | None) -> memoryview:
     import pyarrow as pa
 
+    batch = batch.replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -108,28 +118,24 @@ class Block:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
         size: int | None = None,
         shape: tuple[int, int] | None = None,
         dtype: str | None = None,
         offset: int | None = None,
     ) -> None:
-        import pyarrow as pa
-
         self.path = path
         self._n: int | None = None
         try:
-            with pa.memory_map(str(path)) as file:
-                found = file.size()
-                if size in (None, found):
-                    self._buffer = file.read_buffer(found)
+            self._mapped = Mapped(path, size)
         except FileNotFoundError as error:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
             raise InputError(
                 f"the shard {path} cannot be read: extract again to redo it"
             ) from error
+        found = self._mapped.size
         if size not in (None, found):
             raise InputError(
                 f"the shard {path} cannot be read ({found} bytes instead of {size}): extract again "
@@ -139,11 +145,11 @@ class Block:
             features = self._column("features")
             shape = shape or (len(features), features.type.list_size)
             dtype = str(features.type.value_type.to_pandas_dtype()(0).dtype)
-            offset = features_offset(self._buffer)
+            offset = features_offset(self._mapped.buffer())
         n, dim = shape
         # A view of the file itself: parsing Arrow for each shard would take longer than reading it.
         try:
-            flat = np.frombuffer(self._buffer, dtype, n * dim, offset)
+            encoded = self._mapped.array((n, dim), dtype, offset)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"the shard {path} cannot be read: extract again to redo it"
@@ -152,10 +158,14 @@ class Block:
         #: byte of the file at which the features begin.
         self.offset = offset
         #: (n, dim) as stored: float32, float16 or int8, read-only.
-        self.encoded = flat.reshape(n, dim)
+        self.encoded = encoded
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    def expect(self) -> None:
+        """Have the shard read from the disk, beside whatever is done until it is looked at."""
+        self._mapped.expect()
 
     @property
     def ids(self) -> list[str]:
@@ -192,17 +202,28 @@ class Block:
         """Its one ``pyarrow.RecordBatch``, uncopied."""
         import pyarrow as pa
 
-        return pa.ipc.open_stream(self._buffer).read_next_batch()
+        return pa.ipc.open_stream(self._mapped.buffer()).read_next_batch()
 
     def _column(self, name: str) -> Any:
         import pyarrow as pa
 
         try:
             return self.batch[name].slice(0, self._n)
-        except (OSError, KeyError, StopIteration, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, StopIteration, pa.ArrowException) as error:
             raise InputError(
                 f"the shard {self.path} cannot be read: extract again to redo it"
             ) from error
+
+
+def in_order(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Blocks one after the other, each read from the disk while the one before it is used.
+
+    The operating system reads ahead within a file, not from one file to the next.
+    """
+    for number, block in enumerate(blocks):
+        if number + 1 < len(blocks):
+            blocks[number + 1].expect()
+        yield block
 
 
 def concatenate(blocks: Sequence[Block], *, dim: int, has_tokens: bool) -> StoredRows:
@@ -212,7 +233,7 @@ def concatenate(blocks: Sequence[Block], *, dim: int, has_tokens: bool) -> Store
         return StoredRows([], np.empty(0, np.int64), np.empty((0, dim), np.float32), tokens)
     features = np.empty((sum(map(len, blocks)), dim), np.float32)
     start = 0
-    for block in blocks:
+    for block in in_order(blocks):
         features[start : start + len(block)] = block.features
         start += len(block)
     counts = [tokens for block in blocks if (tokens := block.tokens) is not None]

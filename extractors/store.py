@@ -21,7 +21,7 @@ from extractors.errors import InputError
 from extractors.fingerprint import file_sha256
 from extractors.gather import Gatherer
 from extractors.manifest import Manifest, Shard
-from extractors.shard import Block, StoredRows, concatenate
+from extractors.shard import Block, StoredRows, concatenate, in_order
 from extractors.writer import StoreWriter, open_writer
 
 __all__ = ["FeatureStore", "StoreWriter", "StoredRows", "default_cache_dir"]
@@ -142,7 +142,7 @@ class FeatureStore:
         Raises:
             InputError: a shard is missing or cannot be read.
         """
-        yield from self._blocks(split)
+        yield from in_order(self._blocks(split))
 
     def batches(
         self,
@@ -238,7 +238,10 @@ class FeatureStore:
             InputError: a shard that cannot be read.
         """
         if split not in self._gatherers:
-            self._gatherers[split] = Gatherer(self._blocks(split), dim=self.dim)
+            blocks = self._blocks(split)
+            for block in blocks:
+                block.expect()
+            self._gatherers[split] = Gatherer(blocks, dim=self.dim)
         return self._gatherers[split]
 
     def truncated_fraction(self, ids: Mapping[str, Sequence[str]] | None = None) -> float:
@@ -336,6 +339,7 @@ class FeatureStore:
         """
         manifest = self.manifest
         wanted = _rows(manifest, split)
+        folder = os.path.join(self.path, "")  # a Path each costs as much as a mapping
         while True:
             blocks: list[Block] = []
             left = wanted
@@ -345,7 +349,7 @@ class FeatureStore:
                         n = min(shard.rows, left)
                         blocks.append(
                             Block(
-                                self.path / shard.file,
+                                f"{folder}{shard.file}",
                                 size=shard.bytes,
                                 shape=(n, manifest.dim),
                                 dtype=manifest.dtype,

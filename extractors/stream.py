@@ -24,6 +24,7 @@ from extractors.extract import SHARD_ROWS, Extraction, fingerprint, reduced_erro
 from extractors.fill import fill
 from extractors.known import KnownIds
 from extractors.manifest import MANIFEST_NAME, Manifest, installed_versions
+from extractors.rebuild import rebuild_manifest
 from extractors.shard import Block
 from extractors.store import FeatureStore, StoreWriter
 
@@ -91,6 +92,7 @@ def extract_stream(
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     check_dtype(dtype)
     folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
+    rebuilt = rebuild_manifest(folder)
     found = FeatureStore.open(folder).manifest if (folder / MANIFEST_NAME).exists() else None
     stored = _Stored(folder, found, on_bad_row)
 
@@ -171,6 +173,7 @@ def extract_stream(
         skipped=left_out,
         tokens=store.manifest.measured.get("tokens"),
         error=reduced_error(store.manifest),
+        rebuilt=rebuilt,
     )
 
 

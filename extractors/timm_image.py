@@ -32,7 +32,8 @@ class TimmImageExtractor(TorchBackbone):
     """A timm model without its classifier as a frozen extractor, in float32.
 
     The name's id is a timm model name, ``hf-hub:OWNER/NAME`` or ``local-dir:PATH`` with
-    ``config.json`` and ``model.safetensors``. By default the model's own pooled output; with
+    ``config.json`` and ``model.safetensors``. By default the model's own pooled output, or the mean
+    over positions of a model that gives out a map; with
     ``options.layer`` or ``options.pooling`` its feature maps (layers are the model's blocks or
     stages, -1 the last), pooled by the mean unless told otherwise.
     """
@@ -100,13 +101,14 @@ class TimmImageExtractor(TorchBackbone):
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
         plain = self.options.layer is None and self.options.pooling is None
-        features = self._model(pixels) if plain else self._pooled(pixels)
-        if features.ndim != 2:
-            raise InputError(
-                f"{self.name} gives features of shape {tuple(features.shape)} instead of one "
-                "vector per image: name a --pooling"
-            )
-        return features
+        return self._one_vector(self._model(pixels)) if plain else self._pooled(pixels)
+
+    def _one_vector(self, found: torch.Tensor) -> torch.Tensor:
+        """What the model gives out; the mean of the map of one for language models or detectors."""
+        if found.ndim == 2:
+            return found
+        last = found.ndim == 3 or getattr(self._model, "output_fmt", "NCHW") == "NHWC"
+        return found.float().mean(tuple(range(1, found.ndim - 1)) if last else (2, 3))
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         """Feature maps of the chosen blocks, pooled and put side by side."""
@@ -259,13 +261,20 @@ def _registered_repository(model: str) -> str:
             f"timm knows no model '{model}'"
             + (f": did you mean {meant}?" if close else ": see timm.list_models(pretrained=True)")
         )
+    if not config.hf_hub_id and config.url:
+        raise InputError(
+            f"'timm:{model}': its weights are a pickle ({config.url}), which is not opened here: "
+            f"write them as safetensors once with timm.models._hub.save_for_hf(timm.create_model("
+            f"'{model}', pretrained=True), FOLDER, safe_serialization=True), and name "
+            "'timm:local-dir:FOLDER'"
+        )
     if not config.hf_hub_id:
         family = model.partition(".")[0].partition("_")[0]
         known = timm.list_models(f"{family}*", pretrained=True)
         close = [name for name in known if timm.models.get_pretrained_cfg(name).hf_hub_id]
         offer = ", ".join(f"'timm:{name}'" for name in close[:3])
         raise InputError(
-            f"'timm:{model}': there are no pretrained weights for it on the Hub"
+            f"'timm:{model}': nobody has published weights for it"
             + (f"; of its family there are {offer}" if offer else "")
         )
     return str(config.hf_hub_id)

@@ -15,6 +15,7 @@ import numpy as np
 from extractors.codec import encode_features
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME, Manifest, Shard, SkippedRow
+from extractors.provenance import describe, seal
 from extractors.shard import StoredRows, features_offset, shard_bytes
 from extractors.storage import (
     TEMPORARY_PREFIX,
@@ -76,20 +77,21 @@ class StoreWriter:
         if len(rows.ids):
             self._check(split, rows)
             encoded = encode_features(rows.features, manifest.dtype, rows.ids)
-            content = shard_bytes(split, rows, encoded)
             limit = manifest.max_length
             long = 0 if rows.tokens is None or limit is None else int((rows.tokens > limit).sum())
             shard = Shard(
                 file=manifest.free_name(split),
                 split=split,
                 rows=len(rows.ids),
-                bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=0,
+                sha256="",
                 truncated=long,
                 seconds=round(seconds, 3),
-                offset=features_offset(content),
                 error_mean=float(f"{encoded.error.mean():.4g}"),
                 error_max=float(f"{encoded.error.max():.4g}"),
+            )
+            shard, content = sealed(
+                shard, shard_bytes(split, rows, encoded, metadata=describe(manifest, shard))
             )
             # The shard first: until the manifest names it, it does not exist.
             write_atomically(self.path / shard.file, content)
@@ -150,6 +152,14 @@ class StoreWriter:
         if not finite.all():
             row = rows.ids[int(np.argmin(finite))]
             raise InputError(f"row '{row}' has features that are NaN or infinite")
+
+
+def sealed(shard: Shard, content: memoryview) -> tuple[Shard, memoryview]:
+    """A shard with the proof in its bytes, and what the manifest notes of these bytes."""
+    content = seal(content)
+    checksum = hashlib.sha256(content).hexdigest()
+    offset = features_offset(content)
+    return replace(shard, bytes=len(content), sha256=checksum, offset=offset), content
 
 
 def is_own(name: str) -> bool:

@@ -21,7 +21,7 @@ from extractors.errors import MachineError
 from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors
 from tasks.records import to_json
 
-_VALUES, _ABOUT = "values.f32", "activations.json"
+VALUES_NAME, ABOUT_NAME = "values.f32", "activations.json"
 _BATCH_TOKENS, _BATCH_IMAGES = 2048, 16
 
 
@@ -104,7 +104,7 @@ def cached_rows(
     if folder is not None and _is_there(folder, about):
         if progress is not None:
             progress(n)
-        values = np.memmap(folder / _VALUES, np.float32, "r", shape=(about["vectors"], width))
+        values = np.memmap(folder / VALUES_NAME, np.float32, "r", shape=(about["vectors"], width))
         return CachedRows(values, offsets, one.shape, tokens, labels)
     values = _fill(cut, inputs, tokens, lengths, offsets, width, folder, about, progress)
     return CachedRows(values, offsets, one.shape, tokens, labels)
@@ -126,8 +126,8 @@ def activation_folder(cache_dir: Path, cut: CutBackbone, ids: Sequence[str], dat
 
 def _is_there(folder: Path, about: dict[str, int]) -> bool:
     try:
-        return json.loads((folder / _ABOUT).read_text("utf-8")) == about and (
-            (folder / _VALUES).stat().st_size == 4 * about["vectors"] * about["width"]
+        return json.loads((folder / ABOUT_NAME).read_text("utf-8")) == about and (
+            (folder / VALUES_NAME).stat().st_size == 4 * about["vectors"] * about["width"]
         )
     except (OSError, ValueError):
         return False
@@ -163,16 +163,16 @@ def _fill(
         with plain_disk_errors(folder.parent):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            values = np.memmap(temporary / _VALUES, np.float32, "w+", shape=shape)
+            values = np.memmap(temporary / VALUES_NAME, np.float32, "w+", shape=shape)
         _compute(cut, inputs, tokens, lengths, offsets, values, progress)
         with plain_disk_errors(folder.parent):
             values.flush()
-            (temporary / _ABOUT).write_text(json.dumps(about), "utf-8")
+            (temporary / ABOUT_NAME).write_text(json.dumps(about), "utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return np.memmap(folder / _VALUES, np.float32, "r", shape=shape)
+    return np.memmap(folder / VALUES_NAME, np.float32, "r", shape=shape)
 
 
 def _compute(

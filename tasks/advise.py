@@ -16,7 +16,7 @@ from tasks.advice import (
     label_errors,
     label_errors_csv,
 )
-from tasks.fit import Extracted
+from tasks.extraction import Extracted
 from tasks.ledger import Ledger, Trial, cross_fit_name, write_whole
 from tasks.methods import METHODS
 from tasks.trial import Rows

@@ -1,4 +1,4 @@
-"""The verb `cache`: list, verify, compact and remove feature stores."""
+"""The verb `cache`: list, verify, compact and remove feature stores; list and remove the rest."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from extractors.cache import Found, compact, find_store, list_stores, remove
 from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME
 from extractors.store import FeatureStore
-from tasks.config import CacheConfig
+from tasks.cache_folders import CacheFolder, find_folders, list_folders, remove_folder
+from tasks.config_saved import CacheConfig
 from tasks.console import Reporter
 from tasks.show import make_table, print_table, show_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreLine:
-    """One store in the table of `cache`, and in its JSON.
+    """One store in the table of `cache`, and in its JSON; or activations, or compiled code.
 
-    modified: seconds since 1970 of the last write. problems: what is wrong; empty where nothing is,
-    or where nothing was looked for.
+    kind: "store", "activations" (rows are vectors then) or "compiled". modified: seconds since 1970
+    of the last write. problems: what is wrong; empty where nothing is, or where nothing was looked
+    for.
     """
 
     name: str
     path: str
+    kind: str = "store"
     task: str | None = None
     backbone: str | None = None
     rows: int | None = None
@@ -44,10 +47,7 @@ def run_cache(config: CacheConfig, *, as_json: bool, reporter: Reporter) -> None
         InputError: no such store, or `verify` found damage (after everything was printed).
         MachineError: a store is being written, or the disk refuses.
     """
-    if config.stores:
-        paths = [find_store(name, config.cache_dir) for name in config.stores]
-    else:
-        paths = [found.path for found in list_stores(config.cache_dir)]
+    paths, others = _meant(config)
     lines = []
     for path in paths:
         if config.action == "rm":
@@ -56,6 +56,10 @@ def run_cache(config: CacheConfig, *, as_json: bool, reporter: Reporter) -> None
             if config.action == "compact":
                 compact(path)
             lines.append(_line(path, verify=config.action == "verify"))
+    for other in others:
+        if config.action == "rm":
+            remove_folder(other)
+        lines.append(_other_line(other, removed=config.action == "rm"))
     if as_json:
         show_json({"action": config.action, "stores": lines})
     else:
@@ -67,6 +71,37 @@ def run_cache(config: CacheConfig, *, as_json: bool, reporter: Reporter) -> None
             f"{damaged[0].problems[0]}; `convex-heads extract` with the same "
             "data and backbone does damaged shards again"
         )
+
+
+def _meant(config: CacheConfig) -> tuple[list[Path], list[CacheFolder]]:
+    """The stores and the other folders that are named; all of them where none is."""
+    if not config.stores:
+        known = [found.path for found in list_stores(config.cache_dir)]
+        return known, list_folders(config.cache_dir) if config.action == "ls" else []
+    stores, others = [], []
+    for name in config.stores:
+        found = find_folders(name, config.cache_dir)
+        if found is None:
+            stores.append(find_store(name, config.cache_dir))
+        elif config.action in ("compact", "verify"):
+            raise InputError(f"{config.action} is for stores; {name} can be listed and removed")
+        else:
+            others += found
+    return stores, others
+
+
+def _other_line(folder: CacheFolder, *, removed: bool) -> StoreLine:
+    return StoreLine(
+        name=folder.name,
+        path=str(folder.path),
+        kind=folder.kind,
+        rows=folder.vectors,
+        dim=folder.width,
+        dtype="float32" if folder.vectors is not None else None,
+        bytes=folder.bytes,
+        modified=folder.modified,
+        problems=(folder.problem,) if folder.problem and not removed else (),
+    )
 
 
 def _line(path: Path, *, verify: bool) -> StoreLine:
@@ -108,7 +143,7 @@ def _show(config: CacheConfig, lines: list[StoreLine], reporter: Reporter) -> No
         found = "; ".join(line.problems)
         if config.action == "verify":
             found = found or "whole"
-        elif line.modified is not None:
+        elif not found and line.modified is not None:
             found = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.modified))
         numbers = (line.rows, line.dim, line.dtype, line.shards)
         cells = ["-" if value is None else str(value) for value in numbers]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from extractors.base import Modality
 from extractors.errors import InputError
@@ -13,6 +14,8 @@ TEXT_COLUMNS = ("text", "sentence", "review")
 IMAGE_COLUMNS = ("image",)
 FEATURES_COLUMNS = ("features", "embedding", "embeddings", "vector", "x")
 LABEL_COLUMNS = ("label", "labels", "class")
+PAIR_MARK = "+"  # between the names of two columns of texts
+PAIR_SEPARATOR = " [SEP] "  # between the two texts; BERT's own mark, to others a word
 _ARRAY_LABEL_COLUMNS = (*LABEL_COLUMNS, "y")  # beside features, the habit of arrays
 
 
@@ -39,11 +42,32 @@ class ColumnChoice:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read."""
+    """The columns to read; `pair` where two columns of texts make one input."""
 
     modality: Modality
     input: str
     label: str | None
+    pair: tuple[str, str] | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that inputs are made of."""
+        return self.pair or (self.input,)
+
+    def read_input(self, read: Callable[[str], Sequence[Any]]) -> list[Any]:
+        """Values of the input, by a function that gives those of a column; pairs as one text.
+
+        >>> pair = Columns("text", "q+a", "label", ("q", "a"))
+        >>> pair.read_input({"q": ["Who?", None], "a": ["Me.", "You."]}.__getitem__)
+        ['Who? [SEP] Me.', None]
+        """
+        if self.pair is None:
+            return list(read(self.input))
+        first, second = (read(name) for name in self.pair)
+        return [
+            f"{a}{PAIR_SEPARATOR}{b}" if isinstance(a, str) and isinstance(b, str) else None
+            for a, b in zip(first, second, strict=True)
+        ]
 
 
 def find_columns(
@@ -51,10 +75,11 @@ def find_columns(
 ) -> Columns:
     """Settle the columns of `source` (a file's name, for messages) from its column `names`.
 
-    A named column must exist. Otherwise the first of text, sentence, review, or image, and the
-    first of label, labels, class is taken, whatever the case of its letters; where there is neither
-    text nor image, the first of features, embedding, embeddings, vector, x, with a label that may
-    also be y. `labelled=False` (new rows to predict) asks for no label column.
+    A named column must exist; `question+answer` names two whose texts are put together. Otherwise
+    the first of text, sentence, review, or image, and the first of label, labels, class is taken,
+    whatever the case of its letters; where there is neither text nor image, the first of features,
+    embedding, embeddings, vector, x, with a label that may also be y. `labelled=False` (new rows to
+    predict) asks for no label column.
 
     >>> find_columns(["id", "Review", "label"], ColumnChoice(), "reviews.csv")
     Columns(modality='text', input='Review', label='label')
@@ -73,6 +98,16 @@ def find_columns(
     if choice.image is not None:
         image = _settle(names, choice.image, IMAGE_COLUMNS, "--image-column", source)
         return Columns("image", image, label)
+    if choice.text is not None and choice.text not in names and PAIR_MARK in choice.text:
+        parts = [part.strip() for part in choice.text.split(PAIR_MARK)]
+        if len(parts) != 2 or not all(parts):
+            raise InputError(
+                f"--text-column {choice.text}: name one column, or two with a "
+                f"'{PAIR_MARK}' between them"
+            )
+        for part in parts:
+            _settle(names, part, TEXT_COLUMNS, "--text-column", source)
+        return Columns("text", choice.text, label, (parts[0], parts[1]))
     if choice.text is not None:
         text = _settle(names, choice.text, TEXT_COLUMNS, "--text-column", source)
         return Columns("text", text, label)

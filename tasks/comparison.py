@@ -9,40 +9,35 @@ and a finished trial is a line on disk (`tasks.ledger`). Tests (`tasks.paired`) 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from extractors.errors import InputError, MachineError
+from extractors.errors import InputError
 from extractors.manifest import installed_versions
-from extractors.store import StoredRows, default_cache_dir
+from extractors.names import parse_name
+from extractors.store import default_cache_dir
 from tasks.advise import advise
-from tasks.config import CompareConfig, as_command
-from tasks.console import QuietReporter, Reporter, Stage
-from tasks.data import Dataset
+from tasks.comparison_rows import common_rows, trial_rows, without_leaks
+from tasks.config import CompareConfig
+from tasks.config_files import as_command
+from tasks.console import QuietReporter, Reporter
 from tasks.draws import curve_sizes, draw
-from tasks.fit import Extracted, extract_features
-from tasks.images import image_bytes
+from tasks.extraction import Extracted, extract_features
 from tasks.ledger import Ledger, Trial, write_whole
 from tasks.methods import METHODS, default_methods
-from tasks.records import CompareRecord, to_json
+from tasks.records import CompareRecord
 from tasks.summary import summarise, trust_of
-from tasks.trial import FAILED, UNAVAILABLE, Rows
+from tasks.trials import run_trials
 from tasks.verdict import order
 
 _PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn", "faiss-cpu")
 _JOIN = " + "
 _MOST_VALIDATION = 0.3
-_DUPLICATES = 25  # pairs in the table, of each two splits
 # The first of these that is compared tells what it thinks of rows it was not fitted on.
 _ADVISERS = ("convex", "linear")
 # Of the head, as `ConvexHeadClassifier` names them.
@@ -67,6 +62,7 @@ def compare(
     seeds: int = 5,
     shots: Sequence[int] = (),
     curve: bool = False,
+    embed_samples: bool = False,
     out: str | Path | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
@@ -84,6 +80,7 @@ def compare(
         seeds: how many draws of training and validation rows, gates and first weights.
         shots: few-shot comparisons with so many training rows of every class.
         curve: learning curves over train size.
+        embed_samples: show rows in the report: texts or thumbnails, from the data.
         out: folder for records and report; what is finished there is not done again.
         train_rows: so many rows to train and choose; None: all.
         test_rows: so many test rows; None: all.
@@ -111,6 +108,7 @@ def compare(
         seeds=seeds,
         shots=tuple(shots),
         curve=curve,
+        embed_samples=embed_samples,
         out=None if out is None else Path(out),
         train_rows=train_rows,
         test_rows=test_rows,
@@ -133,17 +131,17 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     dataset = found[0].dataset
     if dataset.targets is not None and config.shots:
         raise InputError("--shots counts the rows of a class, and these rows have several labels")
-    splits = _common_rows(found)
+    splits = common_rows(found)
     leaks = None
     if config.leak_check:
-        leaks, splits = _leaks(config, found, splits, reporter)
+        leaks, splits = without_leaks(config, found, splits, reporter)
     names = [each.extractor.name for each in found]
     if len(names) > 1:
         names.append(_JOIN.join(names))
     several = dataset.targets is not None
     methods = order(config.methods or default_methods(dataset.modality, several))
     trained = any(METHODS[method].trains_backbone for method in methods)
-    pools, tests = _rows(found[0], splits, raw=trained)
+    pools, tests = trial_rows(found[0], splits, raw=trained)
     labels = pools[0].labels
     given = (len(splits[0]["train"].ids), len(splits[0]["validation"].ids))
     fraction = min(_MOST_VALIDATION, given[1] / sum(given))
@@ -151,7 +149,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     seeds = tuple(range(config.seed, config.seed + config.seeds))
     out = config.out
     if out is None:
-        folder = f"{Path(dataset.name).stem}-{_slug(names[0])}"
+        folder = f"{Path(dataset.name).stem}-{parse_name(names[0]).slug}"
         out = (config.cache_dir or default_cache_dir()) / "comparisons" / folder
     ledger = Ledger.open(out, _about(config, found, fraction))
     extracted = time.perf_counter() - began
@@ -160,7 +158,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     adviser = next(
         (Trial(m, names[0], *sizes[-1], seeds[0]) for m in _ADVISERS if m in methods), None
     )
-    skipped = _run_all(
+    skipped = run_trials(
         ledger,
         {
             name: [
@@ -253,116 +251,6 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     return record
 
 
-def _common_rows(found: Sequence[Extracted]) -> list[dict[str, StoredRows]]:
-    """Every backbone's rows of every split, those that all of them could encode."""
-    splits = [{name: each.rows(name) for name in ("train", "validation", "test")} for each in found]
-    if len(splits) == 1:
-        return splits
-    for name in splits[0]:
-        shared = set.intersection(*(set(each[name].ids) for each in splits))
-        for each in splits:
-            each[name] = _take(each[name], shared)
-    return splits
-
-
-def _take(rows: StoredRows, ids: set[str]) -> StoredRows:
-    kept = np.array([i for i, name in enumerate(rows.ids) if name in ids], dtype=np.intp)
-    return rows._replace(
-        ids=[rows.ids[i] for i in kept],
-        labels=rows.labels[kept],
-        features=rows.features[kept],
-        tokens=None if rows.tokens is None else rows.tokens[kept],
-    )
-
-
-def _leaks(
-    config: CompareConfig,
-    found: Sequence[Extracted],
-    splits: list[dict[str, StoredRows]],
-    reporter: Reporter,
-) -> tuple[Mapping[str, Any], list[dict[str, StoredRows]]]:
-    from tasks.leaks import check_leaks
-
-    first, dataset = splits[0], found[0].dataset
-    inputs = {
-        name: dict(zip(split.ids, split.inputs, strict=True))
-        for name, split in dataset.splits.items()
-    }
-    report, kept = check_leaks(
-        first,
-        found[0].digests(first),
-        drop=config.drop_leaks,
-        examples=_DUPLICATES,
-        inputs=inputs,
-        reporter=reporter,
-    )
-    if not config.drop_leaks:
-        return report, splits
-    left = {name: set(part.ids) for name, part in kept.items()}
-    return report, [
-        {name: _take(part, left[name]) for name, part in each.items()} for each in splits
-    ]
-
-
-def _rows(
-    found: Extracted, splits: Sequence[dict[str, StoredRows]], *, raw: bool = False
-) -> tuple[list, list]:
-    """Pool and test rows for each backbone, and for all side by side; with images if ``raw``."""
-    dataset = found.dataset
-    pools, tests = [], []
-    for each in splits:
-        digests = found.digests(each)
-        parts = {"pool": ("train", "validation"), "test": ("test",)}
-        made = {}
-        for name, members in parts.items():
-            inputs: list[Any] = []
-            if dataset.modality == "text" or (raw and dataset.modality == "image"):
-                for split in members:
-                    of = dataset.splits[split]
-                    by_id = dict(zip(of.ids, of.inputs, strict=True))
-                    inputs += [by_id[i] for i in each[split].ids]
-            texts = inputs if dataset.modality == "text" else None
-            images = None
-            if raw and dataset.modality == "image":
-                images = [image_bytes(item) for item in inputs]
-            made[name] = Rows(
-                np.concatenate([each[split].features for split in members]).astype(np.float32),
-                np.concatenate([each[split].labels for split in members]).astype(np.int64),
-                [digest for split in members for digest in digests[split]],
-                texts,
-                _targets(dataset, each, members),
-                images,
-            )
-        pools.append(made["pool"])
-        tests.append(made["test"])
-    there = pools[0].labels
-    if pools[0].targets is not None:
-        there = np.flatnonzero(pools[0].targets.any(axis=0))
-    missing = np.setdiff1d(np.arange(len(dataset.classes)), there)
-    if len(missing):
-        raise InputError(
-            f"no usable row of the class '{dataset.classes[missing[0]]}' is left outside test"
-        )
-    if len(splits) > 1:
-        for sets in (pools, tests):
-            wide = np.concatenate([rows.features for rows in sets], axis=1)
-            sets.append(dataclasses.replace(sets[0], features=wide))
-    return pools, tests
-
-
-def _targets(
-    dataset: Dataset, rows: Mapping[str, StoredRows], members: Sequence[str]
-) -> np.ndarray | None:
-    """The sets of labels (n, C) of the rows of some splits; None with one label a row."""
-    if dataset.targets is None:
-        return None
-    parts = []
-    for split in members:
-        place = {name: i for i, name in enumerate(dataset.splits[split].ids)}
-        parts.append(dataset.targets[split][[place[name] for name in rows[split].ids]])
-    return np.concatenate(parts)
-
-
 def _sizes(
     config: CompareConfig,
     labels: np.ndarray,
@@ -406,103 +294,3 @@ def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -
         "class weight": config.class_weight,
         **({} if config.budget_seconds is None else {"budget seconds": config.budget_seconds}),
     }
-
-
-def _run_all(
-    ledger: Ledger,
-    wanted: Mapping[str, Sequence[Trial]],
-    rows: Mapping[str, tuple[Rows, Rows]],
-    job: Mapping[str, Any],
-    reporter: Reporter,
-) -> dict[str, str]:
-    """Runs what is not finished, and returns why methods could not run."""
-    skipped: dict[str, str] = {}
-    total = sum(map(len, wanted.values()))
-    left = {name: [t for t in trials if t not in ledger.records] for name, trials in wanted.items()}
-    done = total - sum(map(len, left.values()))
-    if done == total:
-        return skipped
-    work = ledger.folder / "work"
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-    try:
-        with reporter.stage("compare", total, done=done) as stage:
-            for number, (backbone, trials) in enumerate(left.items()):
-                folder = work / str(number)
-                folder.mkdir(parents=True)
-                if trials:
-                    for part, name in zip(rows[backbone], ("pool", "test"), strict=True):
-                        part.write(folder, name)
-                for method in dict.fromkeys(trial.method for trial in trials):
-                    mine = [trial for trial in trials if trial.method == method]
-                    reason = _run_method(ledger, folder, mine, job, stage)
-                    if reason is not None:
-                        skipped.setdefault(method, reason)
-                        reporter.note(f"{METHODS[method].title} is left out: {reason}")
-                shutil.rmtree(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return skipped
-
-
-def _run_method(
-    ledger: Ledger, folder: Path, trials: Sequence[Trial], job: Mapping[str, Any], stage: Stage
-) -> str | None:
-    """One method's process; None, or why it did not finish all trials."""
-    own = {**job, "out": str(ledger.folder.resolve()), "trials": [list(t) for t in trials]}
-    (folder / "job.json").write_text(to_json(own), "utf-8")
-    title = METHODS[trials[0].method].title
-    stage.detail(title)
-    command = [sys.executable, "-m", "tasks.trial", str(folder.resolve())]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # it ends when this end is closed, however that comes about
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            encoding="utf-8",
-        )
-        reason, finished = None, 0
-        try:
-            assert process.stdout is not None
-            for answer in _answers(process.stdout):
-                if "record" in answer:
-                    ledger.append(answer["record"])
-                    finished += 1
-                    stage.advance(1)
-                    stage.detail(f"{title}, {finished} of {len(trials)}")
-                else:
-                    reason = answer.get(UNAVAILABLE) or answer[FAILED]
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-        if reason is None and finished < len(trials):
-            reason = _death(process.returncode, said)
-    if reason is not None and "No space left" in reason:
-        raise MachineError(f"no space left on the disk of {ledger.folder}")
-    return reason
-
-
-def _answers(stream: IO[str]) -> Iterator[dict[str, Any]]:
-    for line in stream:
-        if line.endswith("\n"):  # or half a line of a process that was killed
-            yield json.loads(line)
-
-
-def _death(code: int, said: IO[str]) -> str:
-    said.seek(0)
-    lines = [line.strip() for line in said if line.strip()]
-    last = f": {lines[-1]}" if lines and code >= 0 else ""
-    if code == -9:
-        return "its process was killed, as a system does that has run out of memory"
-    return f"its process ended with code {code}{last}"
-
-
-def _slug(name: str) -> str:
-    from extractors.names import parse_name
-
-    return parse_name(name).slug

@@ -12,13 +12,16 @@ from extractors.store import default_cache_dir
 _MIN_SECONDS = "0"
 
 
-def keep_compiled_code() -> None:
+def keep_compiled_code(cache_dir: Path | None = None) -> None:
     """Tell JAX, before it is imported, where to keep compiled code; a user's own choice wins.
+
+    Args:
+        cache_dir: of the stores too; None is ``default_cache_dir()``.
 
     What is compiled for one processor may not run on another, and home folders are shared between
     machines: each kind of processor has its own folder.
     """
-    folder = default_cache_dir() / "compiled" / _processor()
+    folder = (cache_dir or default_cache_dir()).absolute() / "compiled" / _processor()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _MIN_SECONDS)
 

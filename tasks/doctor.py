@@ -92,13 +92,19 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 def _jax() -> Check:
     import jax
 
-    devices = ", ".join(str(device) for device in jax.devices())
+    found = jax.devices()
+    kinds = ", ".join(
+        str(device) if device.platform == "cpu" else f"{device} ({device.device_kind})"
+        for device in found
+    )
+    more = f"; --devices all uses {len(found)}" if len(found) > 1 else ""
+    devices = f"{kinds}; heads are fitted on {found[0]}{more}"
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
         return Check(
             "jax devices",
             "warning",
             devices,
-            "there is a GPU that JAX cannot use: pip install 'jax[cuda12]'",
+            "there is a GPU that JAX cannot use: pip install 'convex-heads[cuda]'",
         )
     return Check("jax devices", "ok", devices)
 
@@ -108,17 +114,18 @@ def _torch() -> Check:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Check("torch devices", "ok", ", ".join(names))
+        return Check("torch devices", "ok", f"{', '.join(names)}; rows are encoded on cuda")
     if shutil.which("nvidia-smi"):
         return Check(
             "torch devices",
             "warning",
-            "cpu",
+            "rows are encoded on cpu",
             "there is a GPU that this build of torch cannot use: "
             "install the CUDA build (pytorch.org/get-started)",
         )
     mps = getattr(torch.backends, "mps", None)
-    return Check("torch devices", "ok", "mps, cpu" if mps and mps.is_available() else "cpu")
+    more = ", with --device mps on mps" if mps and mps.is_available() else ""
+    return Check("torch devices", "ok", f"rows are encoded on cpu{more}")
 
 
 def _torchvision() -> Check:

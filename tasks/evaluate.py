@@ -11,7 +11,7 @@ import numpy as np
 
 from extractors.errors import InputError
 from tasks.columns import ColumnChoice
-from tasks.config import EvaluateConfig
+from tasks.config_saved import EvaluateConfig
 from tasks.console import Reporter
 from tasks.inputs import Items
 from tasks.labelled import class_numbers, read_labelled

@@ -20,7 +20,7 @@ from torch import nn
 
 from extractors.errors import InputError, MachineError
 from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors
-from tasks.config import ExportConfig
+from tasks.config_saved import ExportConfig
 from tasks.console import Reporter
 from tasks.records import ExportRecord
 from tasks.torch_head import TorchHead

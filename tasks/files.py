@@ -115,7 +115,7 @@ def _read_tables(
             )
             find_columns(table.names, named, table.path.name)
             places.append((len(inputs), f"{table.path.name}, {table.row_word}"))
-            inputs += read_inputs(table.path.parent, columns, table.read(columns.input))
+            inputs += read_inputs(table.path.parent, columns, columns.read_input(table.read))
             labels += table.read(columns.label)
         if not inputs:
             raise InputError(f"{pieces[0].path} has no rows")

@@ -6,7 +6,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,18 +38,26 @@ def parse_hub_name(data: str) -> tuple[str, str | None]:
 
 
 def read_hub(
-    name: str, repository: str, config: str | None, choice: ColumnChoice, instead: str
+    name: str,
+    repository: str,
+    config: str | None,
+    choice: ColumnChoice,
+    instead: str,
+    splits_as: Mapping[str, str] | None = None,
 ) -> RawData:
     """Download a data set, or take it from the cache of `datasets`, and read its splits.
 
     `name` is what the data set is called here; `instead` ends the message when there is no network
     and nothing cached (what else the user can do). Splits that are none of train, validation, test
-    (imdb has one called "unsupervised") are left out.
+    (imdb has one called "unsupervised") are left out; `splits_as` gives those to take and what they
+    are here, for data sets whose test labels are kept secret.
 
     Raises InputError for an unknown repository, configuration or column, and MachineError when
     the Hub cannot be reached and nothing is cached.
     """
     splits, notes = _load(repository, config, instead)
+    if splits_as is not None:
+        splits = {to: splits[name] for name, to in splits_as.items() if name in splits}
     found = [split for split in splits if split in SPLIT_NAMES]
     if not found and len(splits) == 1:
         found = list(splits)
@@ -69,13 +77,13 @@ def read_hub(
 def _rows(split: datasets.Dataset, name: str, columns: Columns) -> RawSplit:
     import datasets
 
-    for column in (columns.input, columns.label):
+    for column in (*columns.inputs, columns.label):
         if column not in split.column_names:
             raise InputError(f"the split {name} has no column '{column}'")
     if columns.modality == "image":
         # Encoded bytes, as they are stored: decoding is the extractor's work.
         split = split.cast_column(columns.input, datasets.Image(decode=False))
-    inputs: list[Any] = list(split[columns.input])
+    inputs = columns.read_input(split.__getitem__)
     labels: list[Any] = list(split[columns.label or ""])
     ids = [f"{name}/{i:06d}" for i in range(len(inputs))]
     return RawSplit(ids, read_inputs(None, columns, inputs), labels, ids.__getitem__)

@@ -80,7 +80,7 @@ def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
             f"the column '{columns.input}' of {path.name} holds {_PLURAL[columns.modality]}, "
             f"but this head labels {_PLURAL[modality]}; name a column with --{modality}-column"
         )
-    inputs = read_inputs(path.parent, columns, table.read(columns.input))
+    inputs = read_inputs(path.parent, columns, columns.read_input(table.read))
     return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)
 
 

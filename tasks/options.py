@@ -22,7 +22,9 @@ Backbone = Annotated[
 DataRoot = Annotated[
     Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
 ]
-TextColumn = Annotated[str | None, Option(help="Column with the texts.", metavar="NAME")]
+TextColumn = Annotated[
+    str | None, Option(help="Column with the texts, or two: A+B.", metavar="NAME")
+]
 ImageColumn = Annotated[str | None, Option(help="Column with the images.", metavar="NAME")]
 FeaturesColumn = Annotated[
     str | None, Option(help="Column with vectors computed before.", metavar="NAME")
@@ -95,6 +97,15 @@ DropLeaks = Annotated[
 ]
 EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
+]
+Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]
+Coordinator = Annotated[
+    str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")
+]
+Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
+Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
+CheckpointMinutes = Annotated[
+    float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
 ]
 
 Unfreeze = Annotated[int | None, Option(help="Blocks to train, from the top [1].", metavar="K")]

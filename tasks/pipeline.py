@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from extractors.changes import with_changes
 from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
+from tasks.answers import answers_of, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
 from tasks.fetch import find_artefact, image_input, push_folder
 
@@ -283,7 +284,7 @@ class ConvexHeadPipeline:
             )
 
         if isinstance(items, Iterator):
-            return _streamed(items, answers, max(1, batch_rows))
+            return streamed(items, answers, max(1, batch_rows))
         single = not isinstance(items, list | tuple)
         if self.modality == "features":
             items = np.asarray(items)
@@ -304,25 +305,13 @@ class ConvexHeadPipeline:
             return []
         ids = [f"item {i}" for i in range(1, len(items) + 1)]
         encoded = encode_rows(self._extractor, self._inputs(items, allow_urls), ids)
-        X = encoded.features
-        p = self.head.predict_proba(X)
-        answers: list[dict[str, Any]] = [
-            {"label": self.classes[row.argmax()], "score": float(row.max())} for row in p
-        ]
-        if top_k is not None:
-            for answer, row in zip(answers, p, strict=True):
-                best = np.argsort(-row, kind="stable")[:top_k]
-                answer["top_k"] = [{"label": self.classes[c], "score": float(row[c])} for c in best]
-        if features:
-            for answer, x in zip(answers, X, strict=True):
-                answer["features"] = x
-        if certificate:
-            from convex_heads import robustness_radius
-
-            network = cast(Any, self.head.network)
-            for answer, radius in zip(answers, robustness_radius(network, X), strict=True):
-                answer["robustness_radius"] = float(radius)
-        return answers
+        return answers_of(
+            self.head,
+            encoded.features,
+            top_k=top_k,
+            features=features,
+            certificate=certificate,
+        )
 
     def predict_proba(
         self,
@@ -397,13 +386,3 @@ class ConvexHeadPipeline:
                 f"({', '.join(differs)} differ): restore that version, or fit again"
             )
         return extractor
-
-
-def _streamed(
-    items: Iterator[Any], answers: Callable[[Sequence[Any]], list[dict[str, Any]]], rows: int
-) -> Iterator[dict[str, Any]]:
-    """Answers in the order of the items, a batch of them at a time."""
-    from itertools import islice
-
-    while batch := list(islice(items, rows)):
-        yield from answers(batch)

@@ -21,7 +21,7 @@ from extractors.base import Modality
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors, write_atomically
 from tasks.columns import ColumnChoice
-from tasks.config import OutputFormat, PredictConfig
+from tasks.config_saved import OutputFormat, PredictConfig
 from tasks.console import Reporter
 from tasks.inputs import Items, read_items, text_items
 from tasks.records import to_json

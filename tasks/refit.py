@@ -1,4 +1,4 @@
-"""More rows, or more classes, for a head that is there: solved again from its weights.
+"""The verb `refit`: more rows, or more classes, for a head that is there.
 
 The backbone, the standardisation, the gates and the absolute penalty stay, so the program is the
 one that a fit from scratch on all rows would solve with them, and its certificate says how far from
@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from convex_heads.certificate import Certificate
-from convex_heads.decode import Network
-from convex_heads.gated import certify_prepared, minimise, prepare_given, resume, rotate, unrotate
+from convex_heads.decode import Network, ReluNetwork
 from convex_heads.limits import Limits
-from convex_heads.losses import LOSSES, targets
-from convex_heads.penalties import PENALTIES
+from convex_heads.refit import solve_more
 from convex_heads.solution import Status
 from extractors.base import Rows
 from extractors.errors import InputError
@@ -31,7 +25,7 @@ from extractors.store import FeatureStore
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice
-from tasks.config import RefitConfig
+from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide
@@ -44,124 +38,6 @@ from tasks.registry import resolve_data_root
 from tasks.sources import read_source
 
 _SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """A head solved again.
-
-    Attributes:
-        network: what predicts.
-        certificate: of its weights on all rows.
-        status: how the solve ended.
-        passes: data passes it took.
-        primal_before: the objective of the weights it began with.
-    """
-
-    network: Network
-    certificate: Certificate
-    status: Status
-    passes: float
-    primal_before: float
-
-
-def solve_more(
-    network: Network,
-    X: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    beta: float,
-    *,
-    penalty: str = "group",
-    limits: Limits | None = None,
-    seed: int = 0,
-    warm: bool = True,
-) -> Refitted:
-    """Solves the program of a network's scaling, gates and classes (or more) on other rows.
-
-    Args:
-        network: a gated head; its classes come first among the new ones.
-        X: raw features (n, d), all rows.
-        labels: (n,) class numbers; every class occurs.
-        n_classes: C, at least as many as the network has. A logistic head that gets a third class
-            becomes a softmax head.
-        beta: absolute penalty, > 0.
-        penalty: ``group`` or ``ridge``.
-        limits: when to stop.
-        seed: of the trial gates of the certificate.
-        warm: whether to begin at the network's weights; else at zero.
-
-    Raises:
-        ValueError: shapes that do not belong together.
-
-    Example:
-        >>> from convex_heads import ConvexHeadClassifier
-        >>> rng = np.random.default_rng(0)
-        >>> X = rng.normal(size=(300, 4)).astype("float32")
-        >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
-        >>> first = ConvexHeadClassifier(beta=0.05, n_gates=8).fit(X[:150], y[:150])
-        >>> more = solve_more(first.network_, X, y, 2, first.certificate_.beta)
-        >>> cold = solve_more(first.network_, X, y, 2, first.certificate_.beta, warm=False)
-        >>> more.certificate.relative_gap <= 2e-2, more.passes <= cold.passes
-        (True, True)
-    """
-    limits = limits or Limits()
-    loss_name = "softmax" if network.loss == "logistic" and n_classes > 2 else network.loss
-    loss = LOSSES[loss_name]
-    if labels.shape != (len(X),) or X.shape[1] != network.dim:
-        raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")
-    Y = targets(labels, loss_name, n_classes)
-    gates, W = _with_linear_gate(network)
-    W = _widened(W, network.loss, loss_name, Y.shape[1])
-    omega = np.full(len(X), 1 / len(X))
-    z0 = loss.offset(jnp.asarray(omega @ Y, jnp.float32))
-    key, trial_key = jax.random.split(jax.random.key(seed))
-    prepared = prepare_given(
-        network.scaling.transform(X, np.float32),
-        Y,
-        omega,
-        loss,
-        gates,
-        np.asarray(z0),
-        key,
-        PENALTIES[penalty],
-    )
-    rotated = rotate(prepared, W)
-    start = resume(prepared, rotated) if warm else None
-    before = certify_prepared(prepared, rotated, beta, key=trial_key).primal
-    solution, _ = minimise(prepared, beta, warm=start, limits=limits)
-    certificate = certify_prepared(
-        prepared, solution.value, beta, R=solution.residual, key=trial_key
-    )
-    found = Network.decode(
-        network.scaling, gates, unrotate(prepared, solution.value), np.asarray(z0), loss_name
-    )
-    status = solution.status.judged_by(certificate.relative_gap, limits.tolerance)
-    return Refitted(found, certificate, status, solution.stats.passes, before)
-
-
-def _with_linear_gate(network: Network) -> tuple[np.ndarray, np.ndarray]:
-    """Gates and weights; the gate that is always on is offered again where it had been dropped."""
-    k, C = network.dim + 1, len(network.offset)
-    gates = network.gates.astype(np.float32)
-    W = network.weights.astype(np.float32)
-    always = (gates[:, :-1] == 0).all(axis=1) & (gates[:, -1] >= 0) if len(gates) else []
-    if not np.any(always):
-        first = np.zeros((1, k), np.float32)
-        first[0, -1] = 1
-        gates = np.concatenate([first, gates])
-        W = np.concatenate([np.zeros((1, k, C), np.float32), W])
-    return gates, W
-
-
-def _widened(W: np.ndarray, before: str, after: str, C: int) -> np.ndarray:
-    """Weights (P, k, C) of more classes: those of new ones are zero.
-
-    The score of a logistic head is that of class 1 against class 0: half to each.
-    """
-    if before == "logistic" and after != "logistic":
-        W = np.concatenate([-W / 2, W / 2], axis=2)
-    return np.pad(W, ((0, 0), (0, 0), (0, C - W.shape[2])))
 
 
 def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
@@ -183,8 +59,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     network = pipeline.head.network
     certificate = pipeline.certificate
     record: dict[str, Any] = pipeline.facts.get("record", {})
-    if not isinstance(network, Network):
-        raise InputError("refit is for gated heads; a ReLU head is fitted anew on all rows")
+    assert isinstance(network, Network | ReluNetwork)
     if not isinstance(certificate.get("beta"), float | int):
         raise InputError(f"{config.artefact} does not say its penalty: fit again on all rows")
     before = [_open_store(path, pipeline) for path in _stores(pipeline)]
@@ -247,6 +122,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         classes=classes,
         new_classes=classes[len(pipeline.classes) :],
         n=counts,
+        activation="relu" if isinstance(found, ReluNetwork) else "gated_relu",
         loss=found.loss,
         beta=solved.certificate.beta,
         primal_before=solved.primal_before,

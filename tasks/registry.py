@@ -18,16 +18,37 @@ import numpy as np
 
 from extractors.base import Modality
 from extractors.errors import InputError, MachineError
-from tasks.columns import ColumnChoice
+from tasks.columns import PAIR_MARK, ColumnChoice
 from tasks.raw import WHOLE, RawData, RawSplit
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the Hugging Face Hub, and those columns that are not called as usual."""
+    """A data set on the Hugging Face Hub, and those columns that are not called as usual.
+
+    config: which of its data sets. splits_as: the splits to take, and what they are here; None:
+    those that are called as usual.
+    """
 
     repository: str
     columns: ColumnChoice = field(default_factory=ColumnChoice)
+    config: str | None = None
+    splits_as: Mapping[str, str] | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row is two texts."""
+        return PAIR_MARK in (self.columns.text or "")
+
+
+def _glue(config: str, first: str, second: str, validation: str | None) -> HubSource:
+    """A task of GLUE on pairs; where test labels are secret, `validation` is the test split."""
+    return HubSource(
+        "nyu-mll/glue",
+        ColumnChoice(text=f"{first}{PAIR_MARK}{second}"),
+        config,
+        None if validation is None else {"train": "train", validation: "test"},
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,51 @@ TASKS: Mapping[str, TaskSpec] = {
             {"train": 16000, "validation": 2000, "test": 2000},
             "emotion of short messages",
             HubSource("dair-ai/emotion"),
+        ),
+        TaskSpec(
+            "mrpc",
+            "text",
+            2,
+            {"train": 3668, "validation": 408, "test": 1725},
+            "whether two sentences of the news say the same (GLUE)",
+            _glue("mrpc", "sentence1", "sentence2", None),
+            ("not_equivalent", "equivalent"),
+        ),
+        TaskSpec(
+            "rte",
+            "text",
+            2,
+            {"train": 2490, "validation": 277},
+            "whether a text entails a sentence (GLUE)",
+            _glue("rte", "sentence1", "sentence2", "validation"),
+            ("entailment", "not_entailment"),
+        ),
+        TaskSpec(
+            "qnli",
+            "text",
+            2,
+            {"train": 104743, "validation": 5463},
+            "whether a sentence answers a question (GLUE)",
+            _glue("qnli", "question", "sentence", "validation"),
+            ("entailment", "not_entailment"),
+        ),
+        TaskSpec(
+            "qqp",
+            "text",
+            2,
+            {"train": 363846, "validation": 40430},
+            "whether two questions ask the same (GLUE)",
+            _glue("qqp", "question1", "question2", "validation"),
+            ("not_duplicate", "duplicate"),
+        ),
+        TaskSpec(
+            "mnli",
+            "text",
+            3,
+            {"train": 392702, "validation_matched": 9815},
+            "what follows from a premise: the hypothesis, nothing, its opposite (GLUE)",
+            _glue("mnli", "premise", "hypothesis", "validation_matched"),
+            ("entailment", "neutral", "contradiction"),
         ),
         TaskSpec(
             "cifar10",

@@ -28,7 +28,7 @@ import numpy as np
 from extractors.encode import encode_rows
 from extractors.errors import InputError, MachineError
 from tasks.batching import Batcher, Closed, QueueFull
-from tasks.config import ServeConfig
+from tasks.config_saved import ServeConfig
 from tasks.console import Reporter
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def show_finetune(record: FinetuneRecord) -> None:
 
 def show_comparison(record: CompareRecord) -> None:
     """The verdict, the table of every training size, and where things are."""
-    from tasks.comparison_report import table_of, where_in_words
+    from tasks.comparison_words import table_of, where_in_words
 
     for said in record.verdict:
         where = where_in_words(record, said)

@@ -113,6 +113,8 @@ def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawDat
     if folder is not None:
         if spec.name == "fashion_mnist" and not find_split_files(folder):
             return read_fashion_mnist(folder, read_class_names(folder))
+        if spec.hub is not None and spec.hub.is_pair and choice.text is None:
+            choice = replace(choice, text=spec.hub.columns.text)
         return replace(read_path(folder, choice), name=spec.name)
     assert spec.hub is not None
     searched = f"{root} has no {spec.name}/train.parquet" if root else "no --data-root was given"
@@ -125,7 +127,9 @@ def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawDat
         choice.image or spec.hub.columns.image,
         choice.label or spec.hub.columns.label,
     )
-    raw = read_hub(spec.name, spec.hub.repository, None, wanted, instead)
+    raw = read_hub(
+        spec.name, spec.hub.repository, spec.hub.config, wanted, instead, spec.hub.splits_as
+    )
     return replace(raw, class_names=spec.classes or raw.class_names)
 
 

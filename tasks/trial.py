@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from convex_heads.decode import probabilities
 from tasks.calibration import fit_temperature
 from tasks.draws import draw, folds
 from tasks.ledger import Trial, cross_fit_name, prediction_name, write_array
+from tasks.memory import peak_rss_mb
 from tasks.methods.base import Backbone, Fitted, Part, Problem
 
 UNAVAILABLE, FAILED = "unavailable", "failed"
@@ -153,7 +153,7 @@ def run(
             "seconds": round(seconds, 3),
             "seconds_warm": round(seconds - compiling.seconds, 3),
             "seconds_predict": round(seconds_predict, 3),
-            "peak_rss_mb": _peak_rss_mb(),
+            "peak_rss_mb": peak_rss_mb(),
         }
 
 
@@ -239,18 +239,6 @@ def _cross_fit(fitted: Fitted, pool: Rows, path: Path, C: int) -> None:
 
 def _log(p: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.log(np.maximum(np.asarray(p, np.float64), 1e-12))
-
-
-def _peak_rss_mb() -> float:
-    """The most memory this process has had; on Linux getrusage tells its parent's too."""
-    try:
-        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 1)
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def _end_with_stdin() -> None:

@@ -24,7 +24,8 @@ from extractors.extract import extract
 from extractors.options import FeatureOptions, parse_layers
 from tasks import ConvexHeadPipeline
 from tasks.cli import main
-from tasks.config import ExtractConfig, load_config, to_toml
+from tasks.config import ExtractConfig
+from tasks.config_files import load_config, to_toml
 
 WORDS = [
     "a",
@@ -285,19 +286,61 @@ def test_every_name_that_timm_lists_is_a_repository_or_one_sentence() -> None:
     from extractors.timm_image import _import_timm, _registered_repository
 
     timm = _import_timm()
-    found = {}
+    found, nowhere, pickles = {}, [], []
     for name in timm.list_models():
         try:
             found[name] = _registered_repository(name)
         except InputError as error:
-            found[name] = str(error)
-            assert "no pretrained weights for it on the Hub" in found[name]
-            assert "\n" not in found[name]
-    repositories = [value for value in found.values() if " " not in value]
-    assert all(value.count("/") == 1 for value in repositories)
-    assert len(repositories) > 1000
+            assert "\n" not in str(error)
+            (pickles if "its weights are a pickle (http" in str(error) else nowhere).append(name)
+            assert name in pickles or "nobody has published weights for it" in str(error)
+    assert all(value.count("/") == 1 for value in found.values())
+    assert len(found) > 1000
     assert found["resnet50"] == "timm/resnet50.a1_in1k"
-    assert found["legacy_xception"].count("'timm:legacy_") == 1  # itself, and none to offer
+    assert {"legacy_xception", "gcvit_tiny", "vit_huge_patch14_gap_224"} <= set(pickles)
+    assert len(pickles) < 25
+    for name in nowhere:  # nor for any tag of it
+        assert timm.list_models(f"{name}.*", pretrained=True) == []
+
+
+def test_a_model_whose_weights_are_a_pickle_is_read_after_the_line_that_converts_it(
+    tmp_path: Path,
+) -> None:
+    import timm
+    import torch
+    from timm.models._hub import save_for_hf
+
+    with pytest.raises(InputError, match="save_for_hf") as caught:
+        load_extractor("timm:legacy_seresnet18", device="cpu").fingerprint()
+    line = str(caught.value).split("once with ")[1].split(", and name")[0]
+    line = line.replace("pretrained=True", "pretrained=False").replace("timm.models._hub.", "")
+    scope = {"timm": timm, "save_for_hf": save_for_hf, "FOLDER": str(tmp_path / "model")}
+    eval(line, scope)
+    extractor = load_extractor(f"timm:local-dir:{tmp_path / 'model'}", device="cpu")
+    with torch.inference_mode():
+        assert extractor.encode([extractor.prepare(photograph(0))]).shape == (1, 512)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_vit_88m_enc", "mobilenetv5_300m_enc"])
+def test_an_encoder_without_a_vector_gives_the_mean_of_its_map(
+    architecture: str, tmp_path: Path
+) -> None:
+    import timm
+    import torch
+
+    small: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 64}
+    small |= {"out_features": 24}
+    if architecture.startswith("mobilenetv5"):
+        small = {"channel_multiplier": 0.1, "msfa_indices": (-2, -1)}
+    path = save_timm_model(tmp_path / "model", architecture, **small)
+    extractor = load_extractor(f"timm:{path}", device="cpu")
+    prepared = [extractor.prepare(photograph(i)) for i in range(2)]
+    model = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
+    with torch.inference_mode():
+        found = model(torch.stack(prepared))
+    places = (1,) if found.ndim == 3 else (2, 3)
+    assert found.ndim > 2
+    assert row_errors(extractor.encode(prepared), found.mean(places).numpy()) <= 1e-5
 
 
 # ---- options -------------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ from extractors.changes import with_changes
 from extractors.encode import encode_rows
 from extractors.errors import InputError
 from tasks.activations import cached_rows
-from tasks.alternate import Joint, alternate, prefers
+from tasks.alternate import Joint, alternate
 from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.cli import main
+from tasks.half_steps import prefers
 
 TEXTS = ("bert", "roberta", "gpt2", "llama")
 IMAGES = ("vit", "clip", "convnext")
@@ -303,6 +304,18 @@ def test_finetune_predict_and_pipeline_agree(tmp_path, capsys):
     # The published backbone is another one.
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "changed_sha256" in config["backbone_fingerprint"]
+    # Exported with its backbone, it is the one that was fine-tuned, not the published one.
+    import torch
+
+    from extractors.graph import backbone_graph
+
+    out = tmp_path / "model.pt2"
+    export = ["export", str(tmp_path / "model"), "--format", "torch", "--out", str(out)]
+    assert main([*export, "--with-backbone", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_difference"] <= 1e-4
+    program = torch.export.load(out).module()
+    inputs = backbone_graph(clf.extractor).inputs(texts)
+    np.testing.assert_allclose(program(*inputs)[1].numpy(), p, atol=1e-4)
 
 
 def run_until(checkpoint: Path, arguments: list[str], how: int, lines: int) -> int:

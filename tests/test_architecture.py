@@ -6,8 +6,10 @@ tasks -> extractors (torch and its world), tasks -> convex_heads (jax); the two 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -265,3 +267,25 @@ def test_no_file_names_this_machine_or_a_registry() -> None:
         text = (REPOSITORY / name).read_text("utf-8")
         for wrong in ("://", str(Path.home()) + "/", str(REPOSITORY.parent) + "/"):
             assert wrong not in text, f"{name} names {wrong}"
+
+
+def test_the_public_api_is_listed_once_and_nothing_else_is_exported() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    for package in PRODUCT:
+        module = importlib.import_module(package)
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{package}` | `"))
+        assert re.findall(r"`(\w+)`", line.split("|")[2]) == sorted(module.__all__)
+        assert sorted(module.__all__) == dir(module)
+        assert (REPOSITORY / package / "py.typed").is_file()
+
+
+def test_every_declared_package_has_its_licence_named() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    text = (REPOSITORY / "THIRD_PARTY_LICENSES.md").read_text("utf-8")
+    cells = [line.split("|")[1:-2] for line in text.splitlines() if line.startswith("|")]
+    named = {name.strip() for row in cells if row for name in row[-1].split(",")}
+    extras = project["optional-dependencies"].values()
+    for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
+        assert Requirement(line).name in named, f"{line} is not in THIRD_PARTY_LICENSES.md"
+    citation = (REPOSITORY / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {project['version']}\n" in citation

@@ -13,7 +13,8 @@ from pyarrow import parquet
 from extractors.errors import InputError
 from tasks import load_task
 from tasks.columns import ColumnChoice
-from tasks.config import ExtractConfig, FitConfig, load_config
+from tasks.config import ExtractConfig, FitConfig
+from tasks.config_files import load_config
 from tasks.inputs import read_items
 
 GOOD = "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))

@@ -19,7 +19,8 @@ from sklearn.datasets import load_digits
 
 from extractors.errors import InputError
 from tasks.cli import main
-from tasks.config import CompareConfig, as_command
+from tasks.config import CompareConfig
+from tasks.config_files import as_command
 from tasks.draws import curve_sizes, draw
 from tasks.ledger import MEASURED, RECORDS, Ledger, Trial, write_array
 from tasks.methods import METHODS, check_methods, default_methods, load_method

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import config
-from tasks.config import ExtractConfig, FitConfig, PredictConfig, load_config, to_toml
+from tasks.config import ExtractConfig, FitConfig
+from tasks.config_files import load_config, to_toml
+from tasks.config_saved import PredictConfig
 from tasks.records import FitRecord, to_json
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

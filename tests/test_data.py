@@ -414,6 +414,22 @@ def test_images_of_a_hub_data_set_stay_encoded(hub_folder):
     assert sorted(found) == sorted(images)
 
 
+HIDDEN = ("train", "validation", "test")
+MATCHED = ("matched", "mismatched")
+# GLUE on the Hub is one repository with a folder for each task; -1 stands for a secret label.
+PAIRS = [
+    ("mrpc", ("sentence1", "label", "sentence2", "idx"), ("train", "validation", "test")),
+    ("rte", ("sentence1", "label", "sentence2", "idx"), HIDDEN),
+    ("qnli", ("question", "label", "sentence", "idx"), HIDDEN),
+    ("qqp", ("question1", "label", "question2", "idx"), HIDDEN),
+    (
+        "mnli",
+        ("premise", "label", "hypothesis", "idx"),
+        ("train", *(f"{split}_{m}" for split in ("validation", "test") for m in MATCHED)),
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("task", "columns", "splits"),
     [
@@ -431,6 +447,7 @@ def test_images_of_a_hub_data_set_stay_encoded(hub_folder):
         ("fashion_mnist", ("image", "label"), ("train", "test")),
         ("food101", ("image", "label"), ("train", "validation")),
         ("hymenoptera", ("image", "label"), ("train", "validation")),
+        *PAIRS,
     ],
 )
 def test_named_tasks_in_the_layout_of_the_hub(tmp_path, monkeypatch, task, columns, splits):
@@ -442,6 +459,12 @@ def test_named_tasks_in_the_layout_of_the_hub(tmp_path, monkeypatch, task, colum
     assert spec.hub is not None
     folder = tmp_path / spec.hub.repository
     folder.mkdir(parents=True)
+    if spec.hub.config:  # as the card of the repository tells which files are which
+        told = [f"  - split: {split}\n    path: {task}/{split}-*" for split in splits]
+        card = f"---\nconfigs:\n- config_name: {task}\n  data_files:\n" + "\n".join(told)
+        (folder / "README.md").write_text(card + "\n---\n")
+        folder = folder / task
+        folder.mkdir()
     n, names = 20 * spec.n_classes, [f"class {i}" for i in range(spec.n_classes)]
     column, label, *others = columns
     kind = datasets.Image() if spec.modality == "image" else datasets.Value("string")
@@ -454,16 +477,42 @@ def test_named_tasks_in_the_layout_of_the_hub(tmp_path, monkeypatch, task, colum
         ]
         rows = {column: inputs, label: [i % spec.n_classes for i in range(n)]}
         rows |= {other: ["another column"] * n for other in others}
-        if split == "unsupervised":
+        if split == "unsupervised" or (spec.hub.splits_as and split.startswith("test")):
             rows[label] = [-1] * n
         made = datasets.Dataset.from_dict(rows, datasets.Features(features))
-        made.to_parquet(folder / f"{split}.parquet")
+        end = "-00000-of-00001" if spec.hub.config else ""
+        made.to_parquet(folder / f"{split}{end}.parquet")
     data = load_task(task)
     assert (data.name, data.modality) == (task, spec.modality)
     assert data.classes == (spec.classes or tuple(names))
     test = data.splits["test"]
     assert test.labels.tolist() == [i % spec.n_classes for i in range(n)]
-    assert test.inputs[1] == (png(1) if spec.modality == "image" else "test 1")
+    shown = next(s for s, to in (spec.hub.splits_as or {"test": "test"}).items() if to == "test")
+    pair = " [SEP] another column" if spec.hub.is_pair else ""
+    assert test.inputs[1] == (png(1) if spec.modality == "image" else f"{shown} 1{pair}")
+
+
+def test_two_columns_of_texts_make_one_input(tmp_path):
+    path = tmp_path / "pairs.csv"
+    lines = [f"who {i}?,it was {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    path.write_text("q,a,label\n" + "\n".join(lines) + "\n")
+    data = load_task(path, text_column="q+a")
+    assert sorted(data.splits["train"].inputs)[0].startswith("who 0? [SEP] it was 0")
+    for chosen, told in (
+        ("q+b", "no column 'b'"),
+        ("q+a+label", "or two with a"),
+        ("q+", "or two"),
+    ):
+        with pytest.raises(InputError, match=told):
+            load_task(path, text_column=chosen)
+    # A named task in the data root needs no option.
+    folder = tmp_path / "root" / "rte"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        text = "\n".join(line.replace("yes", "1").replace("no", "0") for line in lines)
+        (folder / f"{split}.csv").write_text("sentence1,sentence2,label\n" + text + "\n")
+    found = load_task("rte", data_root=tmp_path / "root")
+    assert "who 1? [SEP] it was 1" in found.splits["test"].inputs
 
 
 def test_every_task_of_the_hub_has_its_layout_tested():

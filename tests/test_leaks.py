@@ -12,7 +12,8 @@ import tasks.duplicates as duplicates
 from extractors.errors import InputError
 from extractors.store import StoredRows
 from tasks.cli import main
-from tasks.config import FitConfig, as_command, load_config, to_toml
+from tasks.config import FitConfig
+from tasks.config_files import as_command, load_config, to_toml
 from tasks.console import QuietReporter
 from tasks.data import load_task
 from tasks.duplicates import FeatureSpace, SeenRows

@@ -17,6 +17,7 @@ from tasks.methods import SEVERAL_LABELS, load_method
 from tasks.methods.base import Part, Problem, Unavailable
 from tasks.metrics import best_threshold, binary_nll, evaluate_sets
 
+SLOW = pytest.mark.slow
 COLOURS, SHAPES = ("red", "blue", "green"), ("round", "square")
 
 
@@ -102,7 +103,8 @@ def problem() -> tuple[Problem, Part]:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "ridge", "knn", pytest.param("convex", marks=pytest.mark.slow)]
+    "name",
+    ["linear", "ridge", "knn", "svm", *(pytest.param(n, marks=SLOW) for n in ("mlp", "convex"))],
 )
 def test_method_keeps_its_contract(name: str) -> None:
     given, test = problem()
@@ -121,8 +123,8 @@ def test_method_keeps_its_contract(name: str) -> None:
 
 def test_a_method_for_one_label_says_so() -> None:
     with pytest.raises(Unavailable, match="one label a row"):
-        load_method("svm", several_labels=True)
-    assert set(SEVERAL_LABELS) == {"linear", "convex", "ridge", "knn", "tfidf"}
+        load_method("ntk", several_labels=True)
+    assert set(SEVERAL_LABELS) == {"linear", "convex", "ridge", "knn", "svm", "mlp", "tfidf"}
 
 
 @pytest.mark.slow
@@ -147,12 +149,12 @@ def test_the_shared_gates_are_optimal_for_all_labels_together() -> None:
 def test_compare_tells_of_sets_of_labels(things: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     own = [str(things), "--backbone", "toy:text-16", "--out", str(out), "--seeds", "2", "--quiet"]
-    assert main(["compare", *own, "--methods", "linear,knn,tfidf,svm"]) == 0
+    assert main(["compare", *own, "--methods", "linear,knn,tfidf,ntk"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["several_labels"]
     rows = {row["method"]: row for row in summary["rows"]}
     assert set(rows) == {"linear", "knn", "tfidf"}
-    assert "one label a row" in summary["skipped"]["svm"]
+    assert "one label a row" in summary["skipped"]["ntk"]
     assert rows["tfidf"]["test_micro_f1"] > 0.9 and rows["tfidf"]["test_average_precision"] > 0.9
     assert rows["tfidf"]["test_accuracy"] > rows["linear"]["test_accuracy"]
     for line in (out / "records.jsonl").read_text().splitlines():

@@ -257,7 +257,7 @@ def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all(tmp_p
 def test_images_and_features_are_read_from_the_request_alone(tmp_path):
     from PIL import Image
 
-    from tasks.config import ServeConfig
+    from tasks.config_saved import ServeConfig
     from tasks.serve import Refused, parse_request
 
     class Head:

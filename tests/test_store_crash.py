@@ -25,7 +25,7 @@ def crash(tmp_path: Path, *arguments: str) -> dict[str, list[dict[str, object]]]
 
 def check(found: dict[str, list[dict[str, object]]], kills: int) -> None:
     assert [(row["killed"], row["equal"]) for row in found["killed"]] == [(kills, "yes")] * 2
-    assert [row["equal"] for row in found["damaged"]] == ["yes"] * 4
+    assert [row["equal"] for row in found["damaged"]] == ["yes"] * 5
 
 
 def test_a_few_kills_and_every_damage_end_in_an_equal_store(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
@@ -20,6 +21,7 @@ __all__ = [
     "Unavailable",
     "best_of",
     "for_all_classes",
+    "platt",
     "scored",
     "standardised",
 ]
@@ -162,6 +164,27 @@ def scored(
         return softmax(scores(part) / temperature, axis=1)
 
     return predict_proba
+
+
+def platt(
+    z: NDArray[np.floating], Y: NDArray[Any]
+) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
+    """Scores (n, C) to probabilities, fitted on these rows (Platt 1999).
+
+    A label that all or none of them have gets its share.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    slopes, offsets = np.zeros(z.shape[1]), np.zeros(z.shape[1])
+    for c in range(z.shape[1]):
+        y = Y[:, c]
+        if y.min() == y.max():
+            share = (y.sum() + 1) / (len(y) + 2)
+            offsets[c] = np.log(share / (1 - share))
+            continue
+        model = LogisticRegression(C=1e3).fit(z[:, [c]], y)
+        slopes[c], offsets[c] = model.coef_[0, 0], model.intercept_[0]
+    return lambda z: expit(z * slopes + offsets)
 
 
 def for_all_classes(

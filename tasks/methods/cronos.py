@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convex_heads import cronos, gated, linear_system, relu
+from convex_heads import admm, cronos, gated, linear_system, relu
 from convex_heads.decode import probabilities
 from convex_heads.descent import network_scores
 from convex_heads.losses import SQUARED
@@ -49,10 +49,10 @@ def fit(problem: Problem) -> Fitted:
     best: tuple[float, Array | None, float, int] = (-1.0, None, 0.0, 0)
     for fraction in _BETAS:
         beta = jnp.asarray(fraction * prepared.beta_max, program.X.dtype)
-        state = cronos.zero_state(program, SQUARED, recipe)
+        state = admm.zero_state(program, SQUARED, recipe)
         system = linear_system.sketched(program, h, state.rho, recipe.rank, sketch_key)
         for step in range(1, _STEPS + 1):
-            state = cronos.advance(program, SQUARED, recipe, system, beta, state, 1)
+            state = admm.advance(program, SQUARED, recipe, system, beta, state, 1)
             z = rows(network_scores(held_out, state.u), len(X_val))
             accuracy = float(np.mean(np.asarray(z).argmax(axis=1) == validation.labels))
             if accuracy > best[0]:

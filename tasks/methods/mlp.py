@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (10.0, 3.0, 1.0, 0.1, 1e-3)  # decoupled: multiplied by the rate in every step
 _EPOCHS, _PATIENCE = 30, 4
 _PREDICT_ROWS = 8192
+_WORST = (-np.inf, 0.0)
+
+
+Score = tuple[float, float]
 
 
 def fit(problem: Problem) -> Fitted:
@@ -24,17 +29,49 @@ def fit(problem: Problem) -> Fitted:
     Every setting starts from the same weights and sees the rows in the same order, which are drawn
     anew for another seed. Of equal accuracies the lower loss wins.
     """
-    train, validation = problem.train, problem.validation
-    transform = standardised(train)
-    X, y = torch.from_numpy(transform(train)), torch.from_numpy(train.labels)
-    X_val, y_val = torch.from_numpy(transform(validation)), torch.from_numpy(validation.labels)
-    weight = torch.from_numpy(_class_weights(problem))
+    loss = nn.CrossEntropyLoss(torch.from_numpy(_class_weights(problem)))
+    y = torch.from_numpy(problem.train.labels)
+    y_val = torch.from_numpy(problem.validation.labels)
+
+    def judge(z: torch.Tensor) -> Score:
+        return float((z.argmax(1) == y_val).double().mean()), -float(loss(z, y_val))
+
+    return _best_of_all(problem, y, loss, judge, lambda z: z.softmax(1))
+
+
+def fit_several(problem: Problem) -> Fitted:
+    """The same with a logistic output for each label; validation NLL chooses setting and epoch."""
+    Y = torch.from_numpy(problem.targets(problem.train).astype(np.float32))
+    Y_val = torch.from_numpy(problem.targets(problem.validation).astype(np.float32))
+    weight = None
+    if problem.class_weight is not None:  # as many positive rows of a label as negative ones
+        there = Y.sum(0).clamp(1, len(Y) - 1)
+        weight = (len(Y) - there) / there
+    loss = nn.BCEWithLogitsLoss(pos_weight=weight)
+
+    def judge(z: torch.Tensor) -> Score:
+        return -float(loss(z, Y_val)), 0.0
+
+    return _best_of_all(problem, Y, loss, judge, torch.sigmoid)
+
+
+def _best_of_all(
+    problem: Problem,
+    y: torch.Tensor,
+    loss: nn.Module,
+    judge: Callable[[torch.Tensor], Score],
+    link: Callable[[torch.Tensor], torch.Tensor],
+) -> Fitted:
+    """Every setting from the same first weights; the highest score on validation rows wins."""
+    transform = standardised(problem.train)
+    X = torch.from_numpy(transform(problem.train))
+    X_val = torch.from_numpy(transform(problem.validation))
     first = _network(X.shape[1], problem.n_classes, problem.seed)
-    best: tuple[tuple[float, float], nn.Module | None, dict[str, float]] = ((-1.0, 0.0), None, {})
+    best: tuple[Score, nn.Module | None, dict[str, float]] = (_WORST, None, {})
     for rate in RATES:
         for decay in DECAYS:
             score, model, epoch = _train(
-                copy.deepcopy(first), X, y, X_val, y_val, rate, decay, weight, problem.seed
+                copy.deepcopy(first), X, y, X_val, loss, judge, rate, decay, problem.seed
             )
             if score > best[0]:
                 chosen = {"learning_rate": rate, "weight_decay": decay, "epochs": epoch}
@@ -45,7 +82,7 @@ def fit(problem: Problem) -> Fitted:
     def predict_proba(part: Part) -> NDArray[np.floating]:
         Z = torch.from_numpy(transform(part))
         with torch.inference_mode():
-            pieces = [model(block).double().softmax(1) for block in Z.split(_PREDICT_ROWS)]
+            pieces = [link(model(block).double()) for block in Z.split(_PREDICT_ROWS)]
         return torch.cat(pieces).numpy()
 
     return Fitted(
@@ -74,21 +111,20 @@ def _train(
     X: torch.Tensor,
     y: torch.Tensor,
     X_val: torch.Tensor,
-    y_val: torch.Tensor,
+    loss: nn.Module,
+    judge: Callable[[torch.Tensor], Score],
     rate: float,
     decay: float,
-    weight: torch.Tensor,
     seed: int,
-) -> tuple[tuple[float, float], nn.Module, int]:
-    """The best epoch's (validation accuracy, -loss), network and number."""
+) -> tuple[Score, nn.Module, int]:
+    """The best epoch's score on validation rows, network and number."""
     n = len(X)
     rows = int(np.clip(2 ** round(np.log2(n / 32)), 32, 1024))  # about 32 steps an epoch
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
     steps = _EPOCHS * -(-n // rows)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     draw = torch.Generator().manual_seed(seed)
-    loss = nn.CrossEntropyLoss(weight)
-    best, kept, at = (-1.0, 0.0), model, 0
+    best, kept, at = _WORST, model, 0
     for epoch in range(1, _EPOCHS + 1):
         for batch in torch.randperm(n, generator=draw).split(rows):
             optimiser.zero_grad(set_to_none=True)
@@ -96,8 +132,7 @@ def _train(
             optimiser.step()
             schedule.step()
         with torch.inference_mode():
-            z = model(X_val)
-            score = (float((z.argmax(1) == y_val).double().mean()), -float(loss(z, y_val)))
+            score = judge(model(X_val))
         if score > best:
             best, kept, at = score, copy.deepcopy(model), epoch
         elif epoch - at >= _PATIENCE:

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from convex_heads.head import ConvexHead
 from convex_heads.training import TrainingSet, feature_dtype
-from tasks.methods.base import Fitted, Part, Problem, Unavailable, standardised
+from tasks.methods.base import Fitted, Part, Problem, Unavailable, platt, standardised
 from tasks.methods.convex import certificate_notes, training_of
 from tasks.methods.ridge import PENALTIES, ridge_path
 from tasks.metrics import binary_nll
@@ -204,7 +204,7 @@ def fit_ridge(problem: Problem) -> Fitted:
     best = (np.inf, 0, None)
     for k in range(len(PENALTIES)):
         z = Z_val @ path.weights[k] + path.offsets[k]
-        curve = _platt(z, Y_val)
+        curve = platt(z, Y_val)
         loss = binary_nll(curve(z), Y_val)
         if loss < best[0]:
             best = loss, k, curve
@@ -217,22 +217,6 @@ def fit_ridge(problem: Problem) -> Fitted:
         chosen={"penalty": float(PENALTIES[k])},
         parameters=W.size + offset.size,
     )
-
-
-def _platt(
-    z: NDArray[np.floating], Y: NDArray[Any]
-) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
-    """Scores (n, C) to probabilities, fitted on these rows (Platt 1999)."""
-    slopes, offsets = np.zeros(z.shape[1]), np.zeros(z.shape[1])
-    for c in range(z.shape[1]):
-        y = Y[:, c]
-        if y.min() == y.max():
-            share = (y.sum() + 1) / (len(y) + 2)
-            offsets[c] = np.log(share / (1 - share))
-            continue
-        model = LogisticRegression(C=1e3).fit(z[:, [c]], y)
-        slopes[c], offsets[c] = model.coef_[0, 0], model.intercept_[0]
-    return lambda z: expit(z * slopes + offsets)
 
 
 def fit_knn(problem: Problem) -> Fitted:

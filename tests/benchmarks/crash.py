@@ -3,9 +3,9 @@
 One store is extracted by a chain of processes, each killed at a random moment, until `--kills` have
 died; the next one finishes it. After every death the store must verify. At the end every file of it
 must be equal to that of an uninterrupted extraction. The same for compaction. Then a shard is
-truncated, altered or removed, or the manifest comes from a later version: each must be named,
-healthy rows must stay, and the next extraction must redo the bad shard only. Exits with 1 where
-one fails.
+truncated, altered or removed, the manifest is lost, or it comes from a later version: each must be
+named, healthy rows must stay, and the next extraction must redo the bad shard only. Exits with 1
+where one fails.
 """
 
 from __future__ import annotations
@@ -189,6 +189,12 @@ def damage(place: Path, rows: int, harm: str) -> Row:
         shard.write_bytes(bytes_)
     elif harm == "missing":
         shard.unlink()
+    elif harm == "lost manifest":
+        (store.path / "manifest.json").unlink()
+        done = run(place / harm, rows, "float32")
+        equal = content(store.path) == content(whole) and done.resumed_rows == rows
+        named = f"rebuilt from {done.rebuilt} shards"
+        return {"harm": harm, "named": named, "kept": rows, "equal": "yes" if equal else "NO"}
     else:
         path = store.path / "manifest.json"
         sane = path.read_bytes()
@@ -233,7 +239,7 @@ def main() -> None:
             rows.append(kill_extractions(place, options.kills, options.rows, dtype, rng))
         compacted = Path(name) / "compact"
         rows.append(kill_compactions(compacted, options.kills, options.rows // 2, "float32", rng))
-        harms = ("truncated", "flipped byte", "missing", "future manifest")
+        harms = ("truncated", "flipped byte", "missing", "lost manifest", "future manifest")
         damaged = [damage(Path(name) / "harm", 100, harm) for harm in harms]
     file, options.json = options.json, None
     show("killed with kill -9 at random moments", rows, options)

@@ -20,7 +20,7 @@ from convex_heads import ConvexHeadClassifier
 from tasks.config import CompareConfig
 from tasks.console import QuietReporter
 from tasks.draws import folds
-from tasks.fit import extract_features
+from tasks.extraction import extract_features
 from tasks.label_errors import nearest_neighbours, suspects, together
 
 

@@ -30,7 +30,7 @@ from tasks.artefact import Head
 from tasks.config import ExtractConfig
 from tasks.console import QuietReporter
 from tasks.export import export_head
-from tasks.fit import Extracted, extract_features
+from tasks.extraction import Extracted, extract_features
 
 BACKBONES = {
     "minilm": ("wordnet6", "minilm"),

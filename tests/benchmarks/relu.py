@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from shared import Row, parser, show
 
-from convex_heads import cronos, linear_system
+from convex_heads import admm, cronos, linear_system
 from convex_heads.certificate import beta_max
 from convex_heads.cones import violation
 from convex_heads.descent import network_scores
@@ -124,10 +124,10 @@ def _paper(problem: Problem, beta: float) -> Row:
     best: tuple[float, Row] | None = None
     for _ in range(2):  # the first round compiles
         start = time.perf_counter()
-        state = cronos.zero_state(program, SQUARED, recipe)
+        state = admm.zero_state(program, SQUARED, recipe)
         parts = linear_system.sketched(program, h, state.rho, recipe.rank, jax.random.key(0))
         for step in range(1, _PAPER_STEPS + 1):
-            state = cronos.advance(program, SQUARED, recipe, parts, jnp.float32(beta), state, 1)
+            state = admm.advance(program, SQUARED, recipe, parts, jnp.float32(beta), state, 1)
             chosen = accuracy(problem.held_out["validation"], state.u)
             row: Row = {
                 "solver": "paper",

@@ -1,0 +1,41 @@
+"""What the options of every verb share, and the two checks that most of them need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from extractors.errors import InputError
+
+OnBadRow = Literal["fail", "skip"]
+GAP = " (a relative duality gap)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Options of every verb. cache_dir: None means CONVEX_HEADS_CACHE, then the usual place."""
+
+    cache_dir: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("--seed", self.seed, 0)
+
+
+def at_least(option: str, value: int | None, least: int, more: str = "") -> None:
+    """Raises InputError for a number below `least`; None was not given and passes.
+
+    >>> at_least("--seeds", 0, 1)
+    Traceback (most recent call last):
+    extractors.errors.InputError: --seeds 0: must be at least 1
+    """
+    if value is not None and value < least:
+        raise InputError(f"{option} {value}: must be at least {least}{more}")
+
+
+def above_zero(option: str, value: float | None, more: str = "") -> None:
+    """Raises InputError for a number that is not above 0, or not finite; None passes."""
+    # `not >` rather than `<=`, so that NaN is refused too.
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{option} {value}: must be above 0{more}")

@@ -1,0 +1,316 @@
+"""The half-steps of CRONOS-AM: blocks trained through the head, the head solved on their features.
+
+Either is kept if the joint objective did not rise, and rolled back otherwise; validation rows judge
+what was kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from convex_heads import ConvexHeadClassifier
+from convex_heads.decode import TwoLayer
+from convex_heads.limits import Limits
+from convex_heads.losses import targets
+from convex_heads.warm import objective, solve_again
+from extractors.blocks import CutBackbone
+from tasks.activations import CachedRows
+from tasks.block_step import BlockOptions, features_of, train_blocks
+from tasks.checkpoint import Model, State
+from tasks.console import QuietReporter, Reporter
+from tasks.torch_head import TorchHead, row_losses
+
+# Of the way that a block half-step went: all of it, or so much of it, before it is rolled back.
+_SHARES = (1.0, 0.5, 0.2)
+# The learning rate, after a half-step that did not go all of its way.
+_SLOWER = 0.3
+# A feature whose spread is so far below the others' is a weight that has decayed, not a signal; the
+# first change of a block would carry it out of all proportion to its scale.
+_LEAST_SPREAD = 1e-4
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The joint problem.
+
+    Attributes:
+        cut: the backbone, cut below the blocks that are trained.
+        train: rows below the cut.
+        validation: rows that choose and are never trained on.
+        n_classes: C; labels run from 0 to C - 1.
+        fit_head: (train features, validation features) -> the first head, fitted.
+        omega: weights (n,) of the training rows; None: all alike.
+    """
+
+    cut: CutBackbone
+    train: CachedRows
+    validation: CachedRows
+    n_classes: int
+    fit_head: Callable[[np.ndarray, np.ndarray], ConvexHeadClassifier]
+    omega: np.ndarray | None = None
+
+
+def prefers(right: np.ndarray, before: np.ndarray) -> bool:
+    """Whether validation rows prefer a model by more than one standard error.
+
+    Args:
+        right: rows that it gets right (m,) bool.
+        before: rows that the other one gets right.
+
+    Example:
+        >>> one = np.array([True, True, True, True])
+        >>> prefers(one, ~one), prefers(one, np.array([True, True, True, False]))
+        (True, False)
+    """
+    wins = int(np.sum(right & ~before))
+    losses = int(np.sum(~right & before))
+    # Under "both are as good", wins - losses has variance wins + losses.
+    return wins - losses > math.sqrt(wins + losses)
+
+
+def usable_features(X: np.ndarray) -> np.ndarray:
+    """Which columns (d,) of features (n, d) a head may read while the backbone is trained.
+
+    Example:
+        >>> X = np.array([[1.0, 1e-9, 5.0], [2.0, 2e-9, 5.0]])
+        >>> usable_features(X).tolist()
+        [True, False, False]
+    """
+    spread = X.std(axis=0, dtype=np.float64)
+    varying = spread[spread > 0]
+    return spread > (_LEAST_SPREAD * np.median(varying) if len(varying) else 0.0)
+
+
+class HalfSteps:
+    """The half-steps, with the features as they are now."""
+
+    def __init__(
+        self,
+        joint: Joint,
+        options: BlockOptions,
+        penalty: str,
+        limits: Limits,
+        seed: int,
+        reporter: Reporter | None,
+    ) -> None:
+        self.joint, self.options, self.penalty = joint, options, penalty
+        self.limits, self.seed = limits, seed
+        self.reporter = reporter or QuietReporter()
+        n = len(joint.train)
+        self.omega = np.ones(n) if joint.omega is None else np.asarray(joint.omega, np.float64)
+        self._extracting = self._solving = 0.0
+        self._features = self._validation = np.empty((0, 0), np.float32)
+        self._usable = np.empty(0, bool)
+        self._tried, self._Y = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+
+    @property
+    def reserve(self) -> float:
+        """Seconds that features and a head solve are likely to take after a block half-step."""
+        return 1.1 * (self._extracting + self._solving)
+
+    def begin(self) -> State:
+        """The frozen backbone's head: round 0."""
+        joint, began = self.joint, time.monotonic()
+        self._usable = np.ones(joint.cut.extractor.dim, bool)
+        train, validation = self._extract()
+        self._usable = usable_features(train)
+        self._features, self._validation = train * self._usable, validation * self._usable
+        solving = time.monotonic()
+        head = joint.fit_head(self._features, self._validation)
+        # A warm solve is one point of the path, with most of the code compiled.
+        self._solving = (time.monotonic() - solving) / 3
+        network, certificate = head.network_, head.certificate_
+        self._Y = targets(joint.train.labels, network.loss, joint.n_classes)
+        right = self._right(network)
+        model = Model(joint.cut.state(), network)
+        state = State(
+            first=network,
+            now=model,
+            best=model,
+            best_right=right,
+            gates=np.asarray(head.gates_),
+            usable=self._usable,
+            beta=float(certificate.beta),
+            objective=self._objective(network, float(certificate.beta)),
+            certificate=certificate._asdict(),
+            best_certificate=certificate._asdict(),
+            rate=self.options.rate,
+            highest=float(right.mean()),
+        )
+        self._note(state, "head", True, state.objective, began, right)
+        return state
+
+    def use(self, state: State) -> None:
+        """Goes on from a state that was read; the cut backbone holds its blocks already."""
+        joint = self.joint
+        self._usable = state.usable
+        self._Y = targets(joint.train.labels, state.now.network.loss, joint.n_classes)
+        self._features, self._validation = self._extract()
+
+    def block_half(self, state: State, deadline: float) -> None:
+        """Trains the blocks through the head; rolls back where J rose."""
+        joint, began = self.joint, time.monotonic()
+        head = TorchHead(state.now.network).to(joint.cut.device).requires_grad_(False)
+        labels = torch.from_numpy(joint.train.labels).to(joint.cut.device)
+        omega = torch.from_numpy(self.omega / self.omega.mean()).float().to(joint.cut.device)
+        usable = torch.from_numpy(self._usable).to(joint.cut.device)
+        loss_name = state.now.network.loss
+
+        def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+            at = torch.from_numpy(batch).to(joint.cut.device)
+            losses = row_losses(head.scores(features * usable), labels[at], loss_name)
+            return (losses * omega[at]).mean()
+
+        number = state.round + 1
+        options = replace(self.options, rate=state.rate)
+        rows = math.ceil(options.epochs * len(joint.train))
+        try:
+            with self.reporter.stage(f"blocks, round {number}", rows) as stage:
+                step = train_blocks(
+                    joint.cut,
+                    joint.train,
+                    loss,
+                    options,
+                    seed=self.seed + 1000 * number,
+                    deadline=deadline,
+                    advance=stage.advance,
+                )
+            found, share = self._backtrack(state)
+            kept = found <= state.objective
+            validation = self._extract_rows(joint.validation) if kept else self._validation
+        except BaseException:
+            joint.cut.restore(dict(state.now.blocks))
+            raise
+        state.round = number
+        if self.options.optimizer != "prodigy":
+            state.rate = step.rate if kept and share == 1 else step.rate * _SLOWER
+        if kept:
+            self._features, self._validation = self._tried, validation
+            state.now = Model(joint.cut.state(), state.now.network)
+            state.objective = found
+            state.next_half = "head"
+        else:
+            joint.cut.restore(dict(state.now.blocks))
+            state.idle += 1
+        figures = {"steps": step.steps, "rate": step.rate, "share": share}
+        figures["block_loss"] = step.loss
+        self._judge(state, "block", kept, found, began, figures)
+
+    def _backtrack(self, state: State) -> tuple[float, float]:
+        """J of the trained blocks, or of a part of the way to them; and that part, at most 1."""
+        before, after = state.now.blocks, self.joint.cut.state()
+        found = math.inf
+        for share in _SHARES:
+            if share < 1:
+                parts = {k: before[k] + np.float32(share) * (after[k] - before[k]) for k in after}
+                self.joint.cut.restore(parts)
+            self._tried = self._extract_rows(self.joint.train)
+            here = objective(
+                state.now.network, self._tried, self._Y, self.omega, state.beta, self.penalty
+            )
+            if here <= state.objective:
+                return here, share
+            found = min(found, here)
+        return found, 0.0
+
+    def head_half(self, state: State) -> None:
+        """Solves the head on the features as they are now, from the weights before."""
+        began = time.monotonic()
+        again = solve_again(
+            state.now.network,
+            state.gates,
+            self._features,
+            self._Y,
+            self.omega,
+            state.beta,
+            penalty=self.penalty,
+            limits=self.limits,
+            seed=self.seed,
+        )
+        kept = again.objective <= state.objective
+        if kept:
+            state.now = Model(state.now.blocks, again.network)
+            state.objective = again.objective
+        certificate = again.certificate._asdict()
+        # beta_max is what beta was chosen as a fraction of, in the first solve.
+        state.certificate = {**certificate, "beta_max": state.certificate["beta_max"]}
+        state.next_half = "block"
+        before = state.highest
+        self._solving = time.monotonic() - began
+        self._judge(state, "head", kept, again.objective, began, {})
+        state.idle = 0 if state.highest > before or state.history[-2]["rose"] else state.idle + 1
+
+    def _judge(
+        self,
+        state: State,
+        half: str,
+        kept: bool,
+        found: float,
+        began: float,
+        figures: dict[str, Any],
+    ) -> None:
+        right = self._right(state.now.network)
+        accuracy = float(right.mean())
+        rose = accuracy > state.highest
+        state.highest = max(state.highest, accuracy)
+        if kept and prefers(right, state.best_right):
+            state.best, state.best_right = state.now, right
+            state.best_certificate = state.certificate
+        self._note(state, half, kept, found, began, right, rose=rose, **figures)
+
+    def _note(
+        self,
+        state: State,
+        half: str,
+        kept: bool,
+        found: float,
+        began: float,
+        right: np.ndarray,
+        **figures: Any,
+    ) -> None:
+        labels = self.joint.train.labels
+        state.history.append(
+            {
+                "round": state.round,
+                "half": half,
+                "kept": kept,
+                "objective": state.objective,
+                "tried": found,
+                "relative_gap": state.certificate["relative_gap"] if half == "head" else None,
+                "train_accuracy": float(
+                    np.mean(_classes(state.now.network.scores(self._features)) == labels)
+                ),
+                "validation_accuracy": float(right.mean()),
+                "best_validation_accuracy": float(state.best_right.mean()),
+                "seconds": round(time.monotonic() - began, 3),
+                **figures,
+            }
+        )
+
+    def _extract(self) -> tuple[np.ndarray, np.ndarray]:
+        joint, began = self.joint, time.monotonic()
+        train, validation = self._extract_rows(joint.train), self._extract_rows(joint.validation)
+        self._extracting = time.monotonic() - began
+        return train, validation
+
+    def _extract_rows(self, rows: CachedRows) -> np.ndarray:
+        with self.reporter.stage("features", len(rows)) as stage:
+            return features_of(self.joint.cut, rows, advance=stage.advance) * self._usable
+
+    def _right(self, network: TwoLayer) -> np.ndarray:
+        return _classes(network.scores(self._validation)) == self.joint.validation.labels
+
+    def _objective(self, network: TwoLayer, beta: float) -> float:
+        return objective(network, self._features, self._Y, self.omega, beta, self.penalty)
+
+
+def _classes(z: np.ndarray) -> np.ndarray:
+    """Scores -> class numbers."""
+    return (z[:, 0] > 0).astype(np.int64) if z.shape[1] == 1 else z.argmax(axis=1)

@@ -1,0 +1,266 @@
+"""A fitted head measured, described and saved: how the verbs `fit` and `finetune` end.
+
+Validation rows choose the temperature and the probe's C; test rows are measured once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convex_heads.decode import TwoLayer
+from extractors.base import Extractor
+from extractors.manifest import installed_versions
+from extractors.names import parse_name
+from extractors.store import StoredRows, default_cache_dir
+from tasks.artefact import Head, write_artefact
+from tasks.baselines import SETTINGS, LinearProbe, linear_probe
+from tasks.calibration import fit_temperature
+from tasks.config import FitConfig
+from tasks.console import Reporter
+from tasks.extraction import Extracted
+from tasks.leaks import check_leaks
+from tasks.memory import peak_rss_mb
+from tasks.metrics import Metrics, evaluate
+from tasks.mistakes import write_samples
+from tasks.records import FitRecord
+from tasks.report import write_model_card, write_report
+
+_SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class UsableRows:
+    """The stored rows of each split after the leak check, what it found, and its seconds."""
+
+    train: StoredRows
+    validation: StoredRows
+    test: StoredRows
+    leaks: dict[str, Any] | None
+    seconds: float
+
+
+def usable_rows(config: FitConfig, found: Extracted, reporter: Reporter) -> UsableRows:
+    """Reads the rows of all splits and looks for duplicates, unless told not to."""
+    rows = {split: found.rows(split) for split in ("train", "validation", "test")}
+    began = time.perf_counter()
+    leaks = None
+    if config.leak_check:
+        leaks, rows = check_leaks(
+            rows,
+            found.digests(rows),
+            drop=config.drop_leaks,
+            inputs={split: found.inputs(split) for split in rows},
+            reporter=reporter,
+        )
+    return UsableRows(**rows, leaks=leaks, seconds=time.perf_counter() - began)
+
+
+def default_folder(config: FitConfig, found: Extracted, more: str = "") -> Path:
+    """Where an artefact goes that no --out names: under the cache directory."""
+    cache = config.cache_dir or default_cache_dir()
+    slug = parse_name(found.extractor.name).slug
+    return cache / "artefacts" / f"{Path(found.dataset.name).stem}-{slug}{more}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A head beside the linear probe on the test rows.
+
+    Attributes:
+        head: as deployed (calibrated).
+        temperature: of its calibration; None without one.
+        probabilities: (n_test, C) of the head.
+        measured: on them.
+        probe: on the frozen features.
+        probe_probabilities: (n_test, C).
+        probe_measured: on them.
+    """
+
+    head: Head
+    temperature: float | None
+    probabilities: np.ndarray
+    measured: Metrics
+    probe: LinearProbe
+    probe_probabilities: np.ndarray
+    probe_measured: Metrics
+
+
+def measure(
+    network: TwoLayer,
+    config: FitConfig,
+    found: Extracted,
+    rows: UsableRows,
+    reporter: Reporter,
+    *,
+    validation_features: np.ndarray | None = None,
+    test_features: np.ndarray | None = None,
+) -> Outcome:
+    """Calibrates a head, tunes the linear probe, and measures both.
+
+    Args:
+        network: what was fitted.
+        config: whether to calibrate; the probe's seed.
+        found: the data set, for its classes.
+        rows: labels, and the frozen features (n, d), which the probe takes.
+        reporter: hears of the probe's progress.
+        validation_features: (n, d) that the head takes, where they are not the frozen ones.
+        test_features: the same of the test rows.
+    """
+    train, validation, test = rows.train, rows.validation, rows.test
+    X_val = validation.features if validation_features is None else validation_features
+    X_test = test.features if test_features is None else test_features
+    classes = found.dataset.classes
+    temperature = None
+    if config.calibrate == "temperature":
+        temperature = fit_temperature(network.scores(X_val), network.loss, validation.labels)
+    head = Head(network, classes, 1.0 if temperature is None else temperature)
+    with reporter.stage("linear probe", total=SETTINGS) as stage:
+        probe = linear_probe(
+            train.features,
+            train.labels,
+            validation.features,
+            validation.labels,
+            n_classes=len(classes),
+            seed=config.seed,
+            progress=stage.advance,
+        )
+    p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
+    return Outcome(
+        head=head,
+        temperature=temperature,
+        probabilities=p,
+        measured=evaluate(p, test.labels),
+        probe=probe,
+        probe_probabilities=probe_p,
+        probe_measured=evaluate(probe_p, test.labels),
+    )
+
+
+def common_fields(
+    config: FitConfig,
+    found: Extracted,
+    rows: UsableRows,
+    outcome: Outcome,
+    certificate: Mapping[str, Any],
+    *,
+    out: Path,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The fields of `FitRecord` that are the same for every head.
+
+    seconds: of the verb's own steps; those of extraction, leak check and probe are put around them.
+    """
+    proven = ("beta", "beta_max", "primal", "dual", "relative_gap", "cone_violation")
+    pattern_violation = certificate["pattern_violation"]
+    clock = {
+        "extract": found.extraction.seconds,
+        "extract_all_runs": found.extraction.store.seconds,
+        "leaks": rows.seconds,
+        **seconds,
+        "baseline": outcome.probe.seconds,
+    }
+    return {
+        "task": found.dataset.name,
+        "backbone": found.extractor.name,
+        "modality": found.dataset.modality,
+        "n_train": len(rows.train.ids),
+        "n_validation": len(rows.validation.ids),
+        "n_test": len(rows.test.ids),
+        "dim": found.extraction.dim,
+        "n_classes": len(found.dataset.classes),
+        "activation": config.activation,
+        "loss": outcome.head.network.loss,
+        **{name: certificate[name] for name in proven},
+        "pattern_violation": pattern_violation if math.isfinite(pattern_violation) else None,
+        "penalty": config.penalty,
+        "test_accuracy": outcome.measured.accuracy,
+        "test_accuracy_interval": outcome.measured.accuracy_interval,
+        "test_macro_f1": outcome.measured.macro_f1,
+        "test_nll": outcome.measured.nll,
+        "test_ece": outcome.measured.ece,
+        "linear_probe_test_accuracy": outcome.probe_measured.accuracy,
+        "linear_probe_test_accuracy_interval": outcome.probe_measured.accuracy_interval,
+        "linear_probe_C": outcome.probe.C,
+        "calibration_temperature": outcome.temperature,
+        "truncated_fraction": found.truncated_fraction,
+        "seconds": {name: round(value, 3) for name, value in clock.items()},
+        "peak_rss_mb": peak_rss_mb(),
+        "artefact": str(out),
+        "store": str(found.extraction.store.path),
+        "seed": config.seed,
+        "versions": {name: version(name) for name in _SOLVER_PACKAGES} | installed_versions(),
+        "classes": found.dataset.classes,
+        "skipped_rows": found.skipped_rows,
+        "selection": config.selection,
+        "leaks": rows.leaks,
+        **found.feature_figures(),
+    }
+
+
+def save(
+    out: Path,
+    record: FitRecord,
+    config: FitConfig,
+    found: Extracted,
+    rows: UsableRows,
+    outcome: Outcome,
+    certificate: Mapping[str, Any],
+    reporter: Reporter,
+    *,
+    extractor: Extractor | None = None,
+    changes: Mapping[str, np.ndarray] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the artefact with its model card and report, and samples where they are asked for.
+
+    Args:
+        out: its folder.
+        record: what the card and the report tell.
+        config: whether samples are embedded.
+        found: data set and backbone.
+        rows: of which the test labels are told.
+        outcome: the head, and what was measured.
+        certificate: JSON-able.
+        reporter: told that a report is written.
+        extractor: the backbone with its changes, where it has any.
+        changes: those weights.
+        facts: more of ``config.json``.
+    """
+
+    def write_more(folder: Path) -> None:
+        write_model_card(folder, record)
+        if config.embed_samples:
+            inputs = found.inputs("test")
+            write_samples(folder, rows.test, inputs, outcome.probabilities, outcome.head.classes)
+        write_report(
+            folder,
+            record,
+            labels=rows.test.labels,
+            head_probabilities=outcome.probabilities,
+            probe_probabilities=outcome.probe_probabilities,
+        )
+
+    with reporter.stage("report", total=None):
+        write_artefact(
+            out,
+            outcome.head,
+            modality=found.dataset.modality,
+            backbone=found.extractor.name,
+            backbone_fingerprint=(extractor or found.extractor).fingerprint(),
+            facts={
+                "certificate": dict(certificate),
+                **(facts or {}),
+                "backbone_options": found.extractor.fingerprint().get("options", {}),
+                "record": record,
+            },
+            write_more=write_more,
+            changes=changes,
+        )

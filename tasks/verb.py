@@ -1,0 +1,122 @@
+"""How a verb of the command line is made: its options in, its configuration and its output out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from tasks import options as o
+from tasks.compile_cache import keep_compiled_code
+from tasks.config_base import CommonConfig
+from tasks.config_files import load_config
+
+if TYPE_CHECKING:
+    from tasks.console import Reporter
+
+Config = TypeVar("Config", bound=CommonConfig)
+EVERY = "cache_dir seed config json quiet debug"
+_FLAGS = ("json", "quiet", "debug")
+
+app = typer.Typer(
+    help="Certified convex two-layer ReLU heads on frozen features.\n\n"
+    "Start with: convex-heads demo",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results and progress go. json: one object on stdout in place of text for people."""
+
+    json: bool
+    quiet: bool
+
+    @property
+    def reporter(self) -> Reporter:
+        """Of progress and notes, on stderr."""
+        from tasks.console import make_reporter
+
+        return make_reporter(self.quiet)
+
+    def show(self, record: Any, for_people: Callable[[Any], None]) -> None:
+        """Print a finished record."""
+        from tasks.show import show_json
+
+        show_json(record) if self.json else for_people(record)
+
+
+def verb(
+    kind: type[Config], *options: str | Mapping[str, Any]
+) -> Callable[[Callable[[Config, Output], None]], Callable[..., None]]:
+    """Makes a function of (configuration, output) a verb of its name, with its docstring as help.
+
+    Args:
+        kind: of its configuration, whose fields the options are named after.
+        options: in the order of the help: names of fields (`train_rows` is `options.TrainRows`), or
+            a field's name and the option that fills it. Those of `EVERY` come last.
+
+    Example:
+        >>> @verb(CommonConfig, {"name": o.Text})
+        ... def greet(config: CommonConfig, output: Output) -> None:
+        ...     "Say hello."
+        >>> app.registered_commands.pop().callback.__doc__
+        'Say hello.'
+    """
+    known: dict[str, Any] = {}
+    for group in (*options, EVERY):
+        if isinstance(group, str):
+            known |= {name: getattr(o, name.title().replace("_", "")) for name in group.split()}
+        else:
+            known |= group
+
+    def register(work: Callable[[Config, Output], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            output = Output(given["json"], given["quiet"])
+            # Before anything heavy is imported, so that misuse is answered at once.
+            work(read(kind, given), output)
+
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if name in _FLAGS else None,
+                annotation=annotation,
+            )
+            for name, annotation in known.items()
+        ]
+        # What typer reads.
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__annotations__ = known
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        return app.command()(command)
+
+    return register
+
+
+def read(kind: type[Config], given: Mapping[str, Any]) -> Config:
+    """The configuration from what the command line gave and the file that it names.
+
+    Raises:
+        InputError: a value or a file that cannot be used.
+    """
+    values = {name: value for name, value in given.items() if name not in _FLAGS}
+    path: Path | None = values.pop("config", None)
+    for repeated in ("text", "stores"):
+        if repeated in values:
+            values[repeated] = values[repeated] or None
+    for listed in ("methods", "shots"):
+        if listed in values:  # with commas, or the option again, or both
+            parts = [part.strip() for text in values[listed] or () for part in text.split(",")]
+            values[listed] = [part for part in parts if part] or None
+    if not values.get("backbone"):
+        values.pop("backbone", None)
+    config = load_config(kind, path, values)
+    keep_compiled_code(config.cache_dir)  # before JAX is imported
+    return config
