@@ -58,7 +58,7 @@ _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
 _REFRESH = 32
 # What one step may divide L by, squared.
-_STRETCH = (0.25, 2.0)
+_SHORTEST, _LONGEST = 0.25, 2.0
 # So many steps in which neither objective nor bound gained this share of the gap mean that
 # round-off has been reached; a span that proved unsound counts for several.
 _PROGRESS = 1e-4
@@ -78,6 +78,7 @@ class State(NamedTuple):
         L: multiple of the metric that the last steps were worth, ().
         first_L: the same of the first gate's own steps, ().
         primal: objective at W, ().
+        lowest: the lowest so far, which round-off may have left again, ().
         dual: best dual value, ().
         passes: data passes used, ().
         iterations: steps taken, () int32.
@@ -92,6 +93,7 @@ class State(NamedTuple):
     L: Array
     first_L: Array
     primal: Array
+    lowest: Array
     dual: Array
     passes: Array
     iterations: Array
@@ -127,6 +129,7 @@ def zero_state(program: Program, memory: int | None = None) -> State:
         L=jnp.ones((), dtype),
         first_L=jnp.ones((), dtype),
         primal=jnp.zeros((), dtype),
+        lowest=jnp.zeros((), dtype),
         dual=jnp.zeros((), dtype),
         passes=jnp.zeros((), dtype),
         iterations=jnp.zeros((), jnp.int32),
@@ -142,9 +145,11 @@ def state_at(program: Program, W: Array) -> State:
 @partial(jax.jit, static_argnames=("loss", "penalty"))
 def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State) -> State:
     """The same weights and span under another penalty or other row weights, bounds forgotten."""
+    primal = objective(program, loss, penalty, beta, s.W, s.z)
     return s._replace(
         R=jnp.zeros_like(s.R),
-        primal=objective(program, loss, penalty, beta, s.W, s.z),
+        primal=primal,
+        lowest=primal,
         dual=jnp.full_like(s.dual, -jnp.inf),
         passes=jnp.zeros_like(s.passes),
         iterations=jnp.zeros_like(s.iterations),
@@ -241,7 +246,10 @@ def step(
     W, z = jnp.where(keep, W, found), jnp.where(keep, z, z_found)
     primal, t = jnp.where(keep, plain, primal), jnp.where(keep, 0, t)
     move, image = W - s.W, z - s.z
-    good = primal <= s.primal + roundoff(s.primal)
+    noise = roundoff(s.primal)
+    good = primal <= s.primal + noise
+    # A short step is a reason for a larger L only where W+ itself went too far.
+    shortest = jnp.where(plain > s.primal + noise, _SHORTEST, 1)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     higher = dual > s.dual
     dual = jnp.maximum(dual, s.dual)
@@ -258,7 +266,7 @@ def step(
     z = jax.lax.cond(refresh, lambda: apply(program, W), lambda: z)
     primal = jnp.where(refresh, objective(program, loss, penalty, beta, W, z), believed)
     sound = good & (jnp.abs(primal - believed) <= roundoff(primal))
-    gain = jnp.maximum(s.primal - primal, dual - s.dual)
+    gain = jnp.maximum(s.lowest - primal, dual - s.dual)
     progress = gain > _PROGRESS * (primal - dual)
     return State(
         W=W,
@@ -266,9 +274,10 @@ def step(
         steps=jnp.where(sound & ~drifted, steps.at[slot].set(move), 0),
         images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
-        L=jnp.where(good, _stretched(s.L, 1 + t[slot]), 2 * s.L),
-        first_L=_stretched(s.first_L, 1 + t[k]),
+        L=_stretched(s.L, 1 + t[slot], shortest),
+        first_L=_stretched(s.first_L, 1 + t[k], shortest),
         primal=primal,
+        lowest=jnp.minimum(s.lowest, primal),
         dual=dual,
         passes=s.passes + jnp.where(refresh, 1.5, 1) + 0.5 / len(W),
         iterations=s.iterations + 1,
@@ -276,9 +285,9 @@ def step(
     )
 
 
-def _stretched(L: Array, length: Array) -> Array:
+def _stretched(L: Array, length: Array, shortest: Array) -> Array:
     """L after a step of which the search took `length`."""
-    return L / jnp.sqrt(jnp.clip(length, *_STRETCH))
+    return L / jnp.sqrt(jnp.clip(length, shortest, _LONGEST))
 
 
 @partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
