@@ -14,7 +14,9 @@ KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1
 DEMO_EXTRAS := demo,onnx
 TEST_EXTRAS := demo,onnx,finetune,serve,test
 LINT_EXTRAS := demo,onnx,finetune,serve,test,lint
-LINT_STAMP := $(VENV)/.installed-lint-$(KEY)
+DOCS_EXTRAS := demo,onnx,finetune,serve,test,lint,docs
+DOCS_STAMP := $(VENV)/.installed-docs-$(KEY)
+LINT_STAMP := $(or $(wildcard $(DOCS_STAMP)),$(VENV)/.installed-lint-$(KEY))
 # A larger set of extras serves for a smaller one: `make test` is never followed by a second installation for the demo.
 TEST_STAMP := $(or $(wildcard $(LINT_STAMP)),$(VENV)/.installed-test-$(KEY))
 DEMO_STAMP := $(or $(wildcard $(TEST_STAMP)),$(VENV)/.installed-demo-$(KEY))
@@ -27,7 +29,7 @@ PYTEST := $(TEST_ENV) $(PY) -m pytest
 # that is as fast). The slow tests run with what users have.
 FAST_COMPILER := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 
-.PHONY: help demo test test-slow lint format clean distclean
+.PHONY: help demo test test-slow lint format docs clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,8 +53,12 @@ format: $(LINT_STAMP)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# The documentation site, in docs/build/html.
+docs: $(DOCS_STAMP)
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/build/html
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist docs/build docs/reference/generated *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment too.
@@ -90,5 +96,8 @@ $(VENV)/.installed-demo-$(KEY):
 $(VENV)/.installed-test-$(KEY):
 	$(call install,$(TEST_EXTRAS))
 
-$(LINT_STAMP):
+$(VENV)/.installed-lint-$(KEY):
 	$(call install,$(LINT_EXTRAS))
+
+$(DOCS_STAMP):
+	$(call install,$(DOCS_EXTRAS))

@@ -48,7 +48,7 @@ class Certificate(NamedTuple):
             which have none, and for a ReLU network in the program of its own patterns.
         pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta. At or below 1,
             no gate that was tried can improve the head; above 1, more gates would lower the
-            objective. For ReLU networks of neurons v: max |R_c'(X v)_+| / (||v|| beta).
+            objective. For ReLU networks of neurons v: ``max |R_c'(X v)_+| / (||v|| beta)``.
     """
 
     primal: float

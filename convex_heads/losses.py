@@ -8,7 +8,7 @@ every scaled-down residual a dual point (see :mod:`convex_heads.certificate`).
 ============  =======================  ===========================  =================  =========
 loss          l(z, y)                  l*(g; y)                     targets y          curvature
 ============  =======================  ===========================  =================  =========
-squared       |z - y|^2 / 2            |g|^2 / 2 + <g, y>           real (C,)          1
+squared       ||z - y||^2 / 2          ||g||^2 / 2 + <g, y>         real (C,)          1
 logistic      log(1 + e^z) - y z       p log p + (1-p) log(1-p),    0 or 1, C = 1      1/4
                                        p = y + g
 softmax       logsumexp(z) - <y, z>    sum_c p_c log p_c, p = y+g   one-hot (C,)       1/2
@@ -39,8 +39,8 @@ class Loss(NamedTuple):
         hessian: (g, y) -> (a, u), both (..., C): the Hessian where the gradient is g is
             diag(a) - u u'.
         offset: mean target (C,) -> z0 (C,), the best constant score; finite for any mean.
-        prox: (v, y, rho, start) -> argmin_z l(z, y) + rho/2 |z - v|^2, shape (..., C), from a
-            first guess ``start``.
+        prox: (v, y, rho, start) -> ``argmin_z l(z, y) + rho/2 |z - v|^2``, shape (..., C),
+            from a first guess ``start``.
     """
 
     name: str

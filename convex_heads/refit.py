@@ -13,13 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convex_heads import relu
 from convex_heads.certificate import Certificate
-from convex_heads.decode import Network
-from convex_heads.gated import certify_prepared, minimise, prepare_given, resume, rotate, unrotate
+from convex_heads.decode import Network, ReluNetwork
+from convex_heads.gated import (
+    certify_prepared,
+    fresh_gates,
+    minimise,
+    prepare_given,
+    resume,
+    rotate,
+    unrotate,
+)
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, targets
 from convex_heads.penalties import PENALTIES
 from convex_heads.solution import Status
+from convex_heads.warm import neurons_of, objective
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Refitted:
         primal_before: the objective of the weights it began with.
     """
 
-    network: Network
+    network: Network | ReluNetwork
     certificate: Certificate
     status: Status
     passes: float
@@ -42,7 +52,7 @@ class Refitted:
 
 
 def solve_more(
-    network: Network,
+    network: Network | ReluNetwork,
     X: np.ndarray,
     labels: np.ndarray,
     n_classes: int,
@@ -56,13 +66,13 @@ def solve_more(
     """Solves the program of a network's scaling, gates and classes (or more) on other rows.
 
     Args:
-        network: a gated head; its classes come first among the new ones.
+        network: a head; its classes come first among the new ones.
         X: raw features (n, d), all rows.
         labels: (n,) class numbers; every class occurs.
         n_classes: C, at least as many as the network has. A logistic head that gets a third class
             becomes a softmax head.
         beta: absolute penalty, > 0.
-        penalty: ``group`` or ``ridge``.
+        penalty: ``group`` or ``ridge``; ReLU heads have the first.
         limits: when to stop.
         seed: of the trial gates of the certificate.
         warm: whether to begin at the network's weights; else at zero.
@@ -87,6 +97,8 @@ def solve_more(
     if labels.shape != (len(X),) or X.shape[1] != network.dim:
         raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")
     Y = targets(labels, loss_name, n_classes)
+    if isinstance(network, ReluNetwork):
+        return _descend(network, X, Y, beta, loss_name, limits=limits, seed=seed, warm=warm)
     gates, W = _with_linear_gate(network)
     W = _widened(W, network.loss, loss_name, Y.shape[1])
     omega = np.full(len(X), 1 / len(X))
@@ -114,6 +126,61 @@ def solve_more(
     )
     status = solution.status.judged_by(certificate.relative_gap, limits.tolerance)
     return Refitted(found, certificate, status, solution.stats.passes, before)
+
+
+def _descend(
+    network: ReluNetwork,
+    X: np.ndarray,
+    Y: np.ndarray,
+    beta: float,
+    loss_name: str,
+    *,
+    limits: Limits,
+    seed: int,
+    warm: bool,
+) -> Refitted:
+    """The same for ReLU neurons; columns of V (P, d + 1, 2 C) that are empty get drawn ones."""
+    C, loss = Y.shape[1], LOSSES[loss_name]
+    omega = np.full(len(X), 1 / len(X))
+    z0 = np.asarray(loss.offset(jnp.asarray(omega @ Y, jnp.float32)))
+    V = _more_outputs(neurons_of(network, len(network.offset)), network.loss, loss_name, C)
+    if not warm:
+        V = np.zeros_like(V)
+    key, draw_key, trial_key = jax.random.split(jax.random.key(seed), 3)
+    prepared = prepare_given(
+        network.scaling.transform(X, np.float32),
+        Y,
+        omega,
+        loss,
+        np.ascontiguousarray(V.transpose(0, 2, 1).reshape(-1, V.shape[1])),
+        z0,
+        key,
+    )
+    rotated = np.asarray(rotate(prepared, V))
+    before = relu.decode(network.scaling, V, V, z0, loss_name)
+    primal_before = objective(before, X, Y, omega, beta)
+    P, d, _ = rotated.shape
+    empty = ~rotated.any(axis=(0, 1))
+    if empty.any():  # descent cannot begin at zero
+        drawn = fresh_gates(prepared, draw_key, P * int(empty.sum()))
+        drawn = drawn / np.linalg.norm(drawn, axis=1, keepdims=True) / np.sqrt(P)
+        rotated = rotated.copy()
+        rotated[:, :, empty] = drawn.reshape(P, -1, d).transpose(0, 2, 1)
+    at = relu.resume(prepared, jnp.asarray(rotated))
+    solution, _ = relu.minimise(prepared, beta, warm=at, limits=limits)
+    certificate = relu.certify_prepared(prepared, solution.value, beta, key=trial_key)
+    found = relu.decode(network.scaling, V, unrotate(prepared, solution.value), z0, loss_name)
+    status = solution.status.judged_by(certificate.relative_gap, limits.tolerance)
+    return Refitted(found, certificate, status, solution.stats.passes, primal_before)
+
+
+def _more_outputs(V: np.ndarray, before: str, after: str, C: int) -> np.ndarray:
+    """Neurons (P, d + 1, 2 C) of more classes, as `_widened` does it with weights."""
+    v, w = np.split(V, 2, axis=2)
+    if before == "logistic" and after != "logistic":
+        v, w = np.concatenate([w, v], axis=2) / 2, np.concatenate([v, w], axis=2) / 2
+    more = ((0, 0), (0, 0), (0, C - v.shape[2]))
+    return np.concatenate([np.pad(v, more), np.pad(w, more)], axis=2)
 
 
 def _with_linear_gate(network: Network) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from convex_heads.training import TrainingSet, feature_dtype
 class ConvexHeadRegressor(RegressorMixin, ConvexHead):
     """A two-layer gated ReLU regressor (squared loss), trained to proven global optimality.
 
-    The same program as :class:`ConvexHeadClassifier` with l(z, y) = |z - y|^2 / 2; beta is chosen
-    by the validation loss.
+    The same program as :class:`ConvexHeadClassifier` with ``l(z, y) = |z - y|^2 / 2``; beta is
+    chosen by the validation loss.
 
     Parameters and attributes: as for the classifier, where they apply.
 

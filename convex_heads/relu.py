@@ -238,7 +238,7 @@ def certify_neurons(
         h: second moments (d,): X' diag(omega) X = diag(h).
         beta_max: to be reported.
         trial: directions (m, d) of neurons that might be added, for the pattern violation:
-            max_v |R_c' (X v)_+| / (||v|| beta) over them and a few steps of ascent. At or below
+            ``max_v |R_c' (X v)_+| / (||v|| beta)`` over them and a few steps of ascent. At or below
             1, no neuron that was tried can lower the network's objective.
     """
     P, _, K = V.shape

@@ -16,11 +16,11 @@ may flip in between (norms leave the constant column out, products do not). So
 A ReLU neuron that may flip is zero where it is off and continuous there: if its output favours y
 (o_iy >= o_ik) the last term is 0 instead.
 
-L_k does not increase with r. Between two breakpoints |g_i'x| / ||g_i|| every term falls; at one, a
-unit that was off adds a term <= 0, and a unit that was on takes a_i'x out of the first sum and, at
-best, r ||a_i|| out of the norm (triangle inequality), which is what the last sum takes away. So the
-largest r with all L_k > 0 is found by bisection over the sorted breakpoints, then in one interval,
-where every L_k is concave and piecewise linear.
+L_k does not increase with r. Between two breakpoints ``|g_i'x| / ||g_i||`` every term falls; at
+one, a unit that was off adds a term <= 0, and a unit that was on takes a_i'x out of the first sum
+and, at best, r ||a_i|| out of the norm (triangle inequality), which is what the last sum takes
+away. So the largest r with all L_k > 0 is found by bisection over the sorted breakpoints, then in
+one interval, where every L_k is concave and piecewise linear.
 """
 
 from __future__ import annotations

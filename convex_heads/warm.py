@@ -139,7 +139,7 @@ def solve_again(
     solver = activation.solvers[0] if solver == "auto" else solver
     before = objective(network, X, Y, omega, beta, penalty)
     if isinstance(network, ReluNetwork):
-        W = _neurons(network, Y.shape[1])
+        W = neurons_of(network, Y.shape[1])
         gates = np.ascontiguousarray(W.transpose(0, 2, 1).reshape(-1, W.shape[1]))
     else:
         assert isinstance(network, Network)
@@ -188,7 +188,7 @@ def _all_weights(network: Network, gates: np.ndarray) -> np.ndarray:
     return W
 
 
-def _neurons(network: ReluNetwork, C: int) -> np.ndarray:
+def neurons_of(network: ReluNetwork, C: int) -> np.ndarray:
     """Neurons (P, d + 1, 2 C) of a network whose output weights are 1 or -1 and otherwise 0."""
     column = np.concatenate([network.output, -network.output], axis=1)
     if (

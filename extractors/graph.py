@@ -140,7 +140,10 @@ class _Forward(torch.nn.Module):
             normalize = extractor._normalized
         elif isinstance(extractor, TimmImageExtractor):
             plain = extractor.options.layer is None and extractor.options.pooling is None
-            features = self.model(*inputs) if plain else extractor._pooled(*inputs)
+            if plain:
+                features = extractor._one_vector(self.model(*inputs))
+            else:
+                features = extractor._pooled(*inputs)
             normalize = extractor.options.normalize == "l2"
         elif isinstance(extractor, TransformerImageExtractor):
             features = extractor._forward(*inputs)

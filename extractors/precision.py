@@ -57,7 +57,8 @@ def measure_error(
         prepared: n >= 1 rows of the data set itself; ``MEASURED_ROWS`` are plenty.
 
     Returns:
-        ``rows``, and the ``mean`` and ``max`` over them of |found - exact| / |exact|.
+        ``rows``, and the ``mean`` and ``max`` over them of
+            ``|found - exact| / |exact|``.
     """
     step = max(1, min(approximate.batch_size, exact.batch_size))
     errors = np.concatenate(

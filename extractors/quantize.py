@@ -1,6 +1,6 @@
 """Linear layers in 8-bit integers, for CPUs: about four times as fast as their float32 products.
 
-For a layer y = W x + b with W (n, d), and tokens x_t:
+For a layer y = W x + b with W (n, d), and tokens x_t::
 
     W_i  ~  w_i Q_i     w_i = max_j |W_ij| / 127     one scale for each output, made once
     x_t  ~  s_t q_t     s_t = max_j |x_tj| / 127     one scale for each token, made as it passes

@@ -101,12 +101,14 @@ class TimmImageExtractor(TorchBackbone):
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
         plain = self.options.layer is None and self.options.pooling is None
-        features = self._model(pixels) if plain else self._pooled(pixels)
-        if plain and features.ndim > 2:  # an encoder for language models or detectors: no vector
-            last = features.ndim == 3 or getattr(self._model, "output_fmt", "NCHW") == "NHWC"
-            places = tuple(range(1, features.ndim - 1)) if last else (2, 3)
-            features = features.float().mean(places)
-        return features
+        return self._one_vector(self._model(pixels)) if plain else self._pooled(pixels)
+
+    def _one_vector(self, found: torch.Tensor) -> torch.Tensor:
+        """What the model gives out; the mean of the map of one for language models or detectors."""
+        if found.ndim == 2:
+            return found
+        last = found.ndim == 3 or getattr(self._model, "output_fmt", "NCHW") == "NHWC"
+        return found.float().mean(tuple(range(1, found.ndim - 1)) if last else (2, 3))
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         """Feature maps of the chosen blocks, pooled and put side by side."""

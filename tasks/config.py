@@ -47,7 +47,7 @@ class ExtractConfig(CommonConfig):
     """Options of `extract`: which rows, which backbone, where to.
 
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
-    the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. *_column: None
+    the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. The columns: None
     means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
     features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
     store_dtype: of the features on disk; what float16 and int8 lose is reported. device: as torch

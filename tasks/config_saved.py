@@ -67,7 +67,7 @@ class PredictConfig(CommonConfig):
 class EvaluateConfig(CommonConfig):
     """Options of `evaluate`: a saved head, and labelled rows.
 
-    data, data_root and *_column: as in ExtractConfig. split: None takes test where there is one,
+    data, data_root and the columns: as in ExtractConfig. split: None takes test where there is one,
     otherwise all rows. by: a column of the table; metrics are given for each of its values.
     """
 

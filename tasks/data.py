@@ -33,14 +33,18 @@ _LOADER_VERSION = 1  # part of the fingerprint: raise it when the same files giv
 class Dataset:
     """Raw rows, divided and numbered.
 
-    name: task name, or the name of the file or folder. modality: "text", "image" or "features".
-    classes: the C class names; a row's label indexes them, and every class has rows in train.
-    splits: Rows under exactly the keys train, validation, test.
-    fingerprint: content hash of all rows, labels and splits, before any --train-rows.
-    notes: sentences the user should read. skipped: (row id, reason) of rows that were dropped.
-    digests: sha256 of each row's raw content, by split and in the order of its rows.
-    targets: for rows with several labels, (n, C) of 0 and 1 by split, in the order of its rows; a
-        row's label in `splits` is then its rarest one, which stratifies. None: one label a row.
+    Attributes:
+        name: task name, or the name of the file or folder.
+        modality: "text", "image" or "features".
+        classes: the C class names; a row's label indexes them, and every class has rows in train.
+        splits: Rows under exactly the keys train, validation, test.
+        fingerprint: content hash of all rows, labels and splits, before any --train-rows.
+        notes: sentences the user should read.
+        skipped: (row id, reason) of rows that were dropped.
+        digests: sha256 of each row's raw content, by split and in the order of its rows.
+        targets: for rows with several labels, (n, C) of 0 and 1 by split, in the order of its rows;
+            a row's label in `splits` is then its rarest one, which stratifies. None: one label a
+            row.
     """
 
     name: str
@@ -70,14 +74,19 @@ def load_task(
 ) -> Dataset:
     """Load a named task, a file, a folder, or `hub:owner/name[:config]`.
 
-    data_root: searched for named tasks before the Hub; default: CONVEX_HEADS_DATA.
-    text_column, image_column, label_column, features_column: default: found by their usual names;
-        a column of features holds vectors that were computed elsewhere.
-    train_rows, test_rows: take so many rows, stratified and seeded, after splitting; where the
-        validation split was taken from train, train_rows counts both and keeps their ratio.
-    seed: which rows those are (nothing else here is random).
-    on_bad_row: "skip" drops rows without a label, or whose input is missing, and lists them.
-    several_labels: take rows whose label is a list of labels; otherwise such data is refused.
+    Args:
+        name_or_path: of a task, a file or a folder.
+        data_root: searched for named tasks before the Hub; default: CONVEX_HEADS_DATA.
+        text_column: default: found by its usual names, and so are the others.
+        image_column: as text_column.
+        label_column: as text_column.
+        features_column: of vectors that were computed elsewhere.
+        train_rows: take so many rows, stratified and seeded, after splitting; where the validation
+            split was taken from train, this counts both and keeps their ratio.
+        test_rows: as train_rows.
+        seed: which rows those are (nothing else here is random).
+        on_bad_row: "skip" drops rows without a label, or whose input is missing, and lists them.
+        several_labels: take rows whose label is a list of labels; otherwise such data is refused.
 
     Splits that the data gives are respected. Without a test split, 20% of every class is held out
     by a hash of the row's content; without a validation split, 15% of train the same way.

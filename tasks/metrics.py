@@ -58,7 +58,7 @@ class Reliability:
         counts: (n_bins,) rows in each bin.
         confidence: (n_bins,) mean top probability; NaN in an empty bin.
         accuracy: (n_bins,) share of right predictions; NaN in an empty bin.
-        ece: mean over the rows of |confidence - accuracy| of the row's bin.
+        ece: mean over the rows of ``|confidence - accuracy|`` of the row's bin.
     """
 
     edges: NDArray[np.float64]

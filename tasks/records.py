@@ -201,6 +201,7 @@ class RefitRecord:
     classes: tuple[str, ...]
     new_classes: tuple[str, ...]
     n: Mapping[str, int]
+    activation: str
     loss: str
     beta: float
     primal_before: float

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convex_heads.decode import Network
+from convex_heads.decode import Network, ReluNetwork
 from convex_heads.limits import Limits
 from convex_heads.refit import solve_more
 from convex_heads.solution import Status
@@ -59,8 +59,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     network = pipeline.head.network
     certificate = pipeline.certificate
     record: dict[str, Any] = pipeline.facts.get("record", {})
-    if not isinstance(network, Network):
-        raise InputError("refit is for gated heads; a ReLU head is fitted anew on all rows")
+    assert isinstance(network, Network | ReluNetwork)
     if not isinstance(certificate.get("beta"), float | int):
         raise InputError(f"{config.artefact} does not say its penalty: fit again on all rows")
     before = [_open_store(path, pipeline) for path in _stores(pipeline)]
@@ -123,6 +122,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         classes=classes,
         new_classes=classes[len(pipeline.classes) :],
         n=counts,
+        activation="relu" if isinstance(found, ReluNetwork) else "gated_relu",
         loss=found.loss,
         beta=solved.certificate.beta,
         primal_before=solved.primal_before,

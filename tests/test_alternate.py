@@ -304,6 +304,18 @@ def test_finetune_predict_and_pipeline_agree(tmp_path, capsys):
     # The published backbone is another one.
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "changed_sha256" in config["backbone_fingerprint"]
+    # Exported with its backbone, it is the one that was fine-tuned, not the published one.
+    import torch
+
+    from extractors.graph import backbone_graph
+
+    out = tmp_path / "model.pt2"
+    export = ["export", str(tmp_path / "model"), "--format", "torch", "--out", str(out)]
+    assert main([*export, "--with-backbone", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_difference"] <= 1e-4
+    program = torch.export.load(out).module()
+    inputs = backbone_graph(clf.extractor).inputs(texts)
+    np.testing.assert_allclose(program(*inputs)[1].numpy(), p, atol=1e-4)
 
 
 def run_until(checkpoint: Path, arguments: list[str], how: int, lines: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +22,11 @@ def run(script: str, folder: Path, *arguments: str) -> str:
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(EXAMPLES.parent),
+            "CONVEX_HEADS_CACHE": str(folder / "cache"),
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -35,6 +42,44 @@ def test_path(tmp_path):
     accuracy = float(out.split("test accuracy ")[1].split()[0])
     assert accuracy > 0.95
     assert "relative gap" in out
+
+
+@pytest.mark.slow
+def test_own_data_then_serve_and_call(tmp_path):
+    pytest.importorskip("fastapi")
+    out = run("own_data.py", tmp_path)
+    assert "rows left out    1\n" in out
+    assert "'label': 'billing'" in out
+    text = "the app crashes on screen 7"
+    out = run("serve_and_call.py", tmp_path, "out/own-data", text)
+    assert out.startswith("support ") and text in out
+
+
+@pytest.mark.slow
+def test_compare_probes(tmp_path):
+    out = run("compare_probes.py", tmp_path, "digits", "toy:image-8", "1", "150", "60")
+    assert out.count("convex head") >= 1 and "kNN" in out
+    assert (tmp_path / "out" / "probes" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_imagenet_features(tmp_path):
+    out = run("imagenet_features.py", tmp_path, "digits", "toy:image-32", "200", "100")
+    assert "rows, 32 features" in out
+    assert float(out.split("test accuracy ")[1].split()[0]) > 0.7
+
+
+@pytest.mark.parametrize("notebook", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
+def test_the_code_of_a_notebook_compiles_and_its_imports_are_there(notebook):
+    cells = json.loads((EXAMPLES / notebook).read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code[0].startswith("%pip install")
+    assert not any(cell.get("outputs") for cell in cells)
+    for node in ast.walk(ast.parse("\n".join(code[1:]))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module != "IPython.display":
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name), f"{node.module} has no {name.name}"
 
 
 @pytest.mark.slow

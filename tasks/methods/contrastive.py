@@ -6,6 +6,7 @@ Tunstall et al. 2022, "Efficient few-shot learning without prompts", by its auth
 from __future__ import annotations
 
 import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ _STEPS, _BATCH, _RATE = 500, 16, 2e-5
 
 
 def fit(problem: Problem) -> Fitted:
-    """The library's recipe at its defaults, at most 500 contrastive steps."""
+    """The library's recipe at its defaults, at most 500 contrastive steps or the time given."""
     texts, given = problem.train.texts, problem.backbone
     if texts is None or given is None:
         raise Unavailable("SetFit trains a sentence encoder, and these rows are no texts of one")
@@ -38,6 +39,20 @@ def fit(problem: Problem) -> Fitted:
             "if it is installed, it does not know this release of transformers yet"
         ) from error
     from datasets import Dataset
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+
+    class _Clock(TrainerCallback):
+        """Counts steps, and ends them when the time is up."""
+
+        def __init__(self, seconds: float | None) -> None:
+            self.steps, self.end = 0, None if seconds is None else time.monotonic() + seconds
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            self.steps += 1
+            if self.end is not None and time.monotonic() > self.end:
+                control.should_training_stop = True
+
     from sklearn.linear_model import LogisticRegression
 
     from extractors import load_extractor
@@ -49,6 +64,8 @@ def fit(problem: Problem) -> Fitted:
         model_head=LogisticRegression(max_iter=1000),
         labels=[str(c) for c in range(problem.n_classes)],
     )
+    logging.disable_progress_bar()  # this process is the method's own
+    clock = _Clock(problem.budget_seconds)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -61,7 +78,7 @@ def fit(problem: Problem) -> Fitted:
             show_progress_bar=False,
         )
         rows = Dataset.from_dict({"text": list(texts), "label": problem.train.labels.tolist()})
-        Trainer(model=model, args=arguments, train_dataset=rows).train()
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[clock]).train()
 
     def predict_proba(part: Part) -> NDArray[np.floating]:
         assert part.texts is not None
@@ -71,6 +88,6 @@ def fit(problem: Problem) -> Fitted:
     return Fitted(
         predict_proba,
         settings_tried=1,
-        chosen={"steps": _STEPS, "rate": _RATE},
+        chosen={"steps": clock.steps, "rate": _RATE},
         parameters=sum(p.numel() for p in extractor._model.parameters()),
     )
