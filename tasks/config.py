@@ -125,7 +125,8 @@ class FitConfig(ExtractConfig):
     table goes into the model card. devices: of JAX, that the rows go over;
     None is one. coordinator, processes, process: this is one of several processes that fit together
     (address of process 0, how many, which one); they use all of their devices. checkpoint_minutes:
-    the solver's state is kept so often, and a fit that was interrupted goes on from there.
+    the solver's state is kept so often, and a fit that was interrupted goes on from there. dry_run:
+    predict the cost and fit nothing; machine: of a described machine, such as 1xH200.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -157,6 +158,8 @@ class FitConfig(ExtractConfig):
     processes: int | None = None
     process: int | None = None
     checkpoint_minutes: float = 5.0
+    dry_run: bool = False
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +190,8 @@ class FitConfig(ExtractConfig):
             raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
         above_zero("--max-seconds", self.max_seconds)
         above_zero("--checkpoint-minutes", self.checkpoint_minutes)
+        if self.machine is not None and not self.dry_run:
+            raise InputError("--as is for --dry-run")
 
     def _check_cluster(self) -> None:
         if not isinstance(self.devices, str):

@@ -105,6 +105,8 @@ Coordinator = Annotated[
 ]
 Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
 Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
+DryRun = Annotated[bool | None, Option("--dry-run", help="Predict the cost, fit nothing.")]
+AsMachine = Annotated[str | None, Option("--as", help="Of such a machine.", metavar="1xH200")]
 CheckpointMinutes = Annotated[
     float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
 ]
