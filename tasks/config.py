@@ -121,7 +121,8 @@ class FitConfig(ExtractConfig):
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
     of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
-    artefact, as samples.jsonl; otherwise it holds no row. devices: of JAX, that the rows go over;
+    artefact, as samples.jsonl; otherwise it holds no row. comparison: a folder of `compare`, whose
+    table goes into the model card. devices: of JAX, that the rows go over;
     None is one. coordinator, processes, process: this is one of several processes that fit together
     (address of process 0, how many, which one); they use all of their devices. checkpoint_minutes:
     the solver's state is kept so often, and a fit that was interrupted goes on from there. dry_run:
@@ -151,6 +152,7 @@ class FitConfig(ExtractConfig):
     leak_check: bool = True
     drop_leaks: bool = False
     embed_samples: bool = False
+    comparison: Path | None = None
     devices: Literal["all"] | int | None = None
     coordinator: str | None = None
     processes: int | None = None

@@ -98,6 +98,7 @@ DropLeaks = Annotated[
 EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
 ]
+Comparison = Annotated[Path | None, Option(help="Of `compare`, for the model card.", metavar="DIR")]
 Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]
 Coordinator = Annotated[
     str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")

@@ -99,7 +99,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _HEAD,
     "max_seconds",
     _JUDGED,
-    "embed_samples",
+    "embed_samples comparison",
     _WHERE,
     "devices coordinator processes process checkpoint_minutes dry_run",
     {"machine": o.AsMachine},
