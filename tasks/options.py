@@ -17,7 +17,7 @@ Data = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    Option(help="source:id[@revision]: st:..., hf:..., timm:..., minilm", metavar="NAME"),
+    Option(help="minilm, st:..., hf:... or timm:ID[@REV].", metavar="NAME"),
 ]
 DataRoot = Annotated[
     Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
