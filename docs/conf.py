@@ -50,7 +50,7 @@ class CommandLine(Directive):
 
     def run(self):
         """One section a verb."""
-        os.environ["COLUMNS"] = "100"
+        os.environ["COLUMNS"] = "84"
         from typer.main import get_command
 
         from tasks.verbs import app
@@ -59,7 +59,7 @@ class CommandLine(Directive):
         found = []
         for name, command in group.commands.items():
             section = nodes.section(ids=[name], names=[name])
-            context = command.make_context(name, [], resilient_parsing=True, max_content_width=100)
+            context = command.make_context(name, [], resilient_parsing=True, max_content_width=84)
             context.info_name = f"convex-heads {name}"
             section += nodes.title(text=name)
             section += nodes.literal_block(text=command.get_help(context), language="none")

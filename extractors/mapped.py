@@ -42,6 +42,17 @@ _SYSTEM = _system()
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
+def _in_memory(descriptor: int, offset: int) -> bool:
+    """Whether a byte of an open file can be had without the disk; False where nobody can tell."""
+    nowait = getattr(os, "RWF_NOWAIT", None)
+    if nowait is None:
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, nowait) == 1
+    except OSError:
+        return False
+
+
 class Mapped:
     """The bytes of a file; they outlive its name, and go with the last array that shows them.
 
@@ -67,6 +78,7 @@ class Mapped:
     def __init__(self, path: str | Path, size: int | None = None) -> None:
         self._address: int | None = None
         self._kept: mmap.mmap | None = None
+        self._cold = False
         descriptor = os.open(path, _READ_ONLY)
         try:
             self.size = os.fstat(descriptor).st_size
@@ -81,6 +93,7 @@ class Mapped:
                 error = ctypes.get_errno()
                 raise OSError(error, os.strerror(error), str(path))
             self._address = address
+            self._cold = not _in_memory(descriptor, self.size // 2)
         finally:
             os.close(descriptor)
 
@@ -89,8 +102,11 @@ class Mapped:
             _SYSTEM.munmap(self._address, self.size)
 
     def expect(self) -> None:
-        """Ask for all bytes to be read ahead: they are going to be used soon."""
-        if self._address is not None and self._kept is None:
+        """Ask for all bytes to be read ahead: they are going to be used soon.
+
+        Of a file that is in memory this would cost a tenth of reading it, so nothing is asked.
+        """
+        if self._cold and self._address is not None and self._kept is None:
             _SYSTEM.madvise(self._address, self.size, mmap.MADV_WILLNEED)
 
     def array(self, shape: tuple[int, int], dtype: str, offset: int) -> np.ndarray:

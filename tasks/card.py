@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from extractors.errors import InputError
 from tasks.records import FitRecord, RefitRecord
 
 if TYPE_CHECKING:
@@ -49,6 +51,38 @@ def card_metadata(record: FitRecord) -> str:
         model_name=record.task,
         eval_results=results,
     ).to_yaml()
+
+
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """What a model card tells of a comparison: its rows with all training rows, and its verdict.
+
+    Args:
+        folder: that ``compare`` has written.
+
+    Raises:
+        InputError: it holds no finished comparison.
+    """
+    try:
+        found = json.loads((folder / "summary.json").read_text("utf-8"))
+        rows = [r for r in found["rows"] if r["shots"] is None and r["train_rows"] is None]
+        words = [
+            sentence
+            for part in found["verdict"]
+            if part["shots"] is None and part["train_rows"] is None
+            for sentence in part["text"]
+        ]
+        return {
+            "task": found["task"],
+            "seeds": len(found["seeds"]),
+            "n_test": found["n_test"],
+            "rows": sorted(rows, key=lambda r: -r["test_accuracy"]),
+            "words": words,
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--comparison {folder}: there is no finished comparison (summary.json) in it: run "
+            "`convex-heads compare` with this --out first"
+        ) from error
 
 
 def _datasets(task: str) -> list[str] | None:

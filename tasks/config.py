@@ -121,10 +121,12 @@ class FitConfig(ExtractConfig):
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
     of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
-    artefact, as samples.jsonl; otherwise it holds no row. devices: of JAX, that the rows go over;
+    artefact, as samples.jsonl; otherwise it holds no row. comparison: a folder of `compare`, whose
+    table goes into the model card. devices: of JAX, that the rows go over;
     None is one. coordinator, processes, process: this is one of several processes that fit together
     (address of process 0, how many, which one); they use all of their devices. checkpoint_minutes:
-    the solver's state is kept so often, and a fit that was interrupted goes on from there.
+    the solver's state is kept so often, and a fit that was interrupted goes on from there. dry_run:
+    predict the cost and fit nothing; machine: of a described machine, such as 1xH200.
 
     >>> FitConfig(data="imdb", n_gates=64).beta
     'auto'
@@ -150,11 +152,14 @@ class FitConfig(ExtractConfig):
     leak_check: bool = True
     drop_leaks: bool = False
     embed_samples: bool = False
+    comparison: Path | None = None
     devices: Literal["all"] | int | None = None
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
     checkpoint_minutes: float = 5.0
+    dry_run: bool = False
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,6 +190,8 @@ class FitConfig(ExtractConfig):
             raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
         above_zero("--max-seconds", self.max_seconds)
         above_zero("--checkpoint-minutes", self.checkpoint_minutes)
+        if self.machine is not None and not self.dry_run:
+            raise InputError("--as is for --dry-run")
 
     def _check_cluster(self) -> None:
         if not isinstance(self.devices, str):

@@ -119,9 +119,13 @@ def _default_backbone(dataset: Dataset) -> str:
 
 
 def extract_features(
-    config: ExtractConfig, reporter: Reporter, given: Extractor | None = None
+    config: ExtractConfig,
+    reporter: Reporter,
+    given: Extractor | None = None,
+    *,
+    may_extract: bool = True,
 ) -> Extracted:
-    """Loads the data and fills their store; what other verbs begin with."""
+    """Loads the data and fills their store, or refuses to; what other verbs begin with."""
     if config.backbone not in (None, "precomputed") and given is None:
         parse_name(config.backbone)  # a misspelt name is said before the data are read
     dataset = load_task(
@@ -151,7 +155,7 @@ def extract_features(
             f"{extractor.modality}: name a backbone for {dataset.modality}, for example "
             f"--backbone {default}"
         )
-    extraction = _with_progress(config, dataset, extractor, reporter)
+    extraction = _with_progress(config, dataset, extractor, reporter, may_extract)
     if extraction.rebuilt:
         reporter.note(
             "the manifest of the store was lost or damaged; it was rebuilt from "
@@ -173,13 +177,22 @@ def extract_features(
 
 
 def _with_progress(
-    config: ExtractConfig, dataset: Dataset, extractor: Extractor, reporter: Reporter
+    config: ExtractConfig,
+    dataset: Dataset,
+    extractor: Extractor,
+    reporter: Reporter,
+    may_extract: bool,
 ) -> Extraction:
     """`extract`, with a stage that begins when it is known how much there is to do."""
     with ExitStack() as stack:
         advance: list[Any] = []
 
         def on_start(total: int, resumed: int) -> None:
+            if resumed < total and not may_extract:
+                raise InputError(
+                    f"{total - resumed} of {total} rows have no features yet: run the same command "
+                    "with `extract` in place of `fit --dry-run` first"
+                )
             if resumed < total:
                 stage = stack.enter_context(reporter.stage("extract", total, done=resumed))
                 advance.append(stage.advance)

@@ -13,6 +13,7 @@ import numpy as np
 
 from extractors.base import Extractor
 from tasks.artefact import check_destination
+from tasks.card import read_comparison
 from tasks.cluster import after_the_first, chosen_devices, join_cluster
 from tasks.compile_clock import compile_clock
 from tasks.config import FitConfig
@@ -40,6 +41,8 @@ def run_fit(
     """
     if config.out is not None:
         check_destination(config.out)  # before the work
+    if config.comparison is not None:
+        read_comparison(config.comparison)  # this too
     join_cluster(config)
     with after_the_first(config):
         found = extract_features(config, reporter, extractor)

@@ -17,7 +17,7 @@ Data = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    Option(help="source:id[@revision]: st:..., hf:..., timm:..., minilm", metavar="NAME"),
+    Option(help="minilm, st:..., hf:... or timm:ID[@REV].", metavar="NAME"),
 ]
 DataRoot = Annotated[
     Path | None, Option(help="Folder with TASK/train.parquet and so on.", metavar="DIR")
@@ -98,12 +98,15 @@ DropLeaks = Annotated[
 EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
 ]
+Comparison = Annotated[Path | None, Option(help="Of `compare`, for the model card.", metavar="DIR")]
 Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]
 Coordinator = Annotated[
     str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")
 ]
 Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
 Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
+DryRun = Annotated[bool | None, Option("--dry-run", help="Predict the cost, fit nothing.")]
+AsMachine = Annotated[str | None, Option("--as", help="Of such a machine.", metavar="1xH200")]
 CheckpointMinutes = Annotated[
     float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
 ]

@@ -23,6 +23,7 @@ from extractors.store import StoredRows, default_cache_dir
 from tasks.artefact import Head, write_artefact
 from tasks.baselines import SETTINGS, LinearProbe, linear_probe
 from tasks.calibration import fit_temperature
+from tasks.card import read_comparison
 from tasks.config import FitConfig
 from tasks.console import Reporter
 from tasks.extraction import Extracted
@@ -234,9 +235,10 @@ def save(
         changes: those weights.
         facts: more of ``config.json``.
     """
+    comparison = None if config.comparison is None else read_comparison(config.comparison)
 
     def write_more(folder: Path) -> None:
-        write_model_card(folder, record)
+        write_model_card(folder, record, comparison)
         if config.embed_samples:
             inputs = found.inputs("test")
             write_samples(folder, rows.test, inputs, outcome.probabilities, outcome.head.classes)

@@ -90,12 +90,15 @@ def write_report(
     return path
 
 
-def write_model_card(directory: str | Path, record: FitRecord) -> Path:
+def write_model_card(
+    directory: str | Path, record: FitRecord, comparison: Mapping[str, Any] | None = None
+) -> Path:
     """Write ``README.md``, the model card that the Hugging Face Hub shows, into a directory.
 
     Args:
         directory: an existing one.
         record: of the fit.
+        comparison: of ``read_comparison``; None: the card has the linear probe alone.
 
     Returns:
         The file written.
@@ -105,6 +108,7 @@ def write_model_card(directory: str | Path, record: FitRecord) -> Path:
         .get_template("model_card.md.j2")
         .render(
             r=record,
+            comparison=comparison,
             backbone=_backbone(record),
             metadata=card_metadata(record),
             certificate=_certificate(record),

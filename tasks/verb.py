@@ -91,6 +91,8 @@ def verb(
             )
             for name, annotation in known.items()
         ]
+        for annotation in known.values():
+            _complete_choices(annotation)
         # What typer reads.
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         command.__annotations__ = known
@@ -98,6 +100,21 @@ def verb(
         return app.command()(command)
 
     return register
+
+
+def _complete_choices(annotation: Any) -> None:
+    """Shells complete what the help lists, `none|balanced`; words in capitals stand for values."""
+    for info in getattr(annotation, "__metadata__", ()):
+        words = [word for word in (info.metavar or "").split("|") if word != word.upper()]
+        if len(words) > 1:
+            info.autocompletion = _completer(words)
+
+
+def _completer(words: list[str]) -> Callable[[str], list[str]]:
+    def matching(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return matching
 
 
 def read(kind: type[Config], given: Mapping[str, Any]) -> Config:

@@ -99,9 +99,10 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _HEAD,
     "max_seconds",
     _JUDGED,
-    "embed_samples",
+    "embed_samples comparison",
     _WHERE,
-    "devices coordinator processes process checkpoint_minutes",
+    "devices coordinator processes process checkpoint_minutes dry_run",
+    {"machine": o.AsMachine},
 )
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
@@ -115,6 +116,11 @@ def fit(config: FitConfig, output: Output) -> None:
     from tasks.fit import run_fit
     from tasks.show import show_fit
 
+    if config.dry_run:
+        from tasks.dry_run import forecast, show_forecast
+
+        output.show(forecast(config, reporter=output.reporter), show_forecast)
+        return
     silent = bool(config.process)  # of several processes one speaks
     record = run_fit(config, reporter=make_reporter(output.quiet or silent))
     if not silent:

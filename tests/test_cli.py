@@ -64,6 +64,26 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert seconds < 3  # well under one on a machine that does nothing else
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fi", ["fit", "finetune"]),
+        ("fit --be", ["--beta"]),
+        ("fit digits --solver ", ["auto", "subspace", "fista", "descent", "admm"]),
+        ("fit digits --n-gates ", ["auto", "grow"]),
+    ],
+)
+def test_shells_complete_verbs_options_and_choices(words, expected, capsys, monkeypatch):
+    line = f"convex-heads {words}"
+    monkeypatch.setenv("_CONVEX_HEADS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.split() == expected
+
+
 # ---- refusals ----
 
 REFUSED = {

@@ -421,6 +421,23 @@ def test_reports_show_rows_only_when_they_are_asked_to(
     assert told in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_fit_puts_the_comparison_into_its_model_card(
+    compared: Path, reviews: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "head"
+    fit = ["fit", str(reviews), "--backbone", "toy:text-16", "--out", str(out), "--quiet"]
+    fit += ["--n-gates", "4", "--beta", "0.1", "--comparison"]
+    assert main([*fit, str(tmp_path)]) == 2
+    assert "no finished comparison (summary.json) in it" in capsys.readouterr().err
+    assert main([*fit, str(compared)]) == 0
+    card = (out / "README.md").read_text()
+    summary = json.loads((compared / "summary.json").read_text())
+    for row in summary["rows"]:
+        assert f"| {row['title']} | {row['backbone']} | {row['test_accuracy']:.4f} |" in card
+    assert f"- {summary['verdict'][0]['text'][0]}" in card
+
+
 def test_the_same_command_does_nothing_again_and_answers_the_same(
     compared: Path, reviews: Path, capsys
 ) -> None:

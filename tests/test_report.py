@@ -288,6 +288,7 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
     record = record_of(y, head, probe)
     path = write_model_card(tmp_path, record)
     assert path == tmp_path / "README.md"
+    assert "Beside other methods" not in path.read_text()
     card = ModelCard.load(path)
     assert card.data.library_name == "convex-heads"
     assert card.data.pipeline_tag == "text-classification"

@@ -1,0 +1,113 @@
+"""What a gated fit costs: operations, bytes and memory from its shape, seconds from a rate.
+
+With n rows, d features (the constant column among them), P gates and C outputs a data pass is a
+product with F and one with F': 4 n d P C operations. Everything else a step does costs O(n C m^2)
+for a span of m steps, a few per cent of that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# Steps in the span of the default solver, and float32.
+_SPAN = 8
+_BYTES = 4
+# Share of the peak that products of these shapes are taken to reach on a machine that is described.
+_SHARE_OF_PEAK = 0.5
+
+
+class Shape(NamedTuple):
+    """n rows, d features (one of them constant), P gates, C outputs."""
+
+    n: int
+    d: int
+    P: int
+    C: int
+
+    @property
+    def flops_per_pass(self) -> float:
+        """Operations of a data pass."""
+        return 4.0 * self.n * self.d * self.P * self.C
+
+    @property
+    def bytes_per_pass(self) -> float:
+        """Bytes that a data pass and the search after it move: rows, patterns, hidden values."""
+        n, d, P, C = self
+        rows = 2 * n * d * _BYTES + 2 * n * P
+        hidden = 4 * n * P * C * _BYTES
+        span = 3 * (_SPAN + 2) * n * C * _BYTES
+        return float(rows + hidden + span + 3 * (_SPAN + 2) * P * d * C * _BYTES)
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a program, of the solver's state twice (old and new), of the rows given."""
+        n, d, P, C = self
+        program = n * (d + C) * _BYTES + n * P
+        state = (_SPAN + 3) * (n * C + P * d * C) * _BYTES
+        rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
+        return float(rows + program + 2 * state)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Some devices of one kind.
+
+    Attributes:
+        name: of the kind.
+        count: how many.
+        tflops: peak of one in float32, without tensor cores, TFLOP/s.
+        gigabytes: memory of one.
+        bandwidth: to it, TB/s.
+    """
+
+    name: str
+    count: int
+    tflops: float
+    gigabytes: float
+    bandwidth: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a program may take: nine tenths of all."""
+        return 0.9e9 * self.gigabytes * self.count
+
+    def seconds(self, shape: Shape, passes: float) -> float:
+        """Of so many passes, at half of the peak or at the bandwidth; an assumption, no figure."""
+        compute = shape.flops_per_pass / (_SHARE_OF_PEAK * self.tflops * 1e12)
+        moving = shape.bytes_per_pass / (self.bandwidth * 1e12)
+        return passes * max(compute, moving) / self.count
+
+
+# Makers' data sheets: float32 outside of tensor cores, memory, bandwidth.
+MACHINES = {
+    "T4": (8.1, 16, 0.32),
+    "V100": (15.7, 32, 0.9),
+    "L4": (30.3, 24, 0.3),
+    "L40S": (91.6, 48, 0.864),
+    "A100": (19.5, 80, 2.04),
+    "H100": (67.0, 80, 3.35),
+    "H200": (67.0, 141, 4.8),
+    "RTX4090": (82.6, 24, 1.01),
+}
+
+
+def machine(described: str) -> Machine:
+    """The machine that `8xH100` or `H200` describes.
+
+    Raises:
+        ValueError: a kind that is not known.
+
+    Example:
+        >>> machine("8xH100").count, round(machine("h200").seconds(Shape(10**6, 769, 8, 1000), 100))
+        (8, 73)
+    """
+    found = re.fullmatch(r"(?:(\d+)\s*x\s*)?([\w-]+)", described.strip(), re.IGNORECASE)
+    kind = found[2].upper().replace("-", "") if found else ""
+    if found is None or kind not in MACHINES or found[1] == "0":
+        raise ValueError(
+            f"a machine is described as 1xH200 or 8xA100, one of {', '.join(MACHINES)}; got "
+            f"{described!r}"
+        )
+    return Machine(kind, int(found[1] or 1), *MACHINES[kind])

@@ -1,0 +1,168 @@
+"""`fit --dry-run`: what a fit would cost, predicted from the same fit on some of the rows.
+
+How many passes a path takes depends on the data, so the path is solved: on at most `PILOT_ROWS`
+rows, with all of its options. The passes are those of the pilot times the ratio of rows to the
+power 0.4, at most twice as many; its seconds are scaled by the rows too. On fewer rows the pilot is
+the fit itself.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from extractors.base import Extractor
+from extractors.errors import InputError
+from extractors.store import StoredRows
+from tasks.compile_clock import compile_clock
+from tasks.config import FitConfig
+from tasks.console import Reporter, duration
+from tasks.extraction import extract_features
+from tasks.fit_head import fit_head
+from tasks.memory import peak_rss_mb
+
+PILOT_ROWS = 4096
+# Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6).
+_GROWTH, _MOST = 0.4, 2.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a fit is expected to cost.
+
+    Attributes:
+        task: the data set.
+        backbone: of its features.
+        n_train: rows that would be fitted; dim, n_classes and n_gates: as in the record of `fit`.
+        passes: data passes, of the path and of the final solve.
+        flops: operations of these passes.
+        bytes: that they move between memory and processor.
+        peak_rss_mb: peak memory of the process here; `device_mb` that of the program and the
+            solver's state, wherever they are.
+        seconds: `fit` (without compiling) and `compile` (at most: what was compiled before is
+            kept), or with `machine` `fit` there, which is computed, not measured.
+        machine: that was described; None is this one.
+        fits: whether program and state fit into the memory of that machine; None here.
+        pilot: rows, passes and seconds of the fit that this is predicted from.
+    """
+
+    task: str
+    backbone: str
+    n_train: int
+    dim: int
+    n_classes: int
+    n_gates: int
+    passes: int
+    flops: float
+    bytes: float
+    peak_rss_mb: float
+    device_mb: float
+    seconds: dict[str, float]
+    machine: str | None
+    fits: bool | None
+    pilot: dict[str, float]
+
+
+def forecast(
+    config: FitConfig, *, reporter: Reporter, extractor: Extractor | None = None
+) -> Forecast:
+    """Predicts what `run_fit` would cost on features that are stored already.
+
+    Raises:
+        InputError: options or data that cannot be used, a machine that is not known, or features
+            that are not there yet.
+    """
+    from convex_heads import cost
+
+    described = None
+    if config.machine is not None:
+        try:
+            described = cost.machine(config.machine)
+        except ValueError as error:
+            raise InputError(f"--as: {error}") from error
+    found = extract_features(config, reporter, extractor, may_extract=False)
+    train, validation = found.rows("train"), found.rows("validation")
+    n = len(train.ids)
+    rows = _some(train.labels, PILOT_ROWS, config.seed)
+    share = len(rows) / n
+    judges = _some(validation.labels, max(1, round(share * len(validation.ids))), config.seed)
+    began = time.perf_counter()
+    with compile_clock() as compiling:
+        pilot = fit_head(
+            config,
+            found.dataset.classes,
+            _pick(train, rows),
+            _pick(validation, judges),
+            reporter,
+        )
+    seconds = time.perf_counter() - began
+    outputs = len(np.atleast_1d(pilot.network_.offset))
+    whole = cost.Shape(n, found.extraction.dim + 1, len(pilot.gates_), outputs)
+    part = whole._replace(n=len(rows))
+    longer = min(_MOST, share**-_GROWTH)
+    passes = pilot.passes_ * longer
+    if described is None:
+        work = max(0.0, seconds - compiling.seconds)
+        told = {"fit": round(work * longer / share, 2), "compile": round(compiling.seconds, 2)}
+    else:
+        told = {"fit": round(described.seconds(whole, passes), 3)}
+    return Forecast(
+        task=found.dataset.name,
+        backbone=found.extractor.name,
+        n_train=n,
+        dim=found.extraction.dim,
+        n_classes=len(found.dataset.classes),
+        n_gates=whole.P,
+        passes=int(np.ceil(passes)),
+        flops=passes * whole.flops_per_pass,
+        bytes=passes * whole.bytes_per_pass,
+        peak_rss_mb=round(peak_rss_mb() + (whole.memory - part.memory) / 2**20, 1),
+        device_mb=round(whole.memory / 2**20, 1),
+        seconds=told,
+        machine=None if described is None else f"{described.count}x{described.name}",
+        fits=None if described is None else whole.memory < described.memory,
+        pilot={
+            "rows": len(rows),
+            "passes": float(pilot.passes_),
+            "seconds": round(seconds, 2),
+        },
+    )
+
+
+def _some(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Positions of at most so many rows, in order; every class keeps one."""
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    drawn = np.random.default_rng(seed).permutation(len(labels))[:most]
+    return np.union1d(drawn, np.unique(labels, return_index=True)[1])
+
+
+def _pick(rows: StoredRows, places: np.ndarray) -> StoredRows:
+    return rows._replace(
+        ids=[rows.ids[i] for i in places],
+        labels=rows.labels[places],
+        features=rows.features[places],
+    )
+
+
+def show_forecast(told: Forecast) -> None:
+    """The figures for people."""
+    where = f"on {told.machine} (computed from its data sheet)" if told.machine else "here"
+    print(
+        f"{told.task}: {told.n_train:,} rows, {told.dim} features of {told.backbone}, "
+        f"{told.n_classes} classes, {told.n_gates} gates\n"
+        f"predicted from {told.pilot['rows']:,.0f} rows, "
+        f"which took {duration(told.pilot['seconds'])}\n"
+        f"passes     {told.passes}\n"
+        f"FLOPs      {told.flops:.2g}\n"
+        f"bytes      {told.bytes:.2g}\n"
+        f"memory     {told.device_mb:,.0f} MB of program and solver; {told.peak_rss_mb:,.0f} MB of "
+        "this process\n"
+        f"time       {duration(told.seconds['fit'])} {where}"
+    )
+    if "compile" in told.seconds:
+        print(f"compiling  {duration(told.seconds['compile'])} more, once")
+    if told.fits is False:
+        print(f"{told.machine} has too little memory for the program and the solver")
