@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 # Not a multiple of anything.
 X = np.c_[RNG.normal(size=(1237, 6)), np.ones(1237)].astype("float32")
 Y = np.eye(3, dtype="float32")[(X[:, 0] * X[:, 1] > 0).astype(int) + (X[:, 2] > 1)]
-OPTIONS = Options(beta=0.05, n_gates=8, limits=Limits(tolerance=1e-4, max_seconds=100))
+OPTIONS = Options(beta=0.05, n_gates=8, limits=Limits(tolerance=1e-4, max_seconds=500))
 
 SOLVE = """
 import json, sys
@@ -66,7 +66,7 @@ def start(devices: int, *arguments: object, code: str = SOLVE) -> subprocess.Pop
 
 def result(process: subprocess.Popen[str]) -> dict:
     """What it printed last."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
@@ -154,7 +154,7 @@ def test_the_command_on_two_processes(tmp_path):
         processes.append(start(1, *fit, *where, *which, code=code))
     speaks, silent = processes
     record = result(speaks)
-    assert silent.communicate(timeout=240)[0] == "" and silent.returncode == 0
+    assert silent.communicate(timeout=500)[0] == "" and silent.returncode == 0
     assert record["relative_gap"] <= record["tolerance"]
     assert (tmp_path / "of 0" / "model.safetensors").is_file()
     assert not (tmp_path / "of 1").exists()
