@@ -25,8 +25,8 @@ DEMO_STAMP := $(or $(wildcard $(TEST_STAMP)),$(VENV)/.installed-demo-$(KEY))
 # thread per core slow each other down.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NPROC=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(PY) -m pytest
-# Most of the time of short tests is compiling, and without its fusion emitters XLA compiles 2.6 times faster (for code
-# that is as fast). The slow tests run with what users have.
+# Most of the time of tests is compiling, and without its fusion emitters XLA compiles 2.6 times faster (for code that is
+# as fast). The main job in .ci/run has what users have.
 FAST_COMPILER := XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
 
 .PHONY: help demo test test-slow lint format docs clean distclean
@@ -42,7 +42,7 @@ test: $(TEST_STAMP)
 	$(FAST_COMPILER) $(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(TEST_STAMP)
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m slow --durations 10 $(PYTEST_ARGS)
+	$(FAST_COMPILER) $(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m slow --durations 10 $(PYTEST_ARGS)
 
 lint: $(LINT_STAMP)
 	$(PY) -m ruff check .

@@ -38,7 +38,7 @@ class Penalty(NamedTuple):
     Attributes:
         name: ``group`` or ``ridge``.
         value: W (P, d, C) -> h(W), ().
-        prox: (A (P, d, C), metric (d,), t ()) -> the V that minimises
+        prox: (A (P, d, C), metric (d,) or (P, d), t ()) -> the V that minimises
             sum_k metric_k ||V_ik - A_ik||^2 / 2 over all gates i, plus t h(V).
         dual: (G = F'R (P, d, C), beta ()) -> (s, cost), both (): s R is a dual point, and the
             penalty's share of its dual value is -cost.
@@ -95,7 +95,7 @@ def prox_group_l21(A: Array, h: Array, threshold: Array) -> Array:
 
     Args:
         A: points (P, d, C).
-        h: positive metric (d,), one entry for each feature direction.
+        h: positive metric (d,), one entry for each feature direction, or one of each gate (P, d).
         threshold: t >= 0, a scalar.
 
     Returns:
@@ -115,7 +115,7 @@ def prox_group_l21(A: Array, h: Array, threshold: Array) -> Array:
         return jnp.where(alive, jnp.maximum(tau + step, 0), jnp.zeros_like(tau))
 
     # ||A - V|| <= t / min h, so this is left of the root; it is the root itself when t = 0.
-    start = jnp.maximum(group_norms(A) - threshold / jnp.min(h), 0)
+    start = jnp.maximum(group_norms(A) - threshold / jnp.min(h, axis=-1), 0)
     tau = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     ratio = h * tau[:, None] / (h * tau[:, None] + threshold)
     return jnp.where(alive[:, None, None], ratio[:, :, None] * A, jnp.zeros_like(A))
@@ -161,7 +161,7 @@ def _ridge_value(W: Array) -> Array:
 
 def _ridge_prox(A: Array, h: Array, threshold: Array) -> Array:
     scale = h + threshold
-    return A * (h / scale)[:, None]
+    return A * (h / scale)[..., None]
 
 
 def _ridge_dual(G: Array, beta: Array) -> tuple[Array, Array]:

@@ -47,26 +47,15 @@ class Span(NamedTuple):
     B: Array
 
 
-def span_at(W: Array, z: Array, steps: Array, e: Array, images: Array) -> Span:
-    """Around W (P, d, C), z = F W: steps (k, P, d, C), then a step e (d, C) of the first gate.
-
-    ``images`` (B, k + 1, b, C) are F of them.
-    """
-    P, k = len(W), len(steps)
-
-    def products(steps: Array, W: Array) -> tuple[Array, Array]:
-        """Of steps (k, g, x) with weights (g, x) and among themselves: (g, k), (g, k, k)."""
-        return jnp.einsum("kgx,gx->gk", steps, W), jnp.einsum("kgx,lgx->gkl", steps, steps)
-
-    flat, rows = steps.reshape(k, P, -1), W.reshape(P, -1)
-    b, B = products(flat, rows)
-    b0, B0 = products(jnp.concatenate([flat[:, :1], e.reshape(1, 1, -1)]), rows[:1])
+def span_at(W: Array, z: Array, steps: Array, images: Array) -> Span:
+    """Around W (P, d, C), z = F W: steps (k, P, d, C), and images (B, k, b, C) of them."""
+    flat = steps.reshape(*steps.shape[:2], -1)
     return Span(
         z=z,
         Z=images,
         q=group_norms(W) ** 2,
-        b=jnp.pad(b, ((0, 0), (0, 1))).at[:1].set(b0),
-        B=jnp.pad(B, ((0, 0), (0, 1), (0, 1))).at[:1].set(B0),
+        b=jnp.einsum("kpx,px->pk", flat, W.reshape(len(W), -1)),
+        B=jnp.einsum("kpx,lpx->pkl", flat, flat),
     )
 
 
@@ -121,7 +110,7 @@ def _newton_direction(model: _Model) -> Array:
 
 
 class _Search(NamedTuple):
-    """Newton's method on the span: where it is, where it goes, what it has gained.
+    """Newton's method on the span: where it is, where it goes, what it has gained, where it began.
 
     The model is evaluated at one place in the loop, because every other one would be compiled
     again: the loop starts with no point at all, only with a value to undercut.
@@ -134,6 +123,7 @@ class _Search(NamedTuple):
     decrement: Array
     total: Array
     tries: Array
+    first: Array
 
 
 def roundoff(primal: Array) -> Array:
@@ -149,8 +139,10 @@ def search(
     primal: Array,
     span: Span,
     back: Array,
-) -> Array:
-    """Minimises over the span by Newton's method: coefficients t (k,).
+) -> tuple[Array, Array]:
+    """Minimises over the span by Newton's method: coefficients t (k,), and the value () at zero.
+
+    Where round-off hides what there is to gain, t is zero: W+ has exact zeros.
 
     Starts from zero, or, if the objective there is above ``primal``, from ``back`` (k,), where it
     is ``primal``.
@@ -174,6 +166,7 @@ def search(
             decrement=decrement,
             total=before + decrement,
             tries=c.tries + 1,
+            first=c.first,
         )
 
     def refuse(c: _Search, started: Array) -> _Search:
@@ -193,6 +186,7 @@ def search(
         slope, before = new.gradient @ c.move, c.at.gradient @ c.move
         flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
         good = (new.value < c.at.value) | ((new.value <= c.at.value + noise) & flatter & started)
+        c = c._replace(first=jnp.where(c.tries < 0, new.value, c.first))
         return jax.lax.cond(good, lambda: accept(c, new, started), lambda: refuse(c, started))
 
     def go_on(c: _Search) -> Array:
@@ -209,8 +203,11 @@ def search(
         decrement=zero,
         total=infinity,
         tries=jnp.full((), -1, jnp.int32),
+        first=infinity,
     )
-    return jax.lax.while_loop(go_on, body, start).at.t
+    end = jax.lax.while_loop(go_on, body, start)
+    keep = end.first <= jnp.minimum(end.at.value, primal)
+    return jnp.where(keep, zero, end.at.t), end.first
 
 
 def _along(t: Array, move: Array, size: Array) -> Array:

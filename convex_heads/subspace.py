@@ -72,8 +72,8 @@ class State(NamedTuple):
     Attributes:
         W: weights (P, d, C), the best so far: no step goes up by more than round-off.
         z: F W (B, b, C).
-        steps: the last steps of W (m, P, d, C).
-        images: F of each, and of e (B, m + 1, b, C).
+        steps: the last steps of W, and the first gate's part e (m + 1, P, d, C).
+        images: F of each (B, m + 1, b, C).
         R: residual of the best dual point so far (B, b, C).
         L: multiple of the metric that the last steps were worth, ().
         first_L: the same of the first gate's own steps, ().
@@ -123,7 +123,7 @@ def zero_state(program: Program, memory: int | None = None) -> State:
     return State(
         W=W,
         z=z,
-        steps=jnp.zeros((memory, *W.shape), dtype),
+        steps=jnp.zeros((memory + 1, *W.shape), dtype),
         images=jnp.zeros((B, memory + 1, b, C), dtype),
         R=z,
         L=jnp.ones((), dtype),
@@ -186,7 +186,6 @@ class Proximal(NamedTuple):
     Attributes:
         W: W+ (P, d, C).
         z: F W+ (B, b, C).
-        e: what of W+ - W is the first gate's (d, C).
         R: residual at W (B, b, C).
         dual: value of its dual point, ().
         drift: what the error of the scores that stand for F W does to the objective, to first
@@ -195,7 +194,6 @@ class Proximal(NamedTuple):
 
     W: Array
     z: Array
-    e: Array
     R: Array
     dual: Array
     drift: Array
@@ -209,15 +207,12 @@ def proximal_step(
     G = adjoint(program, R)
     h = metric(program, loss, R)
 
-    def prox(W: Array, G: Array, L: Array) -> Array:
-        return penalty.prox(W - G / (L * h[None, :, None]), h, beta / L)
-
-    e = prox(s.W[:1], G[:1], s.first_L)[0] - s.W[0]
-    W = prox(s.W, G, s.L).at[0].set(s.W[0] + e)
+    L = jnp.full(len(s.W), s.L).at[0].set(s.first_L)
+    H = L[:, None] * h
+    W = penalty.prox(s.W - G / H[:, :, None], H, beta)
     return Proximal(
         W,
         apply(program, W),
-        e,
         R,
         dual_value(program, loss, R, G, beta, penalty),
         # <R, F W> = <F'R, W>: both sides are there.
@@ -229,23 +224,19 @@ def step(
     program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
 ) -> State:
     """One step; see the module's docstring. beta is the absolute penalty."""
-    W, z, e, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
-    k = s.steps.shape[0]
+    W, z, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
+    k = len(s.steps) - 1
     slot = s.iterations % k
-    own = jnp.where(program.D[:, :, :1], program.X @ e, 0)
-    steps = s.steps.at[slot].set((W - s.W).at[0].set(0))
+    first = jnp.zeros_like(W).at[0].set(W[0] - s.W[0])
+    own = jnp.where(program.D[:, :, :1], program.X @ first[0], 0)
+    steps = s.steps.at[slot].set(W - s.W - first).at[k].set(first)
     images = s.images.at[:, slot].set(z - s.z - own).at[:, k].set(own)
     back = jnp.zeros(k + 1, z.dtype).at[jnp.array([slot, k])].set(-1)
-    t = search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, e, images), back)
-    found = (W + jnp.tensordot(t[:k], steps, 1)).at[0].add(t[k] * e)
-    z_found = z + jnp.einsum("k,nkbc->nbc", t, images)
-    primal = objective(program, loss, penalty, beta, found, z_found)
-    # Where round-off hides what the search gains, W+ is better: it has exact zeros.
-    plain = objective(program, loss, penalty, beta, W, z)
-    keep = plain <= jnp.minimum(primal, s.primal)
-    W, z = jnp.where(keep, W, found), jnp.where(keep, z, z_found)
-    primal, t = jnp.where(keep, plain, primal), jnp.where(keep, 0, t)
+    t, plain = search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, images), back)
+    W = W + jnp.tensordot(t, steps, 1)
+    z = z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image = W - s.W, z - s.z
+    primal = objective(program, loss, penalty, beta, W, z)
     noise = roundoff(s.primal)
     good = primal <= s.primal + noise
     # A short step is a reason for a larger L only where W+ itself went too far.
@@ -321,7 +312,7 @@ def sparsify(
 
     A step on the span leaves weights of round-off size at gates that are off at the optimum.
     """
-    W, z, _, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
+    W, z, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
     end = s._replace(
         W=W,
         z=z,

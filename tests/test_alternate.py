@@ -278,6 +278,7 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
     return [*given, "--out", str(folder / out), *fixed, *cache, *more]
 
 
+@pytest.mark.slow
 def test_finetune_predict_and_pipeline_agree(tmp_path, capsys):
     write_csv(tmp_path)
     backbone("bert", tmp_path)

@@ -56,6 +56,7 @@ def assert_same(head: ConvexHeadClassifier, whole: ConvexHeadClassifier) -> None
         assert [r[:4] for r in mine.history] == [r[:4] for r in other.history]
 
 
+@pytest.mark.slow
 def test_every_place_to_stop_at_leads_to_the_same_head(whole, tmp_path):
     n = whole.n_records_
     for stop in (1, n // 4, n // 2, n - 6, n - 1, n):

@@ -37,6 +37,7 @@ def test_is_short(script):
     assert len((EXAMPLES / script).read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_path(tmp_path):
     out = run("path.py", tmp_path)
     accuracy = float(out.split("test accuracy ")[1].split()[0])

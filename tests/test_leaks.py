@@ -255,6 +255,7 @@ def fit(data: Path, out: Path, capsys, *options: str) -> tuple[dict, str]:
     return json.loads(shown.out), shown.err
 
 
+@pytest.mark.slow
 def test_fit_leaves_leaks_out_and_says_so(own, tmp_path, capsys):
     folder, rows = own
     record, said = fit(folder, tmp_path / "head", capsys, "--drop-leaks")

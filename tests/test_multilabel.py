@@ -146,6 +146,7 @@ def test_the_shared_gates_are_optimal_for_all_labels_together() -> None:
     assert loss + certificate.beta * norms.sum() == pytest.approx(certificate.primal, rel=0.05)
 
 
+@pytest.mark.slow
 def test_compare_tells_of_sets_of_labels(things: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     own = [str(things), "--backbone", "toy:text-16", "--out", str(out), "--seeds", "2", "--quiet"]

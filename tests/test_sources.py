@@ -122,6 +122,7 @@ def test_several_chunks_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
 
 
+@pytest.mark.slow
 def test_regressor_validation_rows_and_half_precision(tmp_path: Path) -> None:
     y = np.abs(X[:, 0])
     half = mapped(tmp_path, X.astype("f2"))
@@ -152,6 +153,7 @@ def test_more_features_than_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(streamed.certificate_.primal, plain.certificate_.primal, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_solve_takes_a_mapped_file(tmp_path: Path) -> None:
     rows, Y_ = np.c_[X, np.ones(len(X), "f4")], np.abs(X[:, :1])
     options = Options(beta=0.1, n_gates=8, loss="squared")
