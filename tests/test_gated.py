@@ -102,7 +102,7 @@ def test_one_always_on_gate_is_ridge_like_logistic_regression(solver):
     program = build_program(X, np.ones((200, 1), bool), y[:, None], np.ones(200), np.zeros(1))
     loss = LOSSES["logistic"]
     beta = 0.05 * float(beta_max(program, loss))
-    solution, _ = SOLVERS[solver](program, loss, beta, limits=LIMITS[solver])
+    solution, _ = SOLVERS[solver](program, loss, beta, limits=EXACT)
     W = np.asarray(solution.value)[0, :, 0]
     ridge = LogisticRegression(
         C=np.linalg.norm(W) / beta / 200, fit_intercept=False, tol=1e-10, max_iter=10_000
