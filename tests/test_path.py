@@ -109,7 +109,7 @@ def noisy(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_selection_of_the_estimator(solver):
-    X, y = noisy(600, 0)
+    X, y = noisy(600, 4)
     options = {"n_gates": 16, "solver": solver, "beta": [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.03]}
     best = ConvexHeadClassifier(**options).fit(X[:400], y[:400], X_val=X[400:], y_val=y[400:])
     simple = ConvexHeadClassifier(selection="one_se", **options).fit(
