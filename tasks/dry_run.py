@@ -2,7 +2,7 @@
 
 How many passes a path takes depends on the data, so the path is solved: on at most `PILOT_ROWS`
 rows, with all of its options. The passes are those of the pilot times the ratio of rows to the
-power 0.4, at most twice as many; its seconds are scaled by the rows too. On fewer rows the pilot is
+power 0.25, at most twice as many; its seconds are scaled by the rows too. On fewer rows the pilot is
 the fit itself.
 """
 
@@ -25,7 +25,7 @@ from tasks.memory import peak_rss_mb
 
 PILOT_ROWS = 4096
 # Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6).
-_GROWTH, _MOST = 0.4, 2.0
+_GROWTH, _MOST = 0.25, 2.0
 
 
 @dataclass(frozen=True)
