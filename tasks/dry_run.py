@@ -2,8 +2,8 @@
 
 How many passes a path takes depends on the data, so the path is solved: on at most `PILOT_ROWS`
 rows, with all of its options. The passes are those of the pilot times the ratio of rows to the
-power 0.25, at most twice as many; its seconds are scaled by the rows too. On fewer rows the pilot is
-the fit itself.
+power 0.25, at most twice as many; its seconds are scaled by the rows too. On fewer rows the pilot
+is the fit itself.
 """
 
 from __future__ import annotations
