@@ -72,6 +72,12 @@ def residual(program: Program, loss: Loss, z: Array) -> Array:
     return program.omega[..., None] * loss.gradient(program.z0 + z, program.Y)
 
 
+def row_gradients(R: Array, omega: Array) -> Array:
+    """The loss gradient of every row (..., C) from residuals R = omega * gradient."""
+    omega = omega[..., None]
+    return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
+
+
 def dual_value(
     program: Program, loss: Loss, R: Array, G: Array, beta: Array, penalty: Penalty = GROUP
 ) -> Array:
@@ -82,8 +88,7 @@ def dual_value(
 
 def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
     """Value -phi*(s R) of the dual point s R, s in [0, 1], ()."""
-    omega = program.omega[..., None]
-    g = jnp.where(omega > 0, s * R / jnp.where(omega > 0, omega, 1), 0)
+    g = row_gradients(s * R, program.omega)
     conjugate = jnp.sum(program.omega * loss.conjugate(g, program.Y))
     return -conjugate + s * jnp.sum(R * program.z0)
 

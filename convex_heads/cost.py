@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Steps in the span of the default solver, and float32.
-_SPAN = 8
-_BYTES = 4
+from convex_heads.subspace import MEMORY
+
+_BYTES = 4  # float32
 # Share of the peak that products of these shapes are taken to reach on a machine that is described.
 _SHARE_OF_PEAK = 0.5
 
@@ -37,15 +37,15 @@ class Shape(NamedTuple):
         n, d, P, C = self
         rows = 2 * n * d * _BYTES + 2 * n * P
         hidden = 4 * n * P * C * _BYTES
-        span = 3 * (_SPAN + 2) * n * C * _BYTES
-        return float(rows + hidden + span + 3 * (_SPAN + 2) * P * d * C * _BYTES)
+        span = 3 * (MEMORY + 2) * n * C * _BYTES
+        return float(rows + hidden + span + 3 * (MEMORY + 2) * P * d * C * _BYTES)
 
     @property
     def memory(self) -> float:
         """Bytes of a program, of the solver's state twice (old and new), of the rows given."""
         n, d, P, C = self
         program = n * (d + C) * _BYTES + n * P
-        state = (_SPAN + 3) * (n * C + P * d * C) * _BYTES
+        state = (MEMORY + 3) * (n * C + P * d * C) * _BYTES
         rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
         return float(rows + program + 2 * state)
 

@@ -17,6 +17,10 @@ gradients; the span holds the step of every accelerated method with these direct
 momentum to tune, nothing to restart and nothing to backtrack: L only shapes the direction, and
 follows the length that the search chose along it.
 
+The metric is the diagonal of X' Lambda X, Lambda the curvature of the loss at the current scores,
+in features rotated to their principal axes: rows that are fitted have none, and the smaller beta
+is, the more of them there are. It may change at any step: no step relies on the ones before.
+
 The patterns of P gates overlap: what all gates do together has a curvature P times that of what
 one does alone, so L has to be of the size of P, and steps in everything else are short. The first
 gate is always on, and does alone what all do together: its part e of W+ - W has an L of its own and
@@ -40,7 +44,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import fista
-from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
+from convex_heads.certificate import (
+    dual_value,
+    loss_value,
+    relative_gap,
+    residual,
+    row_gradients,
+)
 from convex_heads.driver import drive, stats
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
@@ -49,8 +59,8 @@ from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import roundoff, search, span_at
 
-# Steps kept for the span: 4 need a sixth more passes, 16 save a twentieth.
-_MEMORY = 8
+# Steps kept for the span.
+MEMORY = 8
 # Entries of their images, which are as large as the scores: many rows and classes get fewer steps.
 _IMAGE_ENTRIES = 1 << 26
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
@@ -116,7 +126,7 @@ def zero_state(program: Program, memory: int | None = None) -> State:
     """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`."""
     B, b, C = program.Y.shape
     if memory is None:
-        memory = min(_MEMORY, max(2, _IMAGE_ENTRIES // (B * b * C)))
+        memory = min(MEMORY, max(2, _IMAGE_ENTRIES // (B * b * C)))
     dtype = program.X.dtype
     z = jnp.zeros((B, b, C), dtype)
     W = jnp.zeros(program.shape, dtype)
@@ -162,7 +172,7 @@ def metric(program: Program, loss: Loss, R: Array) -> Array:
 
     def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
         X, Y, omega, r = rows
-        a, u = loss.hessian(_gradient(r, omega), Y)
+        a, u = loss.hessian(row_gradients(r, omega), Y)
         weight = omega * jnp.mean(a - u * u, axis=-1)
         return total + weight @ (X * X), None
 
@@ -172,12 +182,6 @@ def metric(program: Program, loss: Loss, R: Array) -> Array:
         (program.X, program.Y, program.omega, R),
     )
     return floored_metric(h)
-
-
-def _gradient(R: Array, omega: Array) -> Array:
-    """The loss gradient of every row (..., C) from residuals R = omega * gradient."""
-    omega = omega[..., None]
-    return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
 
 
 class Proximal(NamedTuple):
@@ -206,7 +210,6 @@ def proximal_step(
     R = residual(program, loss, s.z)
     G = adjoint(program, R)
     h = metric(program, loss, R)
-
     L = jnp.full(len(s.W), s.L).at[0].set(s.first_L)
     H = L[:, None] * h
     W = penalty.prox(s.W - G / H[:, :, None], H, beta)
@@ -247,15 +250,19 @@ def step(
     # Scores are summed up over many steps, and every search prefers the directions whose images
     # err in its favour: no gap is believed that rests on them, and a span whose images no longer
     # belong to its steps is given up.
-    drifted = drift > roundoff(s.primal)
+    drifted = drift > noise
     refresh = (
         ~good
         | drifted
         | (s.iterations % _REFRESH == _REFRESH - 1)
         | (believed - dual <= tolerance * believed)
     )
-    z = jax.lax.cond(refresh, lambda: apply(program, W), lambda: z)
-    primal = jnp.where(refresh, objective(program, loss, penalty, beta, W, z), believed)
+
+    def summed_anew() -> tuple[Array, Array]:
+        z = apply(program, W)
+        return z, objective(program, loss, penalty, beta, W, z)
+
+    z, primal = jax.lax.cond(refresh, summed_anew, lambda: (z, believed))
     sound = good & (jnp.abs(primal - believed) <= roundoff(primal))
     gain = jnp.maximum(s.lowest - primal, dual - s.dual)
     progress = gain > _PROGRESS * (primal - dual)

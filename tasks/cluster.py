@@ -9,13 +9,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from extractors.errors import InputError, MachineError
 from tasks.config import FitConfig
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 
 def join_cluster(config: FitConfig) -> None:
@@ -27,7 +23,7 @@ def join_cluster(config: FitConfig) -> None:
     """
     if config.coordinator is not None:
         _join(config)
-    _mesh(config)
+    _check_devices(config)
 
 
 def _join(config: FitConfig) -> None:
@@ -73,22 +69,21 @@ def after_the_first(config: FitConfig) -> Iterator[None]:
 @contextmanager
 def chosen_devices(config: FitConfig) -> Iterator[None]:
     """Programs that are built and solved within have their rows over the devices of `--devices`."""
-    mesh = _mesh(config)
-    if mesh is None:
+    if config.devices is None and config.coordinator is None:
         yield
         return
-    import jax
+    from convex_heads import sharding
 
-    with jax.set_mesh(mesh):
+    with sharding.rows_over(config.devices or "all"):
         yield
 
 
-def _mesh(config: FitConfig) -> Mesh | None:
+def _check_devices(config: FitConfig) -> None:
     if config.devices is None and config.coordinator is None:
-        return None
+        return
     from convex_heads import sharding
 
     try:
-        return sharding.mesh_of(config.devices or "all")
+        sharding.mesh_of(config.devices or "all")
     except ValueError as error:
         raise InputError(f"--devices {config.devices}: {error}") from error

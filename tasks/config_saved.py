@@ -64,17 +64,11 @@ class PredictConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(CommonConfig):
-    """Options of `evaluate`: a saved head, and labelled rows.
-
-    data, data_root and the columns: as in ExtractConfig. split: None takes test where there is one,
-    otherwise all rows. by: a column of the table; metrics are given for each of its values.
-    """
+class LabelledRowsConfig(CommonConfig):
+    """A saved head, and labelled rows for it; the options of the rows as in ExtractConfig."""
 
     artefact: str
     data: str
-    split: Literal["train", "validation", "test"] | None = None
-    by: str | None = None
     data_root: Path | None = None
     text_column: str | None = None
     image_column: str | None = None
@@ -86,26 +80,28 @@ class EvaluateConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefitConfig(CommonConfig):
+class EvaluateConfig(LabelledRowsConfig):
+    """Options of `evaluate`: a saved head, and labelled rows.
+
+    split: None takes test where there is one, otherwise all rows. by: a column of the table;
+    metrics are given for each of its values.
+    """
+
+    split: Literal["train", "validation", "test"] | None = None
+    by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitConfig(LabelledRowsConfig):
     """Options of `refit`: a saved head, labelled rows to add, and where the new head goes.
 
     Backbone, standardisation, gates and penalty are those of the head. The others are as in
     FitConfig.
     """
 
-    artefact: str
-    data: str
     out: Path
-    data_root: Path | None = None
-    text_column: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    features_column: str | None = None
-    on_bad_row: OnBadRow = "fail"
     tolerance: float | None = None
     max_seconds: float | None = None
-    trust_remote_code: str | None = None
-    device: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
