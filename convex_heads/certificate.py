@@ -93,6 +93,7 @@ def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
     return -conjugate + s * jnp.sum(R * program.z0)
 
 
+@jax.jit
 def relative_gap(primal: Array, dual: Array) -> Array:
     """(primal - dual) / primal, ()."""
     return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)
@@ -116,13 +117,11 @@ def _bounds(
     return primal, jnp.fmax(own, hint), R, jnp.sum(group_norms(W) > 0)
 
 
-@jax.jit
 def _norms(program: Program, R: Array, gates: Array) -> Array:
     """||X'D_g R||_F of gates (P', d): (P',)."""
     return group_norms(adjoint_of_gates(program, gates, R))
 
 
-@jax.jit
 def _uphill(program: Program, R: Array, gates: Array) -> Array:
     """For each gate (P', d) one with a larger ||X'D_g R||_F, if the step goes well.
 
@@ -156,9 +155,10 @@ def pattern_violation(
     if beta <= 0:
         return float("inf")
     _, norms = climb(program, R, gates, ascent_steps=ascent_steps)
-    return float(jnp.max(norms)) / beta
+    return float(np.asarray(norms).max()) / beta
 
 
+@partial(jax.jit, static_argnames="ascent_steps")
 def climb(
     program: Program, R: Array, gates: Array, *, ascent_steps: int = 3
 ) -> tuple[Array, Array]:
@@ -173,13 +173,18 @@ def climb(
     Returns:
         gates (P'', d), the given ones first, and their norms (P'',).
     """
-    tried, found = [gates], [_norms(program, R, gates)]
-    gates = gates[jnp.argsort(-found[0])[:_CLIMBERS]]
-    for _ in range(ascent_steps):
+
+    def ascend(gates: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         gates = _uphill(program, R, gates)
-        tried.append(gates)
-        found.append(_norms(program, R, gates))
-    return jnp.concatenate(tried), jnp.concatenate(found)
+        return gates, (gates, _norms(program, R, gates))
+
+    given = _norms(program, R, gates)
+    best = gates[jnp.argsort(-given)[:_CLIMBERS]]
+    _, (found, norms) = jax.lax.scan(ascend, best, length=ascent_steps)
+    return (
+        jnp.concatenate([gates, found.reshape(-1, gates.shape[1])]),
+        jnp.concatenate([given, norms.ravel()]),
+    )
 
 
 def certify_program(
