@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tasks.console import duration
+from tasks.console import WIDE, duration
 from tasks.leak_words import leaks_in_words
 from tasks.records import (
     CompareRecord,
@@ -305,4 +305,14 @@ def print_table(table: Table, stream: IO[str] | None = None) -> None:
     # Not a terminal and no COLUMNS: a file has no width, and folding at 80 would cut paths.
     out = sys.stdout if stream is None else stream
     width = None if out.isatty() or "COLUMNS" in os.environ else 160
-    Console(file=out, width=width, highlight=False, markup=False, emoji=False).print(table)
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    columns = [(str(column.header), list(column.cells)) for column in table.columns]
+    words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
+    if table.show_header and console.width < min(WIDE, sum(max(w, default=0) + 3 for w in words)):
+        # Columns too narrow for their words: a line for each cell reads better.
+        for row in range(table.row_count):
+            for i, (header, cells) in enumerate(columns):
+                if i == 0 or cells[row]:
+                    print(f"  {header}: {cells[row]}" if i else cells[row], file=out)
+        return
+    console.print(table)
