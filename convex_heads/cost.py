@@ -11,9 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from convex_heads.subspace import MEMORY
+from convex_heads.subspace import kept_steps
 
 _BYTES = 4  # float32
+# Arrays of the size of the scores that a step holds beside the state and the steps' images: losses,
+# conjugates, directions (as XLA plans them on a CPU).
+_PASSING = 8
 # Share of the peak that products of these shapes are taken to reach on a machine that is described.
 _SHARE_OF_PEAK = 0.5
 
@@ -37,17 +40,23 @@ class Shape(NamedTuple):
         n, d, P, C = self
         rows = 2 * n * d * _BYTES + 2 * n * P
         hidden = 4 * n * P * C * _BYTES
-        span = 3 * (MEMORY + 2) * n * C * _BYTES
-        return float(rows + hidden + span + 3 * (MEMORY + 2) * P * d * C * _BYTES)
+        span = 3 * (kept_steps(n, C) + 2) * (n * C + P * d * C) * _BYTES
+        return float(rows + hidden + span)
 
     @property
     def memory(self) -> float:
-        """Bytes of a program, of the solver's state twice (old and new), of the rows given."""
+        """Bytes of a program, of the rows given, and of the solver.
+
+        Of the solver there are three states (the one that the path keeps, the old and the new one)
+        and what a step holds while it is taken.
+        """
         n, d, P, C = self
+        m = kept_steps(n, C)
         program = n * (d + C) * _BYTES + n * P
-        state = (MEMORY + 3) * (n * C + P * d * C) * _BYTES
+        state = (m + 3) * (n * C + P * d * C) * _BYTES
+        passing = (m + _PASSING) * n * C * _BYTES
         rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
-        return float(rows + program + 2 * state)
+        return float(rows + program + 3 * state + passing)
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,21 @@ def objective(
     return loss_value(program, loss, z) + beta * penalty.value(W)
 
 
+def kept_steps(n: int, C: int) -> int:
+    """Steps kept for the span, of n rows and C outputs.
+
+    Example:
+        >>> kept_steps(14_622, 6), kept_steps(20_018, 1000), kept_steps(1_281_167, 1000)
+        (8, 3, 2)
+    """
+    return min(MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
+
+
 def zero_state(program: Program, memory: int | None = None) -> State:
     """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`."""
     B, b, C = program.Y.shape
     if memory is None:
-        memory = min(MEMORY, max(2, _IMAGE_ENTRIES // (B * b * C)))
+        memory = kept_steps(B * b, C)
     dtype = program.X.dtype
     z = jnp.zeros((B, b, C), dtype)
     W = jnp.zeros(program.shape, dtype)

@@ -13,7 +13,7 @@ from reference import Problem, random_problem
 from convex_heads import Limits, Options, Status, fista, gated, solve, subspace
 from convex_heads.certificate import beta_max, certify_program, pattern_violation, residual
 from convex_heads.losses import LOSSES
-from convex_heads.operators import apply, build_program
+from convex_heads.operators import apply, build_program, rows
 from convex_heads.traced import status_of
 
 pytestmark = pytest.mark.x64
@@ -183,6 +183,19 @@ def test_pattern_violation_finds_a_gate_that_is_missing():
     R = residual(many, loss, apply(many, rich.value))
     assert pattern_violation(many, R, beta, jnp.asarray(trial), ascent_steps=0) <= 1 + 1e-6
     assert pattern_violation(many, R, beta, jnp.asarray(trial)) < missing
+
+
+def test_pattern_violation_of_many_outputs_is_that_of_all_of_them():
+    rng = np.random.default_rng(3)
+    X = np.c_[rng.normal(size=(400, 5)), np.ones(400)]
+    Y = np.eye(100)[(10 * np.abs(X[:, 0])).astype(int)]
+    program = build_program(X, np.ones((400, 4), bool), Y, np.ones(400), np.zeros(100))
+    R = residual(program, LOSSES["softmax"], jnp.zeros_like(program.Y))
+    trial = rng.normal(size=(40, 6))
+    exact = max(np.linalg.norm(X.T @ ((X @ g >= 0)[:, None] * rows(R, 400))) for g in trial)
+    found = pattern_violation(program, R, 1.0, jnp.asarray(trial), ascent_steps=0)
+    assert 0.97 * exact <= found <= exact * (1 + 1e-9)
+    assert pattern_violation(program, R, 1.0, jnp.asarray(trial)) > 0.97 * exact
 
 
 @pytest.mark.parametrize(

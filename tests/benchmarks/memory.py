@@ -40,7 +40,10 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """The highest RssAnon while the block runs, in bytes."""
+    """The highest RssAnon while the block runs, in bytes; `every`: seconds between two looks."""
+
+    def __init__(self, every: float = SAMPLE_SECONDS) -> None:
+        self._every = every
 
     def __enter__(self) -> Peak:
         self._stop = threading.Event()
@@ -54,7 +57,7 @@ class Peak:
         self._thread.join()
 
     def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
+        while not self._stop.wait(self._every):
             self.bytes = max(self.bytes, anonymous_bytes())
 
 
