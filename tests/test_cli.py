@@ -54,7 +54,7 @@ def test_the_first_help_lists_the_verbs_in_full(arguments, capsys):
 
 
 def test_help_fits_a_narrow_terminal_and_there_is_a_version(capsys):
-    text = run("predict", "--help", COLUMNS="40").stdout
+    text = run("--help", COLUMNS="40").stdout
     assert max(map(len, text.splitlines())) <= 40
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
