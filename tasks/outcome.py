@@ -275,6 +275,12 @@ def save(
                 "certificate": dict(certificate),
                 **(facts or {}),
                 "backbone_options": found.extractor.fingerprint().get("options", {}),
+                "columns": {
+                    "text": config.text_column,
+                    "image": config.image_column,
+                    "label": config.label_column,
+                    "features": config.features_column,
+                },
                 "record": record,
             },
             write_more=write_more,
