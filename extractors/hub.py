@@ -119,7 +119,7 @@ def plain_hub_errors(repository: str, revision: str | None = None) -> Iterator[N
             raise
         raise MachineError(
             f"{repository}{at} is not in the local cache and the Hugging Face Hub cannot be "
-            "reached: connect to a network, or use 'minilm' or a local folder"
+            "reached: connect to a network, or name a folder (for texts also 'minilm')"
         ) from error
 
 

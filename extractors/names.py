@@ -8,12 +8,16 @@
     precomputed:DIM  rows that are feature vectors already (``precomputed`` on the command line)
     module:NAME  a torch module of one's own, made in Python (see ``module.py``)
 
+A folder alone (``./my-model``) is what its files say: modules.json is sentence-transformers', a
+config.json with a model_type is transformers', one with an architecture is timm's.
+
 A folder is made absolute; a revision is a branch, a tag or a commit of a Hub repository.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +102,8 @@ image model)
     if text == "minilm":
         return BackboneName("minilm")
     if not colon:
+        if text and _looks_like_path(text):
+            return parse_name(f"{_source_of_folder(text)}:{text}")
         raise InputError(_no_source(text))
     if source not in SOURCES:
         raise InputError(_unknown_source(text, source, rest))
@@ -234,6 +240,26 @@ def _existing_folder(prefix: str, text: str, contents: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"'{prefix}{text}': there is no folder {text}; it should hold {contents}")
     return folder.resolve()
+
+
+def _source_of_folder(text: str) -> str:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {text}, which should hold a backbone's config.json")
+    if (folder / "modules.json").is_file():
+        return "st"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict):
+        for key, source in (("model_type", "hf"), ("architecture", "timm")):
+            if key in config:
+                return source
+    raise InputError(
+        f"the folder {text} holds no backbone: neither modules.json nor a config.json with a "
+        "model_type or an architecture"
+    )
 
 
 def _no_source(text: str) -> str:

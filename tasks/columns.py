@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,15 @@ _ARRAY_LABEL_COLUMNS = (*LABEL_COLUMNS, "y")  # beside features, the habit of ar
 class ColumnChoice:
     """The columns a person named; None means: find it.
 
-    Raises InputError when columns of two kinds of input are named.
+    before: those of the rows that a saved head was fitted on; where nothing is named they are taken
+    if they are there. Raises InputError when columns of two kinds of input are named.
     """
 
     text: str | None = None
     image: str | None = None
     label: str | None = None
     features: str | None = None
+    before: ColumnChoice | None = None
 
     def __post_init__(self) -> None:
         kinds = {"text": self.text, "image": self.image, "features": self.features}
@@ -38,6 +40,44 @@ class ColumnChoice:
             raise InputError(
                 f"{' and '.join(named)} exclude each other; a head is fitted on one kind of input"
             )
+
+    def among(self, names: Sequence[str]) -> ColumnChoice:
+        """The same with what `before` says of a file with these columns.
+
+        >>> ColumnChoice(before=ColumnChoice(text="Comment", label="Mood")).among(["Comment"]).text
+        'Comment'
+        """
+        if self.before is None:
+            return self
+
+        plain = {_plain(name) for name in names}
+
+        def there(column: str | None) -> str | None:
+            if column is None or _plain(column) in plain:
+                return column
+            pair = column.split(PAIR_MARK)
+            return column if all(_plain(part) in plain for part in pair) else None
+
+        label = self.label or there(self.before.label)
+        if self.text or self.image or self.features:
+            return ColumnChoice(self.text, self.image, label, self.features)
+        kept = (there(self.before.text), there(self.before.image), there(self.before.features))
+        return ColumnChoice(kept[0], kept[1], label, kept[2])
+
+
+def columns_before(facts: Mapping[str, Any]) -> ColumnChoice | None:
+    """The columns that were named when a head was fitted, from what its artefact says.
+
+    >>> columns_before({"columns": {"text": "Comment", "label": 3}})
+    ColumnChoice(text='Comment', image=None, label=None, features=None, before=None)
+    """
+    told = facts.get("columns")
+    if not isinstance(told, Mapping):
+        return None
+    named = [told.get(kind) for kind in ("text", "image", "label", "features")]
+    text, image, label, features = (name if isinstance(name, str) else None for name in named)
+    inputs = [name for name in (text, image, features) if name is not None]
+    return None if len(inputs) > 1 else ColumnChoice(text, image, label, features)
 
 
 @dataclass(frozen=True)
@@ -76,14 +116,15 @@ def find_columns(
     """Settle the columns of `source` (a file's name, for messages) from its column `names`.
 
     A named column must exist; `question+answer` names two whose texts are put together. Otherwise
-    the first of text, sentence, review, or image, and the first of label, labels, class is taken,
-    whatever the case of its letters; where there is neither text nor image, the first of features,
-    embedding, embeddings, vector, x, with a label that may also be y. `labelled=False` (new rows to
-    predict) asks for no label column.
+    the first of text, sentence, review, or image, and the first of label, labels, class is taken.
+    Where there is neither text nor image, it is the first of features, embedding, embeddings,
+    vector, x, with a label that may also be y. Case and spaces around a name do not count.
+    `labelled=False` (new rows to predict) asks for no label column.
 
     >>> find_columns(["id", "Review", "label"], ColumnChoice(), "reviews.csv")
-    Columns(modality='text', input='Review', label='label')
+    Columns(modality='text', input='Review', label='label', pair=None)
     """
+    choice = choice.among(names)
     features = choice.features
     if features is None and choice.text is None and choice.image is None:
         raw = _first(names, TEXT_COLUMNS + IMAGE_COLUMNS) is not None
@@ -91,6 +132,13 @@ def find_columns(
     label = None
     if labelled:
         usual = LABEL_COLUMNS if features is None else _ARRAY_LABEL_COLUMNS
+        kinds = (choice.text, choice.image, features, choice.label)
+        if not any(kinds) and not _first(names, (*TEXT_COLUMNS, *IMAGE_COLUMNS, *usual)):
+            raise InputError(
+                f"{source} has neither a column {_or((*TEXT_COLUMNS, *IMAGE_COLUMNS))} nor one "
+                f"{_or(LABEL_COLUMNS)}; name both with --text-column (or --image-column, "
+                f"--features-column) and --label-column; its columns are {_list(names)}"
+            )
         label = _settle(names, choice.label, usual, "--label-column", source)
     if features is not None:
         features = _settle(names, features, FEATURES_COLUMNS, "--features-column", source)
@@ -105,8 +153,7 @@ def find_columns(
                 f"--text-column {choice.text}: name one column, or two with a "
                 f"'{PAIR_MARK}' between them"
             )
-        for part in parts:
-            _settle(names, part, TEXT_COLUMNS, "--text-column", source)
+        parts = [_settle(names, part, TEXT_COLUMNS, "--text-column", source) for part in parts]
         return Columns("text", choice.text, label, (parts[0], parts[1]))
     if choice.text is not None:
         text = _settle(names, choice.text, TEXT_COLUMNS, "--text-column", source)
@@ -141,6 +188,9 @@ def _settle(
             )
         chosen = found
     if chosen not in names:
+        alike = [name for name in names if _plain(name) == _plain(chosen)]
+        if len(alike) == 1:
+            return alike[0]
         near = difflib.get_close_matches(chosen, names, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"{source} has no column '{chosen}'; its columns are {_list(names)}{hint}")
@@ -154,9 +204,13 @@ def _first(names: Sequence[str], usual: Sequence[str]) -> str | None:
         if wanted in names:
             return wanted
         for name in names:
-            if name.lower() == wanted:
+            if _plain(name) == wanted:
                 return name
     return None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _or(names: Sequence[str]) -> str:
@@ -165,5 +219,5 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
+    shown = ", ".join(name if name.isidentifier() else f"'{name}'" for name in names[:12])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > 12 else shown

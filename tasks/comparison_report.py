@@ -55,6 +55,8 @@ def write_report(
 ) -> Path:
     """Write ``report.html``: one page, no scripts, nothing loaded from elsewhere.
 
+    Its first figure, accuracy against seconds, is written beside it as an SVG file too.
+
     Args:
         directory: an existing one.
         record: of the comparison.
@@ -98,6 +100,11 @@ def write_report(
             permutation=2 / 2 ** len(record.seeds),
         )
     )
+    figure = next((section["figure"] for section in sections if section["figure"]), "")
+    if figure:
+        # Dark ink: the page that shows the file may be dark.
+        opaque = str(figure).replace("<svg ", '<svg style="background: #fff" ', 1)
+        write_whole(Path(directory) / "accuracy_seconds.svg", opaque + "\n")
     path = Path(directory) / "report.html"
     write_whole(path, text)
     return path

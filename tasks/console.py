@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WARM_UP_SECONDS = 5.0
+WIDE = 66  # columns of a terminal that has room for a bar
 
 
 class Stage(Protocol):
@@ -83,24 +85,34 @@ class _Lines:
     def __init__(self, stream: IO[str], name: str, total: int | None, done: int) -> None:
         self._stream, self._name, self._total = stream, name, total
         self._before, self._done = done, done
-        self._began = self._last = time.monotonic()
+        self._began = self._rate_from = self._last = time.monotonic()
+        self._moving = False
         self._detail = ""
         before = f", {done} of {total} already done" if done else ""
         self._say(f"begins{before}")
 
     def advance(self, n: int = 1) -> None:
         self._done += n
+        now = self._say_now_and_then()
+        if not self._moving:
+            self._moving = True
+            if now - self._began > _WARM_UP_SECONDS:  # a model was loaded: no measure of the rate
+                self._rate_from, self._before = now, self._done
+
+    def detail(self, text: str) -> None:
+        self._detail = f", {text}"
+        self._say_now_and_then()
+
+    def _say_now_and_then(self) -> float:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             left = ""
-            if self._total is not None and self._done > self._before:
-                seconds = (now - self._began) / (self._done - self._before)
+            if self._total is not None and self._done > self._before and self._moving:
+                seconds = (now - self._rate_from) / (self._done - self._before)
                 left = f", {duration(seconds * (self._total - self._done))} left"
             self._say(f"{self._done}/{self._total or '?'}{left}{self._detail}")
-
-    def detail(self, text: str) -> None:
-        self._detail = f", {text}"
+        return now
 
     def finish(self) -> None:
         self._say(f"done in {duration(time.monotonic() - self._began)}{self._detail}")
@@ -120,24 +132,14 @@ class RichReporter:
     @contextmanager
     def stage(self, name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
         """Begin a stage with a bar of its own; the bar stays when it is done."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn
 
+        wide = self._console.width >= WIDE
         columns = (
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            # The rate of a minute: rows are encoded shortest first within a shard.
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.description:<18}" if wide else "{task.description}"),
+            *([BarColumn()] if wide else []),
+            _count_column(wide),
+            TextColumn("{task.fields[detail]}" if wide else ""),
         )
         progress = Progress(*columns, console=self._console, speed_estimate_period=60)
         task = progress.add_task(name, total=total, completed=done, detail="")
@@ -147,6 +149,23 @@ class RichReporter:
     def note(self, text: str) -> None:
         """Print the sentence."""
         self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _count_column(wide: bool) -> Any:
+    """How many of how many, the time so far and the time left, as far as they are known."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            parts = [] if task.total is None else [f"{task.completed:,.0f}/{task.total:,.0f}"]
+            if wide or task.total is None or task.finished:
+                parts.append(duration(task.elapsed or 0.0))
+            if not task.finished and task.time_remaining is not None:
+                parts.append(f"{duration(task.time_remaining)} left")
+            return Text(", ".join(parts), no_wrap=True)
+
+    return Count()
 
 
 class _Bar:

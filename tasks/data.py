@@ -25,6 +25,7 @@ from tasks.labels import (
 from tasks.raw import WHOLE, RawData, RawSplit
 from tasks.registry import resolve_data_root
 from tasks.sources import read_source
+from tasks.tables import Broken
 
 _LOADER_VERSION = 1  # part of the fingerprint: raise it when the same files give other rows
 
@@ -85,7 +86,8 @@ def load_task(
             split was taken from train, this counts both and keeps their ratio.
         test_rows: as train_rows.
         seed: which rows those are (nothing else here is random).
-        on_bad_row: "skip" drops rows without a label, or whose input is missing, and lists them.
+        on_bad_row: "skip" drops rows without a label, or whose input is missing or an empty text,
+            and rows of a CSV file with too many or too few cells, and lists them.
         several_labels: take rows whose label is a list of labels; otherwise such data is refused.
 
     Splits that the data gives are respected. Without a test split, 20% of every class is held out
@@ -130,7 +132,7 @@ def load_task(
     _check_classes(classes, sum(len(split.ids) for split in splits.values()))
     rows = divide(rows)
     _check_unseen(rows, classes)
-    notes = raw.notes + _notes(skipped)
+    notes = raw.notes + _notes(skipped) + _empty_texts(splits)
     fingerprint = _fingerprint(rows, classes)
     rows = shrink(rows, classes, train_rows, test_rows, seed, carved)
     return Dataset(
@@ -154,7 +156,11 @@ def _sets(split: NumberedSplit) -> np.ndarray:
 def check_rows(
     raw: RawData, on_bad_row: str
 ) -> tuple[dict[str, RawSplit], tuple[tuple[str, str], ...]]:
-    """Refuse or drop rows that have no label, or no input of the right kind."""
+    """Refuse or drop rows that have no label, or no input of the right kind.
+
+    Raises InputError with the first such row and how many there are.
+    """
+    fault = None
     skipped: list[tuple[str, str]] = []
     checked = {}
     for name, split in raw.splits.items():
@@ -164,17 +170,21 @@ def check_rows(
         good = []
         for i, (value, label) in enumerate(zip(split.inputs, split.labels, strict=True)):
             reason = _fault(value, label, raw.modality)
+            if reason is None and on_bad_row == "skip" and _is_empty(value):
+                reason = "the text is empty"
             if reason is None:
                 good.append(i)
-            elif on_bad_row == "fail":
-                raise InputError(f"{split.where(i)}: {reason} (--on-bad-row skip drops such rows)")
             else:
+                fault = fault or f"{split.where(i)}: {reason}"
                 skipped.append((split.ids[i], reason))
-        if not good:
+        if not good and on_bad_row == "skip":
             raise InputError(
                 f"{called} has no rows left after {len(split.ids)} bad ones were dropped"
             )
         checked[name] = split if len(good) == len(split.ids) else _keep(split, good)
+    if fault is not None and on_bad_row == "fail":
+        more = f", and {len(skipped) - 1:,} more such rows" if len(skipped) > 1 else ""
+        raise InputError(f"{fault}{more} (--on-bad-row skip drops such rows)")
     return checked, tuple(skipped)
 
 
@@ -187,7 +197,13 @@ def _keep(split: RawSplit, rows: Sequence[int]) -> RawSplit:
     )
 
 
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
 def _fault(value: Any, label: Any, modality: Modality) -> str | None:
+    if isinstance(value, Broken):
+        return value.reason
     if is_missing(label):
         return "the label is missing"
     if modality == "text":
@@ -263,6 +279,18 @@ def _notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     listed = ", ".join(f"{row} ({reason})" for row, reason in skipped[:3])
     more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return (f"bad rows dropped: {len(skipped)}, {listed}{more}",)
+
+
+def _empty_texts(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
+    """They can be encoded, and teach nothing."""
+    places = [(s, i) for s in splits.values() for i, v in enumerate(s.inputs) if _is_empty(v)]
+    if not places:
+        return ()
+    split, i = places[0]
+    return (
+        f"texts that are empty: {len(places)}, the first: {split.where(i)} "
+        "(--on-bad-row skip leaves them out)",
+    )
 
 
 def _fingerprint(rows: Mapping[str, NumberedSplit], classes: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from extractors.errors import InputError
-from tasks.columns import ColumnChoice
+from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import EvaluateConfig
 from tasks.console import Reporter
 from tasks.inputs import Items
@@ -42,7 +42,11 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
     )
     choice = ColumnChoice(
-        config.text_column, config.image_column, config.label_column, config.features_column
+        config.text_column,
+        config.image_column,
+        config.label_column,
+        config.features_column,
+        columns_before(pipeline.facts),
     )
     rows = read_labelled(
         config.data,

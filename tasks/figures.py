@@ -128,24 +128,25 @@ def path_figure(path: Sequence[Mapping[str, Any]], beta: float, beta_max: float)
         bottom.annotate(
             "always-on gate",
             (x[on[-1]], norms[on[-1], 0]),
-            xytext=(0, -16),
+            xytext=(0, 4),  # above: the other gates are below
             textcoords="offset points",
             ha="right",
             color=INK,
         )
-    bottom.margins(y=0.15)
+    bottom.margins(y=0.2)
     for axes in (top, middle, bottom):
         axes.set_xscale("log")
         axes.axvline(beta / beta_max, color=PROBE, lw=1, ls="--")
     if len(x) > 1:
         bottom.invert_xaxis()
+    side = -1 if beta / beta_max < x[0] else 1  # away from the labels of the axis
     top.annotate(
         "chosen",
         (beta / beta_max, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-4, -2),
+        xytext=(4 * side, -2),
         textcoords="offset points",
-        ha="right",
+        ha="left" if side > 0 else "right",
         va="top",
         color=PROBE,
     )
@@ -196,7 +197,7 @@ def convergence_figure(
         axes.axhline(tolerance, color=INK, lw=0.8, ls=":")
         # Whole decades, so that there are at least two plain labels.
         axes.set_ylim(10 ** math.floor(math.log10(min(lowest, tolerance)) - 0.01), 1.5)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * done if done > 0 else 1)
         axes.set_ylabel("relative gap")
     panels[0].set_xlabel("data passes")
     panels[1].set_xlabel("seconds, compilation included")

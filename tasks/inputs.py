@@ -11,7 +11,7 @@ from extractors.base import Modality
 from extractors.errors import InputError
 from tasks.columns import ColumnChoice, find_columns
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
-from tasks.tables import SUFFIXES, open_table
+from tasks.tables import SUFFIXES, Broken, open_table
 
 _PLURAL = {"text": "texts", "image": "images", "features": "features"}
 
@@ -80,7 +80,9 @@ def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
             f"the column '{columns.input}' of {path.name} holds {_PLURAL[columns.modality]}, "
             f"but this head labels {_PLURAL[modality]}; name a column with --{modality}-column"
         )
-    inputs = read_inputs(path.parent, columns, columns.read_input(table.read))
+    values = columns.read_input(table.read)
+    values = [None if isinstance(value, Broken) else value for value in values]
+    inputs = read_inputs(path.parent, columns, values)
     return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)
 
 

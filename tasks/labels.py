@@ -13,6 +13,7 @@ import numpy as np
 
 from extractors.errors import InputError
 from tasks.raw import RawSplit
+from tasks.tables import Broken
 
 _LISTS = (list, tuple, np.ndarray)
 _INTEGER = re.compile(r"[+-]?\d+(\.0*)?\Z")
@@ -45,7 +46,9 @@ def is_missing(label: Any) -> bool:
     """
     if isinstance(label, str):
         return label.strip().lower() in ("", "nan")
-    return label is None or (isinstance(label, float) and math.isnan(label))
+    if isinstance(label, float):
+        return math.isnan(label)
+    return label is None or isinstance(label, Broken)
 
 
 def encode_labels(

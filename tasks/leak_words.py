@@ -35,8 +35,10 @@ def leaks_in_words(leaks: Mapping[str, Any]) -> str:
             parts.append(f"{exact + near:,} {words} ({_kinds(exact, near)})")
     said = "; ".join(parts) or "no duplicates between the splits or within train"
     if leaks["other_label"]:
-        have = "has" if leaks["other_label"] == 1 else "have"
-        said += f"; {leaks['other_label']:,} of these rows {have} another label than its twin"
+        have = "has another label than its twin"
+        if leaks["other_label"] > 1:
+            have = "have another label than their twins"
+        said += f"; {leaks['other_label']:,} of these rows {have}"
     if leaks["similarity"] is None:
         said += (
             "; only exact ones were looked for, since the features of ordinary rows are as close "

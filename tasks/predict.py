@@ -20,7 +20,7 @@ import numpy as np
 from extractors.base import Modality
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors, write_atomically
-from tasks.columns import ColumnChoice
+from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import OutputFormat, PredictConfig
 from tasks.console import Reporter
 from tasks.inputs import Items, read_items, text_items
@@ -57,7 +57,7 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     pipeline = ConvexHeadPipeline.from_pretrained(
         config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    items = find_items(config, pipeline.modality)
+    items = find_items(config, pipeline.modality, columns_before(pipeline.facts))
     form = config.format or _format_of(config.output)
     skipped = Skipped()
     if config.output is not None:
@@ -171,8 +171,12 @@ def _format_of(output: Path | None) -> OutputFormat:
     return by_suffix.get(output.suffix.lower() if output else "", "table")
 
 
-def find_items(config: PredictConfig, modality: Modality) -> Items:
+def find_items(
+    config: PredictConfig, modality: Modality, before: ColumnChoice | None = None
+) -> Items:
     """The rows that a person asked to have labelled.
+
+    before: columns of the rows that the head was fitted on.
 
     Raises InputError when there are none, when texts are given to a head for images, and when both
     --text and --input are given.
@@ -186,7 +190,9 @@ def find_items(config: PredictConfig, modality: Modality) -> Items:
         return text_items(config.text)
     if config.input is None:
         raise InputError("say what to label: --text T (repeatable), or --input FILE or FOLDER")
-    choice = ColumnChoice(config.text_column, config.image_column, features=config.features_column)
+    choice = ColumnChoice(
+        config.text_column, config.image_column, features=config.features_column, before=before
+    )
     return read_items(config.input, modality, choice)
 
 

@@ -24,7 +24,7 @@ from extractors.extract import extract
 from extractors.store import FeatureStore
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
-from tasks.columns import ColumnChoice
+from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
@@ -145,6 +145,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     facts = {
         "certificate": solved.certificate._asdict(),
         "backbone_options": pipeline.describe()["backbone_options"],
+        "columns": pipeline.facts.get("columns"),
         # What a further refit needs: the store of all rows so far is more than one.
         "record": {**record, "n_train": len(both["train"][1]), "classes": list(classes)},
         "refit": made,
@@ -212,7 +213,11 @@ def _new_rows(
 ) -> tuple[FeatureStore, dict[str, list[str]]]:
     """A store with the features of the new rows, and the ids of each split that are in it."""
     choice = ColumnChoice(
-        config.text_column, config.image_column, config.label_column, config.features_column
+        config.text_column,
+        config.image_column,
+        config.label_column,
+        config.features_column,
+        columns_before(pipeline.facts),
     )
     raw = read_source(config.data, resolve_data_root(config.data_root), choice)
     if raw.modality != pipeline.modality:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tasks.console import duration
+from tasks.console import WIDE, duration
 from tasks.leak_words import leaks_in_words
 from tasks.records import (
     CompareRecord,
@@ -236,12 +236,42 @@ def show_tasks(tasks: Sequence[TaskInfo]) -> None:
 
 
 def show_inspection(found: Inspection) -> None:
-    """What a store or an artefact is, a fact a line."""
+    """What a store or an artefact is, a fact a line; --json has the long lists too."""
     table = make_table("", "", header=False)
+    told: set[str] = set()
     for key, value in found.facts.items():
-        table.add_row(key, str(value))
+        if isinstance(value, Mapping) and value:
+            table.add_row(key, "")
+            for name, part in value.items():
+                if name not in told:  # the record repeats the certificate
+                    table.add_row(f"  {name}", in_words(part))
+            told |= set(value)
+        else:
+            table.add_row(key, in_words(value))
+        told.add(key)
     print(f"{found.path} is {'an artefact' if found.kind == 'artefact' else 'a store'}")
     print_table(table)
+
+
+def in_words(value: Any) -> str:
+    """A fact on a line.
+
+    >>> in_words([0.123456789, "a"]), in_words({"fit": 8.0, "leaks": None}), in_words([{}, {}])
+    ('0.123457, a', 'fit 8, leaks none', '2 entries (--json shows more)')
+    """
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        if any(isinstance(part, Mapping) for part in value):
+            entries = "1 entry" if len(value) == 1 else f"{len(value)} entries"
+            return f"{entries} (--json shows more)"
+        more = f", ... ({len(value):,} in all)" if len(value) > 12 else ""
+        return ", ".join(in_words(part) for part in value[:12]) + more
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def show_checks(checks: Sequence[Check]) -> None:
@@ -275,4 +305,14 @@ def print_table(table: Table, stream: IO[str] | None = None) -> None:
     # Not a terminal and no COLUMNS: a file has no width, and folding at 80 would cut paths.
     out = sys.stdout if stream is None else stream
     width = None if out.isatty() or "COLUMNS" in os.environ else 160
-    Console(file=out, width=width, highlight=False, markup=False, emoji=False).print(table)
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    columns = [(str(column.header), list(column.cells)) for column in table.columns]
+    words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
+    if table.show_header and console.width < min(WIDE, sum(max(w, default=0) + 3 for w in words)):
+        # Columns too narrow for their words: a line for each cell reads better.
+        for row in range(table.row_count):
+            for i, (header, cells) in enumerate(columns):
+                if i == 0 or cells[row]:
+                    print(f"  {header}: {cells[row]}" if i else cells[row], file=out)
+        return
+    console.print(table)

@@ -21,6 +21,13 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".npy", "
 
 
 @dataclass(frozen=True)
+class Broken:
+    """Stands in every column for a row that has no cells to read; reason: why, in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Table:
     """An open file: its columns, and how to read one of them.
 
@@ -82,13 +89,28 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
     import pyarrow as pa
     from pyarrow import csv
 
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    # A row must fit in a block; the default of 1 MB is too small for long documents.
-    blocks = csv.ReadOptions(block_size=1 << 26)
+    with path.open("rb") as file:
+        header = file.readline(1 << 20)
+    if delimiter == "," and b"," not in header and b";" in header:
+        delimiter = ";"  # what spreadsheets write where the comma divides decimals
+    broken: dict[int, str] = {}
+
+    def note(row: csv.InvalidRow) -> str:
+        # Numbers count the header.
+        broken[(row.number or 2) - 2] = (
+            f"{row.actual_columns} cells where the header has {row.expected_columns}; "
+            f"a cell that holds '{delimiter}' needs quotes around it"
+        )
+        return "skip"
+
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
+    # A row must fit in a block; the default of 1 MB is too small for long documents. Without
+    # threads, which have one column to read, bad rows come with their numbers.
+    blocks = csv.ReadOptions(block_size=1 << 26, use_threads=False)
     try:
         with csv.open_csv(path, read_options=blocks, parse_options=parse) as reader:
             names = tuple(reader.schema.names)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _bad_delimited(path, error) from error
 
     def read(column: str) -> list[Any]:
@@ -97,18 +119,25 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
         convert = csv.ConvertOptions(
             include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
         )
+        broken.clear()
         try:
             table = csv.read_csv(path, blocks, parse, convert)
         except pa.ArrowInvalid as error:
             raise _bad_delimited(path, error) from error
-        return table.column(0).to_pylist()
+        values: list[Any] = table.column(0).to_pylist()
+        for i in sorted(broken):
+            values.insert(i, Broken(broken[i]))
+        return values
 
     return Table(path, names, "data row", read, _no_class_names)
 
 
 def _bad_delimited(path: Path, error: Exception) -> InputError:
-    if "UTF8" in str(error):
-        return InputError(f"{path} is not UTF-8 text; save it as UTF-8 and try again")
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+        return InputError(
+            f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > NEW{path.suffix}"
+        )
     return unreadable(path, error)
 
 

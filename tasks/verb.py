@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,14 +23,38 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=CommonConfig)
 EVERY = "cache_dir seed config json quiet debug"
 _FLAGS = ("json", "quiet", "debug")
+_COLUMNS = shutil.get_terminal_size().columns
 
 app = typer.Typer(
     help="Certified convex two-layer ReLU heads on frozen features.\n\n"
     "Start with: convex-heads demo",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        # Click would not go below 50; None leaves the width to it.
+        "terminal_width": max(_COLUMNS - 2, 24) if _COLUMNS < 52 else None,
+    },
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"convex-heads {version('convex-heads')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @dataclass(frozen=True)

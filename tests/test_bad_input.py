@@ -79,7 +79,16 @@ FILES = {
     "no text": ("d.jsonl", LINES + '{"label": "a"}\n', ["line 41", "the text is missing"]),
     "not json": ("d.jsonl", LINES + "{oops\n", ["d.jsonl, line 41: not JSON"]),
     "not an object": ("d.jsonl", LINES + "[1]\n", ["line 41: a list, not an object"]),
-    "ragged csv": ("d.csv", GOOD + "a,b,c\n", ["cannot read", "Expected 2 columns, got 3"]),
+    "ragged csv": (
+        "d.csv",
+        GOOD + "a,b,c\n",
+        ["d.csv, data row 41", "3 cells where the header has 2", "quotes", "--on-bad-row skip"],
+    ),
+    "neither column": (
+        "d.csv",
+        "Comment,Mood \nx,a\n",
+        ["neither a column", "--text-column", "--label-column", "Comment, 'Mood '"],
+    ),
     "not parquet": ("d.parquet", "hello", ["cannot read", "d.parquet"]),
     "not a table": ("d.xlsx", "hello", ["d.xlsx is not a table", ".csv"]),
     "image that is not there": (
@@ -142,6 +151,23 @@ def test_bad_rows_can_be_skipped_and_are_told(tmp_path):
     assert len(ids) == 40
     assert [row_id for row_id, _ in data.skipped] == ["row/000040", "row/000041"]
     assert any(note.startswith("bad rows dropped: 2, row/000040 (") for note in data.notes)
+
+
+def test_a_csv_file_as_spreadsheets_leave_it(tmp_path):
+    lines = ["My text; Mood "] + [f"text {i};{'ab'[i % 2]}" for i in range(40)]
+    lines[7:7] = ["one;cell;too many", "short", ";a"]
+    (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
+    named = {"text_column": "my text", "label_column": "mood"}
+    message = refusal(tmp_path / "d.csv", **named)
+    assert "data row 7: 3 cells where the header has 2" in message
+    assert "and 1 more such row" in message
+    data = load_task(tmp_path / "d.csv", on_bad_row="skip", **named)
+    assert sum(len(rows) for rows in data.splits.values()) == 40
+    assert [row for row, _ in data.skipped] == [f"row/{i:06d}" for i in (6, 7, 8)]
+    assert data.skipped[2][1] == "the text is empty"
+    (tmp_path / "d.csv").write_text("\n".join(lines[:7] + lines[9:]) + "\n")
+    notes = load_task(tmp_path / "d.csv", **named).notes
+    assert any("texts that are empty: 1, the first: d.csv, data row 7" in note for note in notes)
 
 
 def test_nothing_left_after_skipping(tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_the_first_help_lists_the_verbs_in_full(arguments, capsys):
     commands = text.partition("Commands:")[2]
     assert "..." not in commands  # no sentence is cut off
     assert [line.split()[0] for line in commands.strip().splitlines()] == list(VERBS)
+
+
+def test_help_fits_a_narrow_terminal_and_there_is_a_version(capsys):
+    text = run("--help", COLUMNS="40").stdout
+    assert max(map(len, text.splitlines())) <= 40
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -383,6 +384,8 @@ def test_records_skipped_and_report_are_there(compared: Path) -> None:
         assert outside not in page.replace("http://www.w3.org", "")
     for name in ("Can the probabilities be relied on", "Hardest classes", "Rows that repeat"):
         assert name in page and name in (compared / "report.md").read_text()
+    figure = ElementTree.parse(compared / "accuracy_seconds.svg").getroot()
+    assert "TF-IDF" in "".join(figure.itertext())
     table = (compared / "report.md").read_text()
     assert f"| linear probe | {100 * summary['rows'][0]['test_accuracy']:.2f} |" in table
     assert not (compared / "work").exists()

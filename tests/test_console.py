@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tasks.inputs import text_items
 from tasks.pipeline import Predicted
 from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
 from tasks.predict import predictions as in_rows
+from tasks.show import make_table, print_table
 
 
 def test_lines_say_how_far_and_how_long(monkeypatch):
@@ -31,6 +33,19 @@ def test_lines_say_how_far_and_how_long(monkeypatch):
         "extract: 60/100, 1 min 20 s left",
         "extract: done in 40.0 s",
         "note: val is used as test",
+    ]
+
+
+def test_the_time_left_leaves_out_what_it_took_to_begin(monkeypatch):
+    stream = io.StringIO()
+    clock = iter([0.0, 20.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with LineReporter(stream).stage("extract", total=100) as stage:
+        for _ in range(3):
+            stage.advance(10)
+    assert stream.getvalue().splitlines()[1:3] == [
+        "extract: 10/100",
+        "extract: 30/100, 1 min 10 s left",
     ]
 
 
@@ -63,6 +78,24 @@ def test_bars_show_counts_and_notes_are_taken_literally():
     reporter.note("the class [red] has no rows")
     assert "3/4" in stream.getvalue()
     assert "note: the class [red] has no rows" in stream.getvalue()
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = io.StringIO()
+    with RichReporter(stream).stage("linear probe", total=12_000) as stage:
+        stage.advance(12_000)
+        stage.detail("gap 1.8e-02, 160 passes")
+    assert "12,000/12,000" in stream.getvalue()
+    with RichReporter(stream).stage("report", total=None):
+        pass
+    assert "?" not in stream.getvalue()  # of an unknown total
+    table = make_table("", "test accuracy", "95% interval", "seconds", "relative gap")
+    table.add_row("convex head", "0.7526", "0.6999 to 0.7987", "8.1", "1.8e-02")
+    print_table(table, stream)
+    assert "0.6999 to 0.7987" in stream.getvalue()
+    assert max(map(len, re.split(r"[\r\n]", stream.getvalue()))) <= int(columns)
 
 
 def test_the_reporter_fits_the_stream(capsys):

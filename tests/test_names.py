@@ -42,6 +42,19 @@ def test_names_have_one_canonical_form(name: str, canonical: str, revision: str 
     assert parse_name(str(parsed)) == parsed
 
 
+def test_a_folder_alone_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        parse_name(f"{tmp_path}/nowhere")
+    with pytest.raises(InputError, match="holds no backbone"):
+        parse_name(str(tmp_path))
+    for text, source in (('{"model_type": "bert"}', "hf"), ('{"architecture": "vit"}', "timm")):
+        (tmp_path / "config.json").write_text(text)
+        assert parse_name(str(tmp_path)).source == source
+        assert parse_name(str(tmp_path)).folder == tmp_path
+    (tmp_path / "modules.json").write_text("[]")
+    assert parse_name(str(tmp_path)).source == "st"
+
+
 @pytest.mark.parametrize(
     ("name", "offers"),
     [

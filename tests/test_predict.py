@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,8 +166,16 @@ def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
     assert "too many for slices" in capsys.readouterr().err
     assert main([*command, "--by", "sauce"]) == 2
     assert "no such column" in capsys.readouterr().err
+    # An artefact remembers the columns that its rows had.
+    own = shutil.copytree(HEAD, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    config["columns"] = {"text": "Words", "label": "kind"}
+    (own / "config.json").write_text(json.dumps(config))
+    source.write_text("words ,Kind\nfine,film\n")
+    assert main(["evaluate", str(own), str(source), "--quiet"]) == 0
+    assert main(["predict", str(own), "--input", str(source), "--quiet"]) == 0
     source.write_text("text,label\nfine,film\nfine,mineral\n")
-    assert main(command) == 2
+    assert main(["evaluate", str(own), *command[2:]]) == 2
     assert "'mineral' is none of the head's classes" in capsys.readouterr().err
 
 

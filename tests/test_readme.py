@@ -1,9 +1,9 @@
-"""Every command and every Python block of README.md is executed, in the order of the page.
+"""Every command and Python block of README.md and docs/howto is executed, in the order of the page.
 
 Executed are fenced blocks marked bash, console (its lines after ``$``) and python (as a script of
 its own, or as a doctest if it has ``>>>``). All run in one scratch folder beside a link to the
-shared data, so a block may use what an earlier one has written. A comment on the line before a
-block changes that:
+shared data, the README first, so a block may use what an earlier one has written. A comment on the
+line before a block changes that:
 
     <!-- not executed: needs a network -->    skipped, with this reason
     <!-- slow -->                             with the slow tests only
@@ -24,6 +24,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
+PAGES = (README, *sorted((REPOSITORY / "docs" / "howto").glob("*.md")))
 SHARED = REPOSITORY.parent / "shared"
 EXECUTED = ("bash", "sh", "console", "python")
 SECONDS = 900
@@ -31,20 +32,25 @@ SECONDS = 900
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: language, source, line of its opening fence, what its comment asks."""
+    """A fenced block: language, source, line of its opening fence, what its comment asks, page."""
 
     language: str
     source: str
     line: int
     not_executed: str | None
     slow: bool
+    page: str = "README.md"
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}:{self.line}"
 
     @property
     def needs_shared(self) -> bool:
         return "../shared" in self.source
 
 
-def read_blocks(text: str) -> list[Block]:
+def read_blocks(text: str, page: str = "README.md") -> list[Block]:
     """All fenced blocks of a Markdown text; an unclosed fence is an error."""
     blocks, comment, opened, lines = [], "", None, []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -52,7 +58,7 @@ def read_blocks(text: str) -> list[Block]:
         if opened is None and fence:
             opened, lines = (fence[1], number, len(line) - len(line.lstrip())), []
         elif opened is not None and fence:
-            assert not fence[1], f"README.md:{opened[1]}: the fence is not closed"
+            assert not fence[1], f"{page}:{opened[1]}: the fence is not closed"
             reason = re.search(r"<!--\s*not executed:\s*(.+?)\s*-->", comment)
             blocks.append(
                 Block(
@@ -61,6 +67,7 @@ def read_blocks(text: str) -> list[Block]:
                     line=opened[1],
                     not_executed=reason[1] if reason else None,
                     slow=bool(re.search(r"<!--\s*slow\b.*?-->", comment)),
+                    page=page,
                 )
             )
             opened, comment = None, ""
@@ -68,13 +75,20 @@ def read_blocks(text: str) -> list[Block]:
             lines.append(line[opened[2] :])
         else:
             comment = line
-    assert opened is None, f"README.md:{opened and opened[1]}: the fence is not closed"
+    assert opened is None, f"{page}:{opened and opened[1]}: the fence is not closed"
     return blocks
 
 
 def readme_blocks() -> list[Block]:
-    text = README.read_text("utf-8") if README.exists() else ""
+    text = README.read_text("utf-8")
     return [block for block in read_blocks(text) if block.language in EXECUTED]
+
+
+def all_blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        found += read_blocks(page.read_text("utf-8"), str(page.relative_to(REPOSITORY)))
+    return [block for block in found if block.language in EXECUTED]
 
 
 def shell_script(block: Block) -> str:
@@ -86,7 +100,7 @@ def shell_script(block: Block) -> str:
         if line.startswith("$ ") or more:
             commands.append(line.removeprefix("$ ").removeprefix("> "))
             more = line.endswith("\\")
-    assert commands, f"README.md:{block.line}: a console block without a line that starts with $"
+    assert commands, f"{block.place}: a console block without a line that starts with $"
     return "\n".join(commands) + "\n"
 
 
@@ -100,17 +114,17 @@ class Workshop:
             (root / "shared").symlink_to(SHARED)
         if (REPOSITORY / "examples").is_dir():
             (self.folder / "examples").symlink_to(REPOSITORY / "examples")
-        self.done: dict[int, str] = {}
+        self.done: dict[Block, str] = {}
 
     def run(self, block: Block) -> str:
         """Run a block once and return what went wrong, or an empty string."""
-        if block.line not in self.done:
-            self.done[block.line] = self._run(block)
-        return self.done[block.line]
+        if block not in self.done:
+            self.done[block] = self._run(block)
+        return self.done[block]
 
     def _run(self, block: Block) -> str:
         if block.language == "python":
-            script = self.folder / f"readme_{block.line}.py"
+            script = self.folder / f"{Path(block.page).stem}_{block.line}.py"
             script.write_text(block.source, "utf-8")
             doctest = ["-m", "doctest"] if ">>> " in block.source else []
             command = [sys.executable, *doctest, script.name]
@@ -147,10 +161,10 @@ def _parameters() -> list:
     return [
         pytest.param(
             block,
-            id=f"line{block.line}-{block.language}",
+            id=f"{Path(block.page).stem}-line{block.line}-{block.language}",
             marks=[pytest.mark.slow] if block.slow else [],
         )
-        for block in readme_blocks()
+        for block in all_blocks()
     ]
 
 
@@ -161,14 +175,16 @@ def test_block(block: Block, workshop: Workshop) -> None:
     if block.needs_shared and not SHARED.is_dir():
         pytest.skip(f"needs {SHARED}")
     # What stands above may have written what this block reads, also if it was not selected.
-    for earlier in readme_blocks():
-        if earlier.line < block.line and not earlier.not_executed:
+    for earlier in all_blocks():
+        if earlier == block:
+            break
+        if earlier.page in (block.page, "README.md") and not earlier.not_executed:
             too_slow = earlier.slow and not block.slow
             at_hand = SHARED.is_dir() or not earlier.needs_shared
             if at_hand and not too_slow:
                 workshop.run(earlier)
     failure = workshop.run(block)
-    assert not failure, f"README.md:{block.line}\n{block.source}\n{failure}"
+    assert not failure, f"{block.place}\n{block.source}\n{failure}"
 
 
 def test_readme_shows_the_commands_and_the_python_interface() -> None:
