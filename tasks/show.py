@@ -306,7 +306,7 @@ def print_table(table: Table, stream: IO[str] | None = None) -> None:
     out = sys.stdout if stream is None else stream
     width = None if out.isatty() or "COLUMNS" in os.environ else 160
     console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
-    columns = [(str(column.header), list(column.cells)) for column in table.columns]
+    columns = [(str(column.header), list(map(str, column.cells))) for column in table.columns]
     words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
     if table.show_header and console.width < min(WIDE, sum(max(w, default=0) + 3 for w in words)):
         # Columns too narrow for their words: a line for each cell reads better.
