@@ -62,7 +62,7 @@ class TwoLayer(ABC):
         out = np.tile(self.offset, (len(X), 1))
         if self._width() == 0:
             return out
-        step = max(1, _BLOCK_ENTRIES // self._width())
+        step = max(1, _BLOCK_ENTRIES // max(self._width(), self.dim + 1))
         for start in range(0, len(X), step):
             rows = slice(start, start + step)
             block = self.scaling.transform(X[rows], self.offset.dtype)

@@ -10,6 +10,7 @@ ever used, so nothing between the mappings is touched.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,3 +90,24 @@ class Gatherer:
     def features(self, rows: np.ndarray) -> np.ndarray:
         """(b, dim) float32, copied."""
         return decode_features(self.encoded(rows), self.scale(rows))
+
+
+class Picked:
+    """Some rows of a row source, in another order perhaps; read when they are asked for.
+
+    Args:
+        source: with ``shape``, ``dtype``, and rows by slice and by index array.
+        rows: (m,) positions in it.
+    """
+
+    def __init__(self, source: Any, rows: np.ndarray) -> None:
+        self._source = source
+        self._rows = np.asarray(rows, np.intp)
+        self.shape: tuple[int, ...] = (len(self._rows), source.shape[1])
+        self.dtype: np.dtype = source.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        return self._source[self._rows[rows]]

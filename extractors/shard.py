@@ -26,7 +26,9 @@ class StoredRows(NamedTuple):
 
     ids: list[str]  # n
     labels: np.ndarray  # (n,) int64
-    features: np.ndarray  # (n, dim) float32; a read-only view of the file where one shard holds all
+    # (n, dim) float32; a read-only view of the file where one shard holds all. Rows that are read
+    # as they are needed have a row source there, which takes slices and index arrays.
+    features: np.ndarray
     tokens: np.ndarray | None  # (n,) int32 before truncation; None for images
 
 

@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from extractors.errors import InputError
 from extractors.fingerprint import file_sha256
-from extractors.gather import Gatherer
+from extractors.gather import Gatherer, Picked
 from extractors.manifest import Manifest, Shard
 from extractors.shard import Block, StoredRows, concatenate, in_order
 from extractors.writer import StoreWriter, open_writer
@@ -192,12 +192,16 @@ class FeatureStore:
             features = gatherer.features(rows) if decode else gatherer.encoded(rows)
             yield Batch(rows, features, gatherer.labels[rows], scale)
 
-    def read(self, split: str, ids: Sequence[str] | None = None) -> StoredRows:
+    def read(
+        self, split: str, ids: Sequence[str] | None = None, *, streamed: bool = False
+    ) -> StoredRows:
         """Rows of one split.
 
         Args:
             split: its name.
             ids: which rows, in which order; None reads all in the store's order.
+            streamed: whether the features stay on disk until some of them are read, by slice or
+                index array, as those of ``source`` do.
 
         Returns:
             n rows; a split of float32 in one shard that is read whole is not copied (and is
@@ -209,6 +213,8 @@ class FeatureStore:
         blocks = self._blocks(split)
         stored = self.ids(split)
         if ids is None or list(ids) == stored:
+            if streamed:
+                return self._streamed(split, stored, None)
             if len(blocks) == 1:
                 return blocks[0].rows()
             return concatenate(blocks, dim=self.dim, has_tokens=self._has_tokens)
@@ -221,12 +227,29 @@ class FeatureStore:
             ) from error
         if not len(rows):
             return concatenate([], dim=self.dim, has_tokens=self._has_tokens)
+        if streamed:
+            return self._streamed(split, list(ids), rows)
         gatherer = self.source(split)
-        tokens = None
-        if self._has_tokens:
-            counts = [tokens for block in blocks if (tokens := block.tokens) is not None]
-            tokens = np.concatenate(counts)[rows]
-        return StoredRows(list(ids), gatherer.labels[rows], gatherer.features(rows), tokens)
+        return StoredRows(
+            list(ids),
+            gatherer.labels[rows],
+            gatherer.features(rows),
+            self._token_counts(split)[rows] if self._has_tokens else None,
+        )
+
+    def _streamed(self, split: str, ids: list[str], rows: np.ndarray | None) -> StoredRows:
+        """Rows whose features are a row source; `rows`: their positions, None for all of them."""
+        source: Any = self.source(split)
+        labels, tokens = source.labels, self._token_counts(split) if self._has_tokens else None
+        if rows is not None:
+            source, labels = Picked(source, rows), labels[rows]
+            tokens = None if tokens is None else tokens[rows]
+        return StoredRows(ids, labels, source, tokens)
+
+    def _token_counts(self, split: str) -> np.ndarray:
+        """(n,) int32 of all rows of a split of texts."""
+        found = [tokens for block in self._blocks(split) if (tokens := block.tokens) is not None]
+        return np.concatenate([np.empty(0, np.int32), *found])
 
     def source(self, split: str) -> Gatherer:
         """Features (n, dim) and ``labels`` of a split that stay on disk until rows are read.

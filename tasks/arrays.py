@@ -69,7 +69,8 @@ def column_values(array: np.ndarray) -> list[Any]:
     ['neg', 'pos']
     """
     if array.ndim > 1:
-        return list(array)
+        # Plain views: those of a memory-mapped file would be five times larger.
+        return list(np.asarray(array))
     if array.dtype.kind == "S":
         return [value.decode("utf-8", "replace") for value in array.tolist()]
     return array.tolist()

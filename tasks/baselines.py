@@ -12,12 +12,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from convex_heads.scaling import Scaling
+from convex_heads.sources import RowSource, chunks, is_streamed
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -55,11 +56,15 @@ class LinearProbe:
     weights: NDArray[np.floating] = field(repr=False)
     intercept: NDArray[np.floating] = field(repr=False)
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Probabilities (n, n_classes) for the features X (n, d)."""
+    def predict_proba(self, X: ArrayLike | RowSource) -> NDArray[np.floating]:
+        """Probabilities (n, n_classes) for the features X (n, d), read in chunks."""
         from scipy.special import softmax
 
-        return softmax(_standardise(self.scaling, X) @ self.weights + self.intercept, axis=1)
+        source: Any = X if is_streamed(X) else np.asarray(X)
+        scores = [
+            _standardise(self.scaling, source[rows]) @ self.weights for rows in chunks(source)
+        ]
+        return softmax(np.concatenate(scores) + self.intercept, axis=1)
 
 
 def linear_probe(

@@ -83,7 +83,7 @@ def forecast(
         except ValueError as error:
             raise InputError(f"--as: {error}") from error
     found = extract_features(config, reporter, extractor, may_extract=False)
-    train, validation = found.rows("train"), found.rows("validation")
+    train, validation = (found.rows(split, streamed=True) for split in ("train", "validation"))
     n = len(train.ids)
     rows = _some(train.labels, PILOT_ROWS, config.seed)
     share = len(rows) / n

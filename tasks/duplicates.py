@@ -118,7 +118,8 @@ class SeenRows:
 
         self.space = space
         self.exact = capacity <= EXACT_ROWS
-        self._blocks: list[NDArray[np.floating]] = []
+        # The rows given and which of them: of rows that lie on disk no copy is kept.
+        self._blocks: list[tuple[NDArray[np.floating], slice]] = []
         self._starts = np.zeros(0, np.int64)
         self._n = 0
         k = space.mean.size if space.directions is None else space.directions.shape[1]
@@ -138,7 +139,7 @@ class SeenRows:
         """Remember rows (b, d); they are not copied, only their k projections are kept."""
         for rows in _blocks(len(features)):
             block = features[rows]
-            self._remember(block, self.space.project(self.space.unit(block)))
+            self._remember(features, rows, self.space.project(self.space.unit(block)))
             if progress is not None:
                 progress(len(block))
 
@@ -171,7 +172,7 @@ class SeenRows:
             candidate, distance = self._nearest(P)
             before = self._n
             if grow:
-                self._remember(block, P)
+                self._remember(features, where, P)
                 here, distance_here = _nearest_before(P)
                 closer = distance_here < distance
                 candidate = np.where(closer, before + here, candidate)
@@ -199,11 +200,13 @@ class SeenRows:
         length = np.linalg.norm(A, axis=1)
         found.same[start + rows] = np.linalg.norm(A - B, axis=1) <= _SAME * length
 
-    def _remember(self, block: NDArray[np.floating], P: NDArray[np.float32]) -> None:
+    def _remember(
+        self, features: NDArray[np.floating], rows: slice, P: NDArray[np.float32]
+    ) -> None:
         self._index.add(P)
-        self._blocks.append(block)
+        self._blocks.append((features, rows))
         self._starts = np.append(self._starts, self._n)
-        self._n += len(block)
+        self._n += len(P)
 
     def _nearest(self, P: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if self._n == 0:
@@ -218,7 +221,8 @@ class SeenRows:
         which = np.searchsorted(self._starts, positions, side="right") - 1
         for b in np.unique(which):
             mine = which == b
-            out[mine] = self._blocks[b][positions[mine] - self._starts[b]]
+            features, rows = self._blocks[b]
+            out[mine] = features[rows.start + positions[mine] - self._starts[b]]
         return out
 
     def _compare_all(
@@ -227,9 +231,10 @@ class SeenRows:
         """The most similar of the first `last` rows seen, for each row of Z."""
         best = np.full(len(Z), -1, np.int64)
         cosine = np.full(len(Z), -np.inf, np.float32)
-        for start, block in zip(self._starts.tolist(), self._blocks, strict=True):
+        for start, (features, rows) in zip(self._starts.tolist(), self._blocks, strict=True):
             if start >= last.max():
                 break
+            block = features[rows]
             G = Z @ self.space.unit(block).T
             G[start + np.arange(len(block)) >= last[:, None]] = -np.inf
             column = G.argmax(axis=1)

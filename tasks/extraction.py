@@ -33,13 +33,16 @@ class Extracted:
     extractor: Extractor
     extraction: Extraction
 
-    def rows(self, split: str) -> StoredRows:
-        """The stored rows of a split, without those that could not be encoded."""
+    def rows(self, split: str, *, streamed: bool = False) -> StoredRows:
+        """The stored rows of a split, without those that could not be encoded.
+
+        streamed: their features stay on disk until they are read (`FeatureStore.read`).
+        """
         left_out = {row.id for row in self.extraction.skipped if row.split == split}
         ids = [i for i in self.dataset.splits[split].ids if i not in left_out]
         if not ids:
             raise InputError(f"no row of the {split} split of {self.dataset.name} can be encoded")
-        return self.extraction.store.read(split, ids)
+        return self.extraction.store.read(split, ids, streamed=streamed)
 
     def inputs(self, split: str) -> dict[str, Any]:
         """Raw rows of a split by their ids."""

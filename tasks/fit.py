@@ -23,6 +23,7 @@ from tasks.extraction import extract_features
 from tasks.fit_head import fit_head, history_lines
 from tasks.outcome import common_fields, default_folder, measure, save, usable_rows
 from tasks.records import FitRecord
+from tasks.streaming import is_larger_than_memory
 
 
 def run_fit(
@@ -48,7 +49,10 @@ def run_fit(
         found = extract_features(config, reporter, extractor)
     out = config.out or default_folder(config, found)
     check_destination(out)
-    rows = usable_rows(config, found, reporter)
+    streamed = is_larger_than_memory(found)
+    if streamed:
+        reporter.note("the features are larger than memory: they are read from the store as needed")
+    rows = usable_rows(config, found, reporter, streamed=streamed)
 
     began = time.perf_counter()
     with compile_clock() as compiling, chosen_devices(config):
@@ -57,7 +61,9 @@ def run_fit(
 
     outcome = measure(classifier.network_, config, found, rows, reporter)
     certificate = classifier.certificate_
-    notes = found.dataset.notes
+    for note in outcome.notes:
+        reporter.note(note)
+    notes = (*found.dataset.notes, *outcome.notes)
     if certificate.relative_gap > classifier.tolerance:
         notes = (*notes, f"{classifier.status_.value} (gap {certificate.relative_gap:.1e})")
         reporter.note(notes[-1])

@@ -16,12 +16,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from extractors.errors import InputError
+from extractors.gather import Picked
 from extractors.store import StoredRows
 from tasks.console import Reporter
 from tasks.duplicates import FeatureSpace, SeenRows, Twins
@@ -34,6 +35,7 @@ SIMILARITY = 0.99
 _TOO_ALIKE = 0.02  # share of all pairs of train rows
 _TOO_MANY = 10  # twins of a row on average
 _EXAMPLES = 2
+_BLOCK = 4096
 
 Digests = Mapping[str, Sequence[bytes]]
 
@@ -155,9 +157,16 @@ def _without(rows: StoredRows, numbers: NDArray[np.int64]) -> StoredRows:
     return StoredRows(
         [rows.ids[i] for i in left.tolist()],
         rows.labels[left],
-        rows.features[left],
+        _features_of(rows, left),
         None if rows.tokens is None else rows.tokens[left],
     )
+
+
+def _features_of(rows: StoredRows, left: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Those of some rows; of rows that are read as they are needed they stay where they are."""
+    if isinstance(rows.features, np.ndarray):
+        return rows.features[left]
+    return cast(Any, Picked(rows.features, left))
 
 
 def find_leaks(
@@ -259,7 +268,11 @@ def find_leaks(
 
 def _feature_digests(rows: StoredRows) -> list[bytes]:
     """One short digest per row of features."""
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows.features]
+    return [
+        hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        for start in range(0, len(rows.ids), _BLOCK)
+        for row in rows.features[start : start + _BLOCK]
+    ]
 
 
 def _numbered(digests: Digests) -> dict[str, NDArray[np.int64]]:

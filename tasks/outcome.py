@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convex_heads.decode import TwoLayer
+from convex_heads.sources import is_streamed
 from extractors.base import Extractor
 from extractors.manifest import installed_versions
 from extractors.names import parse_name
@@ -33,6 +34,7 @@ from tasks.metrics import Metrics, evaluate
 from tasks.mistakes import write_samples
 from tasks.records import FitRecord
 from tasks.report import write_model_card, write_report
+from tasks.streaming import in_memory
 
 _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 
@@ -48,9 +50,15 @@ class UsableRows:
     seconds: float
 
 
-def usable_rows(config: FitConfig, found: Extracted, reporter: Reporter) -> UsableRows:
-    """Reads the rows of all splits and looks for duplicates, unless told not to."""
-    rows = {split: found.rows(split) for split in ("train", "validation", "test")}
+def usable_rows(
+    config: FitConfig, found: Extracted, reporter: Reporter, *, streamed: bool = False
+) -> UsableRows:
+    """Reads the rows of all splits and looks for duplicates, unless told not to.
+
+    streamed: features stay in the store until they are needed.
+    """
+    splits = ("train", "validation", "test")
+    rows = {split: found.rows(split, streamed=streamed) for split in splits}
     began = time.perf_counter()
     leaks = None
     if config.leak_check:
@@ -83,6 +91,7 @@ class Outcome:
         probe: on the frozen features.
         probe_probabilities: (n_test, C).
         probe_measured: on them.
+        notes: what a reader of the figures should know.
     """
 
     head: Head
@@ -92,6 +101,7 @@ class Outcome:
     probe: LinearProbe
     probe_probabilities: np.ndarray
     probe_measured: Metrics
+    notes: tuple[str, ...] = ()
 
 
 def measure(
@@ -123,12 +133,15 @@ def measure(
     if config.calibrate == "temperature":
         temperature = fit_temperature(network.scores(X_val), network.loss, validation.labels)
     head = Head(network, classes, 1.0 if temperature is None else temperature)
+    fitted, chosen_on, notes = train, validation, ()
+    if is_streamed(train.features):
+        fitted, chosen_on, notes = in_memory(train, validation, len(classes), config.seed)
     with reporter.stage("linear probe", total=SETTINGS) as stage:
         probe = linear_probe(
-            train.features,
-            train.labels,
-            validation.features,
-            validation.labels,
+            fitted.features,
+            fitted.labels,
+            chosen_on.features,
+            chosen_on.labels,
             n_classes=len(classes),
             seed=config.seed,
             progress=stage.advance,
@@ -142,6 +155,7 @@ def measure(
         probe=probe,
         probe_probabilities=probe_p,
         probe_measured=evaluate(probe_p, test.labels),
+        notes=notes,
     )
 
 
