@@ -96,6 +96,7 @@ def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
     return -conjugate + s * jnp.sum(R * program.z0)
 
 
+@jax.jit
 def relative_gap(primal: Array, dual: Array) -> Array:
     """(primal - dual) / primal, ()."""
     return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)
@@ -119,13 +120,11 @@ def _bounds(
     return primal, jnp.fmax(own, hint), R, jnp.sum(group_norms(W) > 0)
 
 
-@jax.jit
 def _norms(program: Program, R: Array, gates: Array) -> Array:
     """||X'D_g R||_F of gates (P', d): (P',)."""
     return group_norms(adjoint_of_gates(program, gates, R))
 
 
-@jax.jit
 def _uphill(program: Program, R: Array, gates: Array) -> Array:
     """For each gate (P', d) one with a larger ||X'D_g R||_F, if the step goes well.
 
@@ -162,16 +161,21 @@ def pattern_violation(
     """
     if beta <= 0:
         return float("inf")
-    seen = R
-    if R.shape[-1] > _SKETCHED:
-        S = jax.random.normal(jax.random.key(0), (R.shape[-1], _SKETCHED), R.dtype)
-        seen = R @ (S / math.sqrt(_SKETCHED))
-    tried, norms = climb(program, seen, gates, ascent_steps=ascent_steps)
-    if seen is not R:
-        norms = _norms(program, R, tried[jnp.argsort(-norms)[:_CLIMBERS]])
-    return float(jnp.max(norms)) / beta
+    return float(_largest_norm(program, R, gates, ascent_steps)) / beta
 
 
+@partial(jax.jit, static_argnames="ascent_steps")
+def _largest_norm(program: Program, R: Array, gates: Array, ascent_steps: int) -> Array:
+    C = R.shape[-1]
+    if C <= _SKETCHED:
+        return jnp.max(climb(program, R, gates, ascent_steps=ascent_steps)[1])
+    S = jax.random.normal(jax.random.key(0), (C, _SKETCHED), R.dtype)
+    mixed = R @ (S / math.sqrt(_SKETCHED))
+    tried, norms = climb(program, mixed, gates, ascent_steps=ascent_steps)
+    return jnp.max(_norms(program, R, tried[jnp.argsort(-norms)[:_CLIMBERS]]))
+
+
+@partial(jax.jit, static_argnames="ascent_steps")
 def climb(
     program: Program, R: Array, gates: Array, *, ascent_steps: int = 3
 ) -> tuple[Array, Array]:
@@ -186,13 +190,18 @@ def climb(
     Returns:
         gates (P'', d), the given ones first, and their norms (P'',).
     """
-    tried, found = [gates], [_norms(program, R, gates)]
-    gates = gates[jnp.argsort(-found[0])[:_CLIMBERS]]
-    for _ in range(ascent_steps):
+
+    def ascend(gates: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         gates = _uphill(program, R, gates)
-        tried.append(gates)
-        found.append(_norms(program, R, gates))
-    return jnp.concatenate(tried), jnp.concatenate(found)
+        return gates, (gates, _norms(program, R, gates))
+
+    given = _norms(program, R, gates)
+    best = gates[jnp.argsort(-given)[:_CLIMBERS]]
+    _, (found, norms) = jax.lax.scan(ascend, best, length=ascent_steps)
+    return (
+        jnp.concatenate([gates, found.reshape(-1, gates.shape[1])]),
+        jnp.concatenate([given, norms.ravel()]),
+    )
 
 
 def certify_program(

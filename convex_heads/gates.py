@@ -40,6 +40,7 @@ SAMPLERS = ("aligned", "gaussian", "geometric", "pairs")
 DEFAULT_SAMPLER = "aligned"
 # Variances below this share of the largest are round-off, not part of the span of the data.
 _SPAN = 1e-6
+_DRAWN_AT_ONCE = 256
 
 
 class WeightedRows(NamedTuple):
@@ -89,10 +90,10 @@ def sample_gates(
         if rows is None:
             raise ValueError("gates 'pairs' are drawn from rows: pass rows=WeightedRows(X, omega)")
         drawn = jnp.asarray(_pairs(key, rows, n_gates - 1), second_moment.dtype)
-    else:
-        drawn = _coloured(key, second_moment, n_gates - 1, sampler)
-    always_on = jnp.zeros((1, len(second_moment)), second_moment.dtype).at[0, -1].set(1)
-    return jnp.concatenate([always_on, drawn])
+        return _with_always_on(drawn)
+    # A draw is the beginning of any longer one, and there is one compiled function for many P.
+    drawn = -(-(n_gates - 1) // _DRAWN_AT_ONCE) * _DRAWN_AT_ONCE
+    return _with_always_on(_coloured(key, second_moment, drawn, sampler))[:n_gates]
 
 
 def row_basis(X: RowSource) -> np.ndarray | None:
@@ -121,6 +122,12 @@ def check_sampler(sampler: str) -> None:
     """Raises a ValueError for a sampler that does not exist."""
     if sampler not in SAMPLERS:
         raise ValueError(f"gates must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+
+
+@jax.jit
+def _with_always_on(drawn: Array) -> Array:
+    """Gates (m, d) after the one that is always on: (m + 1, d)."""
+    return jnp.pad(drawn, ((1, 0), (0, 0))).at[0, -1].set(1)
 
 
 @partial(jax.jit, static_argnames=("m", "sampler"))

@@ -26,6 +26,9 @@ from convex_heads.sharding import devices_here, place, sum_blocks, to_host
 # on two cores (n 14,336, d 385, P 64, C 6).
 _BLOCK_ENTRIES = 4 << 20
 _MAX_BLOCK_ROWS = 512
+# Rows of a block are a multiple of this: among several blocks, and of the only one of little data,
+# where compiling takes longer than solving.
+_ROUND, _ROUND_ALONE = 16, 64
 
 
 class Program(NamedTuple):
@@ -54,12 +57,15 @@ class Program(NamedTuple):
 def block_rows(n: int, P: int, C: int) -> int:
     """Rows of a block: n rows in equal blocks small enough for the (b, P C) temporary.
 
-    Over several devices each has so many rows of a block.
+    Over several devices each has so many rows of a block. Blocks have round numbers of rows, so
+    that data of nearly one length, such as the folds of a cross-validation, share compiled code.
     """
     devices = devices_here()
     n = -(-n // devices)
     limit = max(1, min(_MAX_BLOCK_ROWS, _BLOCK_ENTRIES // max(1, P * C)))
-    return devices * -(-n // -(-n // limit))
+    equal = -(-n // -(-n // limit))
+    multiple = _ROUND_ALONE if n <= limit else _ROUND
+    return devices * min(limit, -(-equal // multiple) * multiple)
 
 
 def build_program(

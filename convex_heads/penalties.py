@@ -56,6 +56,7 @@ class Penalty(NamedTuple):
     sparse: bool
 
 
+@jax.jit
 def group_norms(W: Array) -> Array:
     """||W_i||_F of every gate: (P, d, C) -> (P,)."""
     return jnp.sqrt(jnp.sum(W * W, axis=(1, 2)))
@@ -76,6 +77,7 @@ def dual_norm(G: Array) -> Array:
     return jnp.max(group_norms(G))
 
 
+@jax.jit
 def floored_metric(h: Array) -> Array:
     """A non-negative diagonal (d,) made a positive metric: at least 1e-4 of its largest entry."""
     top = jnp.max(h)

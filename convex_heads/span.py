@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
@@ -106,7 +107,7 @@ def _newton_direction(model: _Model) -> Array:
     scale = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, diagonal, 1)), 0)
     damping = jnp.sqrt(jnp.finfo(scale.dtype).eps)
     matrix = model.hessian * scale[:, None] * scale + jnp.diag(jnp.where(positive, damping, 1))
-    return -scale * jnp.linalg.solve(matrix, scale * model.gradient)
+    return -scale * cho_solve(cho_factor(matrix), scale * model.gradient)
 
 
 class _Search(NamedTuple):

@@ -132,6 +132,7 @@ def kept_steps(n: int, C: int) -> int:
     return min(MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
 
 
+@partial(jax.jit, static_argnames="memory")
 def zero_state(program: Program, memory: int | None = None) -> State:
     """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`."""
     B, b, C = program.Y.shape
@@ -234,9 +235,19 @@ def proximal_step(
 
 
 def step(
-    program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
+    program: Program,
+    loss: Loss,
+    penalty: Penalty,
+    beta: Array,
+    tolerance: Array,
+    s: State,
+    last: Array,
 ) -> State:
-    """One step; see the module's docstring. beta is the absolute penalty."""
+    """One step; see the module's docstring. beta is the absolute penalty.
+
+    The last step goes to W+, unless that opens the gap: W+ has exact zeros, and the span leaves
+    weights of round-off size at gates that are off at the optimum.
+    """
     W, z, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
     k = len(s.steps) - 1
     slot = s.iterations % k
@@ -245,25 +256,33 @@ def step(
     steps = s.steps.at[slot].set(W - s.W - first).at[k].set(first)
     images = s.images.at[:, slot].set(z - s.z - own).at[:, k].set(own)
     back = jnp.zeros(k + 1, z.dtype).at[jnp.array([slot, k])].set(-1)
-    t, plain = search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, images), back)
+    t, plain = jax.lax.cond(
+        last,
+        lambda: (jnp.zeros_like(back), s.primal),
+        lambda: search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, images), back),
+    )
     W = W + jnp.tensordot(t, steps, 1)
     z = z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image = W - s.W, z - s.z
     primal = objective(program, loss, penalty, beta, W, z)
     noise = roundoff(s.primal)
-    good = primal <= s.primal + noise
+    higher = dual > s.dual
+    dual = jnp.maximum(dual, s.dual)
+    # As good as the step before; the last one need only keep the gap.
+    good = jnp.where(
+        last,
+        (primal <= s.primal) | (relative_gap(primal, dual) <= tolerance),
+        primal <= s.primal + noise,
+    )
     # A short step is a reason for a larger L only where W+ itself went too far.
     shortest = jnp.where(plain > s.primal + noise, _SHORTEST, 1)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
-    higher = dual > s.dual
-    dual = jnp.maximum(dual, s.dual)
     # Scores are summed up over many steps, and every search prefers the directions whose images
     # err in its favour: no gap is believed that rests on them, and a span whose images no longer
     # belong to its steps is given up.
     drifted = drift > noise
-    refresh = (
-        ~good
-        | drifted
+    refresh = ~good | ~last & (
+        drifted
         | (s.iterations % _REFRESH == _REFRESH - 1)
         | (believed - dual <= tolerance * believed)
     )
@@ -298,7 +317,7 @@ def _stretched(L: Array, length: Array, shortest: Array) -> Array:
     return L / jnp.sqrt(jnp.clip(length, shortest, _LONGEST))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
+@partial(jax.jit, static_argnames=("loss", "penalty"))
 def advance(
     program: Program,
     loss: Loss,
@@ -306,40 +325,21 @@ def advance(
     beta: Array,
     tolerance: Array,
     s: State,
-    steps: int,
+    steps: Array | int,
 ) -> State:
-    """At most `steps` steps, fewer if the gap closes or progress ends."""
+    """At most `steps` steps, fewer if the gap closes or progress ends; 0 for the last one."""
+    # One compiled step serves for both: compiling takes longer than solving many a program.
+    last = jnp.asarray(steps == 0)
 
     def go_on(carry: tuple[Array, State]) -> Array:
         k, s = carry
-        return (k < steps) & (s.gap > tolerance) & (s.idle < MAX_IDLE)
+        return jnp.where(last, k < 1, (k < steps) & (s.gap > tolerance) & (s.idle < MAX_IDLE))
 
     return jax.lax.while_loop(
         go_on,
-        lambda c: (c[0] + 1, step(program, loss, penalty, beta, tolerance, c[1])),
+        lambda c: (c[0] + 1, step(program, loss, penalty, beta, tolerance, c[1], last)),
         (jnp.int32(0), s),
     )[1]
-
-
-@partial(jax.jit, static_argnames=("loss", "penalty"))
-def sparsify(
-    program: Program, loss: Loss, penalty: Penalty, beta: Array, tolerance: Array, s: State
-) -> State:
-    """Ends on a proximal step, which has exact zeros, if it keeps the gap within the tolerance.
-
-    A step on the span leaves weights of round-off size at gates that are off at the optimum.
-    """
-    W, z, R, dual, _ = proximal_step(program, loss, penalty, beta, s)
-    end = s._replace(
-        W=W,
-        z=z,
-        primal=objective(program, loss, penalty, beta, W, z),
-        R=jnp.where(dual > s.dual, R, s.R),
-        dual=jnp.maximum(dual, s.dual),
-    )
-    keep = (end.primal <= s.primal) | (end.gap <= tolerance)
-    end = jax.tree.map(lambda new, old: jnp.where(keep, new, old), end, s)
-    return end._replace(passes=s.passes + 1)
 
 
 def minimise(
@@ -375,8 +375,9 @@ def minimise(
     start = time.perf_counter()
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
+    run = partial(advance, program, loss, penalty, beta_, tolerance)
     state, status, history = drive(
-        lambda s: advance(program, loss, penalty, beta_, tolerance, s, steps=_CHUNK),
+        lambda s: run(s, _CHUNK),
         restate(program, loss, penalty, beta_, warm or zero_state(program, memory)),
         limits,
         max_idle=MAX_IDLE,
@@ -387,7 +388,7 @@ def minimise(
             program, loss, penalty, beta, state, limits, start, on_record
         )
         history += polished
-    state = sparsify(program, loss, penalty, beta_, tolerance, state)
+    state = run(state, 0)
     figures = stats(state, time.perf_counter() - start, program.X.shape[1])
     return Solution(state.W, status, figures, history, state.z, state.R), state
 

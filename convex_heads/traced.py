@@ -7,6 +7,7 @@ fixed, so here it cannot. A repeated pattern changes neither the optimal value n
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -77,17 +78,10 @@ def solve_traced(
     beta = fraction * jnp.maximum(beta_max(program, loss), gated.beta_floor(program, loss))
     tolerance = jnp.asarray(limits.tolerance, dtype)
     start = subspace.zero_state(program)
-    state = subspace.advance(
-        program,
-        loss,
-        penalty,
-        beta,
-        tolerance,
-        subspace.restate(program, loss, penalty, beta, start),
-        steps=limits.max_passes,
-    )
+    run = partial(subspace.advance, program, loss, penalty, beta, tolerance)
+    state = run(subspace.restate(program, loss, penalty, beta, start), limits.max_passes)
     idle = state.idle >= subspace.MAX_IDLE
-    state = subspace.sparsify(program, loss, penalty, beta, tolerance, state)
+    state = run(state, 0)
     code = jnp.where(
         state.gap <= tolerance,
         _STATUSES.index(Status.CONVERGED),

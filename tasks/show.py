@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import WIDE, duration
@@ -280,10 +282,17 @@ def in_words(value: Any) -> str:
 def show_checks(checks: Sequence[Check]) -> None:
     """One line per check; advice only where something is wrong."""
     width = max(len(check.name) for check in checks)
+    columns = _columns(sys.stdout)
+    indent = " " * (width + 11 if columns is None or columns >= WIDE else 4)
+
+    def say(text: str) -> None:
+        lines = [text] if columns is None else wrap(text, columns, subsequent_indent=indent)
+        print("\n".join(lines))
+
     for check in checks:
-        print(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
+        say(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
         if check.advice:
-            print(f"{'':<7}  {'':<{width}}  -> {check.advice}")
+            say(f"{indent}-> {check.advice}")
 
 
 def _interval(interval: Sequence[float]) -> str:
@@ -301,15 +310,21 @@ def make_table(*columns: str, header: bool = True) -> Table:
     return table
 
 
+def _columns(out: IO[str]) -> int | None:
+    """Of the terminal; None for a file, which has no width: folding at 80 would cut paths."""
+    there = out.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if there else None
+
+
 def print_table(table: Table, stream: IO[str] | None = None) -> None:
     """Print a table on stdout or into a file."""
     from rich.console import Console
 
-    # Not a terminal and no COLUMNS: a file has no width, and folding at 80 would cut paths.
     out = sys.stdout if stream is None else stream
-    width = None if out.isatty() or "COLUMNS" in os.environ else 160
-    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
-    columns = [(str(column.header), list(column.cells)) for column in table.columns]
+    console = Console(
+        file=out, width=_columns(out) or 160, highlight=False, markup=False, emoji=False
+    )
+    columns = [(str(c.header), [str(cell) for cell in c.cells]) for c in table.columns]
     words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
     if table.show_header and console.width < min(WIDE, sum(max(w, default=0) + 3 for w in words)):
         # Columns too narrow for their words: a line for each cell reads better.

@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Compiled code is shared by the test processes and kept for the next run.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # No deadlines: the first call of a jitted function compiles. CI draws the same examples each time.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -223,8 +223,8 @@ def test_records_of_an_estimator_count_from_the_beginning_of_the_path():
     assert len(records) == sum(map(len, histories))
     passes = [record.passes for record in records]
     assert passes == sorted(passes)
-    # The last pass of a solve, for exact zeros, comes after its last record.
-    assert head.passes_ - 1 <= passes[-1] <= head.passes_
+    # The last step of a solve, for exact zeros, comes after its last record: at most two passes.
+    assert head.passes_ - 2 <= passes[-1] <= head.passes_
     assert [r.relative_gap for r in records[-len(head.history_) :]] == [
         r.relative_gap for r in head.history_
     ]

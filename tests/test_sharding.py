@@ -117,7 +117,7 @@ with sharding.rows_over("all"):
     p = gated.prepare(t.X, t.Y, np.ones(1237, "f4"), LOSSES["softmax"], 8, jax.random.key(0))
     state = gated.resume(p, jnp.zeros(p.program.shape))
     beta = jnp.float32(0.1)
-    step = subspace.advance.lower(p.program, p.loss, p.penalty, beta, beta, state, steps=8)
+    step = subspace.advance.lower(p.program, p.loss, p.penalty, beta, beta, state, 8)
     text = step.compile().as_text()
 print(json.dumps(re.findall("= (.*) (all-[a-z]*)[(]", text)))
 """
