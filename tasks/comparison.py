@@ -283,7 +283,7 @@ def _about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -
     return {
         "data": found[0].dataset.fingerprint,
         "backbones": {each.extractor.name: each.extractor.fingerprint() for each in found},
-        "store dtype": config.store_dtype,
+        "store dtype": config.stored_as,
         "train rows": config.train_rows,
         "test rows": config.test_rows,
         "seed of the rows": config.seed if config.train_rows or config.test_rows else None,

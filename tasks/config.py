@@ -50,7 +50,8 @@ class ExtractConfig(CommonConfig):
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. The columns: None
     means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
     features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
-    store_dtype: of the features on disk; what float16 and int8 lose is reported. device: as torch
+    store_dtype: of the features on disk; what float16 and int8 lose is reported; None is float32,
+    and float16 for imagenet-1k. device: as torch
     names it; None means the best there is. engine: "ray" encodes in so many workers (default 2) of
     a Ray started here, or of the one whose address is in RAY_ADDRESS.
 
@@ -80,7 +81,7 @@ class ExtractConfig(CommonConfig):
     autocast: Autocast = "none"
     quantize: Quantize = "none"
     trust_remote_code: str | None = None
-    store_dtype: StoreDtype = "float32"
+    store_dtype: StoreDtype | None = None
     device: str | None = None
     engine: Engine = "local"
     workers: int | None = None
@@ -93,6 +94,14 @@ class ExtractConfig(CommonConfig):
         at_least("--train-rows", self.train_rows, 1)
         at_least("--test-rows", self.test_rows, 1)
         self.feature_options()
+
+    @property
+    def stored_as(self) -> StoreDtype:
+        """The dtype of the features on disk: the one chosen, or that of the task."""
+        from tasks.registry import TASKS
+
+        of_task = TASKS[self.data].store_dtype if self.data in TASKS else "float32"
+        return self.store_dtype or of_task
 
     def feature_options(self) -> FeatureOptions:
         """Which features, as an extractor takes it."""

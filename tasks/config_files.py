@@ -98,7 +98,6 @@ def to_toml(config: CommonConfig) -> str:
     long_text = "truncate"
     autocast = "none"
     quantize = "none"
-    store_dtype = "float32"
     engine = "local"
     """
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -110,7 +110,7 @@ def run_extract(
         skipped_rows=found.skipped_rows,
         notes=found.dataset.notes,
         **found.feature_figures(),
-        store_dtype=config.store_dtype,
+        store_dtype=config.stored_as,
         storage_error=found.extraction.store.manifest.storage_error,
     )
 
@@ -170,10 +170,10 @@ def extract_features(
             f"{len(extraction.skipped)} rows could not be encoded and were left out; "
             f"the first: {first.id} ({first.reason})"
         )
-    if config.store_dtype != "float32":
+    if config.stored_as != "float32":
         lost = extraction.store.manifest.storage_error
         reporter.note(
-            f"features are stored as {config.store_dtype}: they differ from float32 by "
+            f"features are stored as {config.stored_as}: they differ from float32 by "
             f"{lost['mean']:.1e} of a row's norm in the mean, {lost['max']:.1e} at most"
         )
     return Extracted(dataset, extractor, extraction)
@@ -212,7 +212,7 @@ def _with_progress(
             data_fingerprint=dataset.fingerprint,
             cache_dir=config.cache_dir,
             on_bad_row=config.on_bad_row,
-            dtype=config.store_dtype,
+            dtype=config.stored_as,
             progress=progress,
             on_start=on_start,
             engine=_engine(config, extractor),

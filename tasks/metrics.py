@@ -38,6 +38,8 @@ class Metrics:
         balanced_accuracy: mean recall of the classes that occur as labels.
         nll: mean negative log-likelihood, in nats.
         ece: expected calibration error of the top probability, 15 bins of equal width.
+        top5_accuracy: share of rows whose class is among the five most probable ones; None with
+            five classes or fewer.
     """
 
     n: int
@@ -47,6 +49,7 @@ class Metrics:
     balanced_accuracy: float
     nll: float
     ece: float
+    top5_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,14 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
         balanced_accuracy=float(recall_score(y, predicted, labels=np.unique(y), average="macro")),
         nll=float(log_loss(y, p, labels=np.arange(p.shape[1]))),
         ece=reliability(p, y).ece,
+        top5_accuracy=_top_accuracy(p, y, 5) if p.shape[1] > 5 else None,
     )
+
+
+def _top_accuracy(p: NDArray[np.float64], y: NDArray[np.int64], k: int) -> float:
+    """Share of rows with fewer than k classes as probable as their own; of equals, all count."""
+    own = p[np.arange(len(y)), y]
+    return float(np.mean((p >= own[:, None]).sum(axis=1) <= k))
 
 
 def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15) -> Reliability:

@@ -199,6 +199,8 @@ def common_fields(
         "test_accuracy": outcome.measured.accuracy,
         "test_accuracy_interval": outcome.measured.accuracy_interval,
         "test_macro_f1": outcome.measured.macro_f1,
+        "test_top5_accuracy": outcome.measured.top5_accuracy,
+        "linear_probe_test_top5_accuracy": outcome.probe_measured.top5_accuracy,
         "test_nll": outcome.measured.nll,
         "test_ece": outcome.measured.ece,
         "linear_probe_test_accuracy": outcome.probe_measured.accuracy,

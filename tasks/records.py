@@ -61,7 +61,7 @@ class FitRecord:
     solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
     are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
-    rows that --drop-leaks left out.
+    rows that --drop-leaks left out. Top-5 accuracies are None with five classes or fewer.
     """
 
     task: str
@@ -114,6 +114,8 @@ class FitRecord:
     tokens: Mapping[str, Any] | None = None
     autocast_error: Mapping[str, Any] | None = None
     leaks: Mapping[str, Any] | None = None
+    test_top5_accuracy: float | None = None
+    linear_probe_test_top5_accuracy: float | None = None
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -53,7 +54,10 @@ def _glue(config: str, first: str, second: str, validation: str | None) -> HubSo
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A named task. `rows` is what the full data holds; `hub` is None where it is installed."""
+    """A named task. `rows` is what the full data holds; `hub` is None where it is installed.
+
+    store_dtype: that its features are kept in unless another one is asked for.
+    """
 
     name: str
     modality: Modality
@@ -62,6 +66,7 @@ class TaskSpec:
     about: str
     hub: HubSource | None = None
     classes: tuple[str, ...] | None = None
+    store_dtype: Literal["float32", "float16"] = "float32"
 
 
 TASKS: Mapping[str, TaskSpec] = {
@@ -241,6 +246,16 @@ TASKS: Mapping[str, TaskSpec] = {
             {"train": 244, "val": 153},
             "photographs of ants and bees",
             HubSource("vessl/hymenoptera_data"),
+        ),
+        TaskSpec(
+            "imagenet-1k",
+            "image",
+            1000,
+            {"train": 1281167, "val": 50000},
+            "photographs of a thousand kinds of things (ILSVRC 2012)",
+            # The labels of its test split are secret.
+            HubSource("ILSVRC/imagenet-1k", splits_as={"train": "train", "validation": "test"}),
+            store_dtype="float16",
         ),
     )
 }

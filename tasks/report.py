@@ -190,9 +190,12 @@ def _measured(record: FitRecord, head: Metrics, probe: Metrics) -> list[dict[str
         return dict(zip(("name", "head", "probe"), (name, *values), strict=True))
 
     both = (head, probe)
+    shares = [m.top5_accuracy for m in both if m.top5_accuracy is not None]
+    top5 = [f"{100 * share:.2f}" for share in shares] if len(shares) == 2 else None
     seconds = (record.seconds.get("fit"), record.seconds.get("baseline"))
     return [
         row("accuracy, %", *(f"{100 * m.accuracy:.2f}" for m in both)),
+        *([] if top5 is None else [row("top-5 accuracy, %", *top5)]),
         row("95 % interval", *("{:.1f} to {:.1f}".format(*_hundred(m)) for m in both)),
         row("balanced accuracy, %", *(f"{100 * m.balanced_accuracy:.2f}" for m in both)),
         row("macro F1, %", *(f"{100 * m.macro_f1:.2f}" for m in both)),

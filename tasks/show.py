@@ -60,6 +60,9 @@ def show_fit(record: FitRecord) -> None:
         "",
     )
     print_table(table)
+    head5, probe5 = record.test_top5_accuracy, record.linear_probe_test_top5_accuracy
+    if head5 is not None and probe5 is not None:
+        print(f"top-5 accuracy: convex head {head5:.4f}, linear probe {probe5:.4f}")
     _show_features(record)
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")

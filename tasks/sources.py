@@ -118,8 +118,9 @@ def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawDat
         return replace(read_path(folder, choice), name=spec.name)
     assert spec.hub is not None
     searched = f"{root} has no {spec.name}/train.parquet" if root else "no --data-root was given"
+    folders = ", or train/CLASS/*.jpg and val/CLASS/*.jpg," if spec.modality == "image" else ""
     instead = (
-        f"{searched}: put train.parquet and test.parquet into ROOT/{spec.name} "
+        f"{searched}: put train.parquet and test.parquet{folders} into ROOT/{spec.name} "
         "and give --data-root ROOT"
     )
     wanted = ColumnChoice(
@@ -134,9 +135,10 @@ def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawDat
 
 
 def find_task_folder(spec: TaskSpec, root: Path | None) -> Path | None:
-    """`root/NAME` where it holds the task's files, else None."""
+    """`root/NAME` where it holds the task's files or its folders of images, else None."""
     folder = root / spec.name if root is not None else None
     if folder is None or not folder.is_dir():
         return None
     idx = spec.name == "fashion_mnist" and any(folder.glob("*-ubyte.gz"))
-    return folder if idx or find_split_files(folder) else None
+    images = spec.modality == "image" and (folder / "train").is_dir()
+    return folder if idx or images or find_split_files(folder) else None

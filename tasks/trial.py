@@ -186,6 +186,7 @@ def _judge(
         "validation_accuracy": chose.accuracy,
         "test_accuracy": measured.accuracy,
         "test_macro_f1": measured.macro_f1,
+        "test_top5_accuracy": measured.top5_accuracy,
         "test_balanced_accuracy": measured.balanced_accuracy,
         "test_nll": measured.nll,
         "test_ece": measured.ece,

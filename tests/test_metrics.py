@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import top_k_accuracy_score
 
 from tasks.metrics import evaluate, mcnemar, reliability
 
@@ -154,3 +155,11 @@ def test_mcnemar_ignores_rows_on_which_both_agree() -> None:
     assert longer == mcnemar(first, second)
     with pytest.raises(ValueError, match="shape"):
         mcnemar(first, second[:-1])
+
+
+def test_top_5_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    p, y = rng.dirichlet(np.ones(9), 200), rng.integers(9, size=200)
+    expected = top_k_accuracy_score(y, p, k=5, labels=np.arange(9))
+    assert evaluate(p, y).top5_accuracy == pytest.approx(expected)
+    assert evaluate(p[:, :5] / p[:, :5].sum(axis=1, keepdims=True), y % 5).top5_accuracy is None
