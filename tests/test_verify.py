@@ -139,7 +139,7 @@ def test_a_solved_network_has_the_certificate_of_its_program(loss, C):
     # Without the dropped gates the program is smaller, so its bound can only be higher.
     own = certify(network, X, Y, beta, sample_weight=weight, key=trial)
     assert own.n_gates == own.active_gates == expected.active_gates
-    assert own.dual >= proof.dual
+    assert own.dual >= proof.dual * (1 - 1e-12)
     assert own.primal == pytest.approx(proof.primal, rel=1e-12)
 
 
