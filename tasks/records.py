@@ -61,7 +61,7 @@ class FitRecord:
     solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
     are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
-    rows that --drop-leaks left out. Top-5 accuracies are None with five classes or fewer.
+    rows that --drop-leaks left out. Top-5 accuracies are None with fewer than 20 classes.
     """
 
     task: str

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks.cli import main
 
-CLASSES = 7
+CLASSES = 20
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,8 @@ def test_mcnemar_ignores_rows_on_which_both_agree() -> None:
 
 def test_top_5_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
-    p, y = rng.dirichlet(np.ones(9), 200), rng.integers(9, size=200)
-    expected = top_k_accuracy_score(y, p, k=5, labels=np.arange(9))
+    p, y = rng.dirichlet(np.ones(20), 200), rng.integers(20, size=200)
+    expected = top_k_accuracy_score(y, p, k=5, labels=np.arange(20))
     assert evaluate(p, y).top5_accuracy == pytest.approx(expected)
-    assert evaluate(p[:, :5] / p[:, :5].sum(axis=1, keepdims=True), y % 5).top5_accuracy is None
+    few = p[:, :6] / p[:, :6].sum(axis=1, keepdims=True)
+    assert evaluate(few, y % 6).top5_accuracy is None
