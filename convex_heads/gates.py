@@ -40,6 +40,7 @@ SAMPLERS = ("aligned", "gaussian", "geometric", "pairs")
 DEFAULT_SAMPLER = "aligned"
 # Variances below this share of the largest are round-off, not part of the span of the data.
 _SPAN = 1e-6
+# Gates are drawn in such numbers: as many as a certificate tries.
 _DRAWN_AT_ONCE = 256
 
 
@@ -92,8 +93,8 @@ def sample_gates(
         drawn = jnp.asarray(_pairs(key, rows, n_gates - 1), second_moment.dtype)
         return _with_always_on(drawn)
     # A draw is the beginning of any longer one, and there is one compiled function for many P.
-    drawn = -(-(n_gates - 1) // _DRAWN_AT_ONCE) * _DRAWN_AT_ONCE
-    return _with_always_on(_coloured(key, second_moment, drawn, sampler))[:n_gates]
+    enough = -(-(n_gates - 1) // _DRAWN_AT_ONCE) * _DRAWN_AT_ONCE
+    return _with_always_on(_coloured(key, second_moment, enough, sampler))[:n_gates]
 
 
 def row_basis(X: RowSource) -> np.ndarray | None:

@@ -60,7 +60,7 @@ from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import roundoff, search, span_at
 
 # Steps kept for the span.
-MEMORY = 8
+_MEMORY = 8
 # Entries of their images, which are as large as the scores: many rows and classes get fewer steps.
 _IMAGE_ENTRIES = 1 << 26
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
@@ -129,7 +129,7 @@ def kept_steps(n: int, C: int) -> int:
         >>> kept_steps(14_622, 6), kept_steps(20_018, 1000), kept_steps(1_281_167, 1000)
         (8, 3, 2)
     """
-    return min(MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
+    return min(_MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
 
 
 @partial(jax.jit, static_argnames="memory")
