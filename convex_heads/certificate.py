@@ -10,6 +10,8 @@ For the gated program (see :mod:`convex_heads.fista`) with phi(z) = sum_j omega_
 For a residual R_j = omega_j dl/dz_j at any point, nu = s R with
 s = min(1, beta / max_i ||X' D_i R||_F) is feasible, and its value bounds every primal value from
 below. A bound is a bound wherever R came from; the nearer R is to the optimal one, the tighter.
+Where weights are all that is known, R is theirs, or theirs with the gates levelled
+(:mod:`convex_heads.levelling`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from convex_heads.losses import Loss
+from convex_heads.levelling import level
+from convex_heads.losses import Loss, row_gradients
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
 from convex_heads.sharding import sum_blocks
@@ -75,12 +78,6 @@ def residual(program: Program, loss: Loss, z: Array) -> Array:
     return program.omega[..., None] * loss.gradient(program.z0 + z, program.Y)
 
 
-def row_gradients(R: Array, omega: Array) -> Array:
-    """The loss gradient of every row (..., C) from residuals R = omega * gradient."""
-    omega = omega[..., None]
-    return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
-
-
 def dual_value(
     program: Program, loss: Loss, R: Array, G: Array, beta: Array, penalty: Penalty = GROUP
 ) -> Array:
@@ -115,9 +112,15 @@ def _bounds(
     z = apply(program, W)
     primal = loss_value(program, loss, z) + beta * penalty.value(W)
     R = residual(program, loss, z)
-    own = dual_value(program, loss, R, adjoint(program, R), beta, penalty)
-    hint = dual_value(program, loss, R_hint, adjoint(program, R_hint), beta, penalty)
-    return primal, jnp.fmax(own, hint), R, jnp.sum(group_norms(W) > 0)
+    G = adjoint(program, R)
+    dual = dual_value(program, loss, R, G, beta, penalty)
+    others = [R_hint]
+    if penalty.sparse:
+        others.append(residual(program, loss, z + level(program, loss, R, G, beta)[1]))
+    for other in others:
+        value = dual_value(program, loss, other, adjoint(program, other), beta, penalty)
+        dual = jnp.fmax(dual, value)
+    return primal, dual, R, jnp.sum(group_norms(W) > 0)
 
 
 def _norms(program: Program, R: Array, gates: Array) -> Array:

@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         n, d, P, C = self
         rows = 2 * n * d * _BYTES + 2 * n * P
         hidden = 4 * n * P * C * _BYTES
-        span = 3 * (kept_steps(n, C) + 2) * (n * C + P * d * C) * _BYTES
+        span = 3 * (kept_steps(n, C) + 3) * (n * C + P * d * C) * _BYTES
         return float(rows + hidden + span)
 
     @property
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
         n, d, P, C = self
         m = kept_steps(n, C)
         program = n * (d + C) * _BYTES + n * P
-        state = (m + 3) * (n * C + P * d * C) * _BYTES
+        state = (m + 4) * (n * C + P * d * C) * _BYTES
         passing = (m + _PASSING) * n * C * _BYTES
         rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
         return float(rows + program + 3 * state + passing)

@@ -246,5 +246,5 @@ def _pad(state: Any, P: int) -> Any:
         return jnp.pad(A, widths)
 
     if isinstance(state, subspace.State):
-        return state._replace(W=pad(state.W, 0), steps=pad(state.steps, 1))
+        return state._replace(W=pad(state.W, 0), steps=pad(state.steps, 0))
     return state._replace(W=pad(state.W, 0), W_prev=pad(state.W_prev, 0), best=pad(state.best, 0))

@@ -49,14 +49,14 @@ class Span(NamedTuple):
 
 
 def span_at(W: Array, z: Array, steps: Array, images: Array) -> Span:
-    """Around W (P, d, C), z = F W: steps (k, P, d, C), and images (B, k, b, C) of them."""
+    """Around W (P, d, C), z = F W: steps (P, k, d, C), and images (B, k, b, C) of them."""
     flat = steps.reshape(*steps.shape[:2], -1)
     return Span(
         z=z,
         Z=images,
         q=group_norms(W) ** 2,
-        b=jnp.einsum("kpx,px->pk", flat, W.reshape(len(W), -1)),
-        B=jnp.einsum("kpx,lpx->pkl", flat, flat),
+        b=jnp.einsum("pkx,px->pk", flat, W.reshape(len(W), -1)),
+        B=jnp.einsum("pkx,plx->pkl", flat, flat),
     )
 
 

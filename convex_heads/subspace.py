@@ -28,8 +28,9 @@ is a direction of its own, as the coarse level of a two-level preconditioner is 
 Gropp 1996, section 1.3). Its image is all that it costs, 1/(2P) of a pass.
 
 Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.certificate`), so the gap is
-known at every step without extra passes. Where comparing objectives drowns in round-off, FISTA
-(:mod:`convex_heads.fista`) goes on from there.
+known at every step without extra passes. Now and then the gates are levelled
+(:mod:`convex_heads.levelling`), which yields a much better dual point, and another direction. Where
+comparing objectives drowns in round-off, FISTA (:mod:`convex_heads.fista`) goes on from there.
 """
 
 from __future__ import annotations
@@ -44,29 +45,26 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import fista
-from convex_heads.certificate import (
-    dual_value,
-    loss_value,
-    relative_gap,
-    residual,
-    row_gradients,
-)
+from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
 from convex_heads.driver import drive, stats
+from convex_heads.levelling import MOST, level
 from convex_heads.limits import Limits
-from convex_heads.losses import Loss
+from convex_heads.losses import Loss, row_gradients
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import GROUP, Penalty, floored_metric
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import roundoff, search, span_at
 
 # Steps kept for the span.
-_MEMORY = 8
+_MEMORY = 16
 # Entries of their images, which are as large as the scores: many rows and classes get fewer steps.
 _IMAGE_ENTRIES = 1 << 26
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
 _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
 _REFRESH = 32
+# Steps between two levellings, which cost a pass and a half each.
+_LEVEL = 6
 # What one step may divide L by, squared.
 _SHORTEST, _LONGEST = 0.25, 2.0
 # So many steps in which neither objective nor bound gained this share of the gap mean that
@@ -82,8 +80,9 @@ class State(NamedTuple):
     Attributes:
         W: weights (P, d, C), the best so far: no step goes up by more than round-off.
         z: F W (B, b, C).
-        steps: the last steps of W, and the first gate's part e (m + 1, P, d, C).
-        images: F of each (B, m + 1, b, C).
+        steps: the last steps of W, the first gate's part e, and the last levelling's move
+            (P, m + 2, d, C).
+        images: F of each (B, m + 2, b, C).
         R: residual of the best dual point so far (B, b, C).
         L: multiple of the metric that the last steps were worth, ().
         first_L: the same of the first gate's own steps, ().
@@ -127,7 +126,7 @@ def kept_steps(n: int, C: int) -> int:
 
     Example:
         >>> kept_steps(14_622, 6), kept_steps(20_018, 1000), kept_steps(1_281_167, 1000)
-        (8, 3, 2)
+        (16, 3, 2)
     """
     return min(_MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
 
@@ -144,8 +143,8 @@ def zero_state(program: Program, memory: int | None = None) -> State:
     return State(
         W=W,
         z=z,
-        steps=jnp.zeros((memory + 1, *W.shape), dtype),
-        images=jnp.zeros((B, memory + 1, b, C), dtype),
+        steps=jnp.zeros((len(W), memory + 2, *W.shape[1:]), dtype),
+        images=jnp.zeros((B, memory + 2, b, C), dtype),
         R=z,
         L=jnp.ones((), dtype),
         first_L=jnp.ones((), dtype),
@@ -202,6 +201,7 @@ class Proximal(NamedTuple):
         W: W+ (P, d, C).
         z: F W+ (B, b, C).
         R: residual at W (B, b, C).
+        G: F'R (P, d, C).
         dual: value of its dual point, ().
         drift: what the error of the scores that stand for F W does to the objective, to first
             order, ().
@@ -210,6 +210,7 @@ class Proximal(NamedTuple):
     W: Array
     z: Array
     R: Array
+    G: Array
     dual: Array
     drift: Array
 
@@ -228,10 +229,37 @@ def proximal_step(
         W,
         apply(program, W),
         R,
+        G,
         dual_value(program, loss, R, G, beta, penalty),
         # <R, F W> = <F'R, W>: both sides are there.
         jnp.abs(jnp.vdot(R, s.z) - jnp.vdot(G, s.W)),
     )
+
+
+class Levelled(NamedTuple):
+    """What a levelling of the gates yields.
+
+    Attributes:
+        R: residual there (B, b, C).
+        dual: value of its dual point, ().
+        move: from W to there (P, d, C).
+        image: F of it (B, b, C).
+    """
+
+    R: Array
+    dual: Array
+    move: Array
+    image: Array
+
+
+def levelled(
+    program: Program, loss: Loss, penalty: Penalty, beta: Array, z: Array, at: Proximal
+) -> Levelled:
+    """The gates levelled at weights whose scores are z. A pass and a half, or less."""
+    move, image = level(program, loss, at.R, at.G, beta)
+    R = residual(program, loss, z + image)
+    dual = dual_value(program, loss, R, adjoint(program, R), beta, penalty)
+    return Levelled(R, dual, move, image)
 
 
 def step(
@@ -248,20 +276,30 @@ def step(
     The last step goes to W+, unless that opens the gap: W+ has exact zeros, and the span leaves
     weights of round-off size at gates that are off at the optimum.
     """
-    W, z, R, dual, drift = proximal_step(program, loss, penalty, beta, s)
-    k = len(s.steps) - 1
-    slot = s.iterations % k
+    at = proximal_step(program, loss, penalty, beta, s)
+    W, z = at.W, at.z
+    m = s.steps.shape[1] - 2
+    # Under a ridge penalty every residual is a dual point as it is.
+    due = penalty.sparse & ~last & (s.iterations % _LEVEL == _LEVEL - 1)
+    even = jax.lax.cond(
+        due,
+        lambda: levelled(program, loss, penalty, beta, s.z, at),
+        lambda: Levelled(at.R, at.dual, s.steps[:, m + 1], s.images[:, m + 1]),
+    )
+    R, dual = jnp.where(even.dual > at.dual, even.R, at.R), jnp.maximum(even.dual, at.dual)
+    slot = s.iterations % m
+    places = jnp.array([slot, m, m + 1])
     first = jnp.zeros_like(W).at[0].set(W[0] - s.W[0])
     own = jnp.where(program.D[:, :, :1], program.X @ first[0], 0)
-    steps = s.steps.at[slot].set(W - s.W - first).at[k].set(first)
-    images = s.images.at[:, slot].set(z - s.z - own).at[:, k].set(own)
-    back = jnp.zeros(k + 1, z.dtype).at[jnp.array([slot, k])].set(-1)
+    steps = s.steps.at[:, places].set(jnp.stack([W - s.W - first, first, even.move], 1))
+    images = s.images.at[:, places].set(jnp.stack([z - s.z - own, own, even.image], 1))
+    back = jnp.zeros(m + 2, z.dtype).at[places[:2]].set(-1)
     t, plain = jax.lax.cond(
         last,
         lambda: (jnp.zeros_like(back), s.primal),
         lambda: search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, images), back),
     )
-    W = W + jnp.tensordot(t, steps, 1)
+    W = W + jnp.einsum("k,pkdc->pdc", t, steps)
     z = z + jnp.einsum("k,nkbc->nbc", t, images)
     move, image = W - s.W, z - s.z
     primal = objective(program, loss, penalty, beta, W, z)
@@ -280,7 +318,7 @@ def step(
     # Scores are summed up over many steps, and every search prefers the directions whose images
     # err in its favour: no gap is believed that rests on them, and a span whose images no longer
     # belong to its steps is given up.
-    drifted = drift > noise
+    drifted = at.drift > noise
     refresh = ~good | ~last & (
         drifted
         | (s.iterations % _REFRESH == _REFRESH - 1)
@@ -298,15 +336,18 @@ def step(
     return State(
         W=W,
         z=z,
-        steps=jnp.where(sound & ~drifted, steps.at[slot].set(move), 0),
+        steps=jnp.where(sound & ~drifted, steps.at[:, slot].set(move), 0),
         images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
         R=jnp.where(higher, R, s.R),
         L=_stretched(s.L, 1 + t[slot], shortest),
-        first_L=_stretched(s.first_L, 1 + t[k], shortest),
+        first_L=_stretched(s.first_L, 1 + t[m], shortest),
         primal=primal,
         lowest=jnp.minimum(s.lowest, primal),
         dual=dual,
-        passes=s.passes + jnp.where(refresh, 1.5, 1) + 0.5 / len(W),
+        passes=s.passes
+        + jnp.where(refresh, 1.5, 1)
+        + jnp.where(due, 0.5 + min(MOST / len(W), 1), 0)
+        + 0.5 / len(W),
         iterations=s.iterations + 1,
         idle=jnp.where(sound, jnp.where(progress, 0, s.idle + 1), s.idle + _UNSOUND),
     )
@@ -365,7 +406,7 @@ def minimise(
             weights and its span are where this one starts. None starts from zero.
         limits: when to stop.
         on_record: called with every history record, every few steps.
-        memory: steps kept for the span, >= 1; each costs the memory of W and of F W. Default 8, or
+        memory: steps kept for the span, >= 1; each costs the memory of W and of F W. Default 16, or
             as many as keep them within 256 MB, but at least 2.
 
     Returns:

@@ -123,10 +123,10 @@ print(json.dumps(re.findall("= (.*) (all-[a-z]*)[(]", text)))
 """
 
 
-def test_the_sum_of_weights_travels_once_a_step():
+def test_the_sum_of_weights_travels_once_a_step_and_once_a_levelling():
     found = result(start(8, code=SUMS))
     P, d, C = OPTIONS.n_gates, X.shape[1], Y.shape[1]
-    assert sum(f"f32[{d},{C * P}]" in shape for shape, _ in found) == 1
+    assert sum(f"f32[{d},{C * P}]" in shape for shape, _ in found) == 2
     # Neither do features, nor patterns.
     assert not [shape for shape, _ in found if f",{d}]" in shape or "pred" in shape]
 
