@@ -1,17 +1,8 @@
 r"""The optimality certificate: primal, dual and gap, independent of any solver.
 
-For the gated program (see :mod:`convex_heads.fista`) with phi(z) = sum_j omega_j l(z0 + z_j, y_j):
-
-.. math:: \min_W \phi(FW) + \beta \sum_i \|W_i\|_F \;=\;
-          \max_\nu \{-\phi^*(\nu) : \|X' D_i \nu\|_F \le \beta \;\forall i\},
-
-.. math:: \phi^*(\nu) = \sum_j \omega_j\, l^*(\nu_j / \omega_j; y_j) - \langle \nu, z_0 \rangle .
-
-For a residual R_j = omega_j dl/dz_j at any point, nu = s R with
-s = min(1, beta / max_i ||X' D_i R||_F) is feasible, and its value bounds every primal value from
-below. A bound is a bound wherever R came from; the nearer R is to the optimal one, the tighter.
-Where weights are all that is known, R is theirs, or theirs with the gates levelled
-(:mod:`convex_heads.levelling`).
+Weights may come from anywhere. Their bound (:mod:`convex_heads.duality`) is the best of three: of
+their own residual, of that with the gates levelled (:mod:`convex_heads.levelling`), and of the best
+one that a solver met, where it is known.
 """
 
 from __future__ import annotations
@@ -26,8 +17,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from convex_heads.levelling import level
-from convex_heads.losses import Loss, row_gradients
+from convex_heads.duality import dual_value, loss_value, residual
+from convex_heads.levelling import levelled
+from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
 from convex_heads.sharding import sum_blocks
@@ -68,37 +60,6 @@ class Certificate(NamedTuple):
     pattern_violation: float
 
 
-def loss_value(program: Program, loss: Loss, z: Array) -> Array:
-    """sum_j omega_j l(z0 + z_j, y_j), ()."""
-    return jnp.sum(program.omega * loss.value(program.z0 + z, program.Y))
-
-
-def residual(program: Program, loss: Loss, z: Array) -> Array:
-    """R_j = omega_j dl/dz(z0 + z_j, y_j): (B, b, C)."""
-    return program.omega[..., None] * loss.gradient(program.z0 + z, program.Y)
-
-
-def dual_value(
-    program: Program, loss: Loss, R: Array, G: Array, beta: Array, penalty: Penalty = GROUP
-) -> Array:
-    """Dual value of the scaled residual s R, where G = F'R (P, d, C) sets the scale s."""
-    s, cost = penalty.dual(G, beta)
-    return scaled_dual(program, loss, R, s) - cost
-
-
-def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
-    """Value -phi*(s R) of the dual point s R, s in [0, 1], ()."""
-    g = row_gradients(s * R, program.omega)
-    conjugate = jnp.sum(program.omega * loss.conjugate(g, program.Y))
-    return -conjugate + s * jnp.sum(R * program.z0)
-
-
-@jax.jit
-def relative_gap(primal: Array, dual: Array) -> Array:
-    """(primal - dual) / primal, ()."""
-    return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)
-
-
 @partial(jax.jit, static_argnames="loss")
 def beta_max(program: Program, loss: Loss) -> Array:
     """Smallest beta at which all weights are zero: max_i ||X' D_i R0||_F, R0 = R at W = 0."""
@@ -114,12 +75,10 @@ def _bounds(
     R = residual(program, loss, z)
     G = adjoint(program, R)
     dual = dual_value(program, loss, R, G, beta, penalty)
-    others = [R_hint]
+    hint = dual_value(program, loss, R_hint, adjoint(program, R_hint), beta, penalty)
+    dual = jnp.fmax(dual, hint)
     if penalty.sparse:
-        others.append(residual(program, loss, z + level(program, loss, R, G, beta)[1]))
-    for other in others:
-        value = dual_value(program, loss, other, adjoint(program, other), beta, penalty)
-        dual = jnp.fmax(dual, value)
+        dual = jnp.fmax(dual, levelled(program, loss, beta, W, z, R, G, primal).dual)
     return primal, dual, R, jnp.sum(group_norms(W) > 0)
 
 

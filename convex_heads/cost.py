@@ -14,9 +14,9 @@ from typing import NamedTuple
 from convex_heads.subspace import kept_steps
 
 _BYTES = 4  # float32
-# Arrays of the size of the scores that a step holds beside the state and the steps' images: losses,
+# Arrays of the size of the scores, and of the weights, that a step holds beside the state: losses,
 # conjugates, directions (as XLA plans them on a CPU).
-_PASSING = 8
+_PASSING_SCORES, _PASSING_WEIGHTS = 15, 12
 # Share of the peak that products of these shapes are taken to reach on a machine that is described.
 _SHARE_OF_PEAK = 0.5
 
@@ -47,16 +47,15 @@ class Shape(NamedTuple):
     def memory(self) -> float:
         """Bytes of a program, of the rows given, and of the solver.
 
-        Of the solver there are three states (the one that the path keeps, the old and the new one)
-        and what a step holds while it is taken.
+        Of the solver these are its state, which is written over, and what XLA's plan holds while a
+        step is taken.
         """
         n, d, P, C = self
-        m = kept_steps(n, C)
         program = n * (d + C) * _BYTES + n * P
-        state = (m + 4) * (n * C + P * d * C) * _BYTES
-        passing = (m + _PASSING) * n * C * _BYTES
+        state = (kept_steps(n, C) + 4) * (n * C + P * d * C) * _BYTES
+        passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * P * d * C) * _BYTES
         rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
-        return float(rows + program + 3 * state + passing)
+        return float(rows + program + state + passing)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from jax import Array
 
 from convex_heads import linear_system
 from convex_heads.admm import CHUNK, Recipe, State, advance, paper, zero_state
-from convex_heads.certificate import loss_value, relative_gap, residual, scaled_dual
 from convex_heads.cones import signs, violation
 from convex_heads.driver import drive, stats
+from convex_heads.duality import loss_value, relative_gap, residual, scaled_dual
 from convex_heads.limits import Limits
 from convex_heads.linear_system import difference
 from convex_heads.losses import Loss

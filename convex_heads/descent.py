@@ -34,8 +34,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from convex_heads.certificate import relative_gap, scaled_dual
 from convex_heads.driver import drive, stats
+from convex_heads.duality import relative_gap, scaled_dual
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of

@@ -37,8 +37,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
 from convex_heads.driver import drive, stats
+from convex_heads.duality import dual_value, loss_value, relative_gap, residual
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply

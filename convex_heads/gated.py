@@ -23,13 +23,8 @@ import numpy as np
 from jax import Array
 
 from convex_heads import fista, subspace
-from convex_heads.certificate import (
-    TRIAL_GATES,
-    Certificate,
-    beta_max,
-    certify_program,
-    residual,
-)
+from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
+from convex_heads.duality import residual
 from convex_heads.gates import (
     DEFAULT_SAMPLER,
     WeightedRows,
@@ -42,7 +37,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program, spool_program
 from convex_heads.penalties import GROUP, Penalty, floored_metric
-from convex_heads.sharding import agreed, like_rows, place
+from convex_heads.sharding import agreed, place
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource, chunks, is_streamed
 
@@ -241,7 +236,7 @@ def minimise(
         prepared: the program.
         beta: penalty, absolute, >= 0.
         solver: one of ``SOLVERS``.
-        warm: final state of the same solver on the same features and gates.
+        warm: final state of the same solver on the same features and gates; it is used up.
         limits: when to stop.
         on_record: called with every history record, every few steps.
 
@@ -261,8 +256,6 @@ def minimise(
             on_record=on_record,
             **start,
         )
-    if warm is None:
-        warm = _over_devices(subspace.zero_state(program))
     return subspace.minimise(
         program, loss, beta, penalty=penalty, warm=warm, limits=limits, on_record=on_record
     )
@@ -275,13 +268,7 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
         return fista.init(
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
-    return _over_devices(subspace.state_at(program, W))
-
-
-def _over_devices(state: subspace.State) -> subspace.State:
-    """The rows of a state where those of its program are, everything else on every device."""
-    axes = {"z": 1, "R": 1, "images": 2}
-    return subspace.State(*(like_rows(a, axes.get(f)) for f, a in state._asdict().items()))
+    return subspace.state_at(program, W)
 
 
 def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program:

@@ -26,7 +26,8 @@ import numpy as np
 from jax import Array
 
 from convex_heads import subspace
-from convex_heads.certificate import beta_max, climb, residual
+from convex_heads.certificate import beta_max, climb
+from convex_heads.duality import residual
 from convex_heads.gated import SOLVERS, Prepared, fresh_gates, minimise
 from convex_heads.gates import check_sampler, patterns_of
 from convex_heads.limits import Limits
@@ -105,13 +106,11 @@ class Grown(NamedTuple):
     Attributes:
         prepared: the program.
         solution: weights in rotated coordinates.
-        state: the solver's final state, for warm starts.
         rounds: in order of time.
     """
 
     prepared: Prepared
     solution: Solution
-    state: Any
     rounds: tuple[Round, ...]
 
 
@@ -180,7 +179,7 @@ def grow(
             )
         )
         if judge is None or best is None or rounds[-1].loss < rounds[best[0]].loss:
-            best = len(rounds) - 1, Grown(prepared, solution, state, ())
+            best = len(rounds) - 1, Grown(prepared, solution, ())
         room = growth.max_gates - len(prepared.gates)
         done = rounds[-1].violation <= growth.violation or room <= 0
         if done or len(rounds) - 1 - best[0] >= _PATIENCE:

@@ -139,7 +139,8 @@ class ConvexHead(BaseEstimator):
         beta = fraction * prepared.beta_max
         passes = sum(point.passes for point in path.points)
         seconds = sum(point.seconds for point in path.points)
-        solution, _ = activation.minimise(
+        # The final state is let go: it is many times the solution.
+        solution = activation.minimise(
             prepared,
             beta,
             solver=solver,
@@ -148,7 +149,7 @@ class ConvexHead(BaseEstimator):
             on_record=record_progress(
                 limits, on_progress, 1, 2, counted_after(on_record, passes, seconds)
             ),
-        )
+        )[0]
         self.certificate_ = activation.certify(
             prepared, solution.value, beta, R=solution.residual, key=certificate_key
         )

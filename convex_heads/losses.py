@@ -203,12 +203,6 @@ SOFTMAX = Loss(
 LOSSES = {loss.name: loss for loss in (SQUARED, LOGISTIC, SOFTMAX)}
 
 
-def row_gradients(R: Array, omega: Array) -> Array:
-    """The loss gradient of every row (..., C) from residuals R = omega * gradient."""
-    omega = omega[..., None]
-    return jnp.where(omega > 0, R / jnp.where(omega > 0, omega, 1), 0)
-
-
 def targets(
     labels: np.ndarray, loss: str, n_classes: int, dtype: DTypeLike = np.float32
 ) -> np.ndarray:

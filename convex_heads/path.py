@@ -66,7 +66,7 @@ class PathResult(NamedTuple):
         points: in the order solved, beta decreasing.
         weights: W (P, d, C) of every point, rotated coordinates.
         best: index of the chosen point.
-        state: solver state at the chosen point, for a warm start.
+        state: solver state at the chosen point, for one warm start.
     """
 
     points: tuple[PathPoint, ...]
@@ -106,7 +106,7 @@ def solve_path(
     points: list[PathPoint] = []
     weights: list[Array] = []
     judged: list[Judgement] = []
-    best, state, best_state = 0, None, None
+    best, state = 0, None
     passes = seconds = 0.0
     for k, fraction in enumerate(sorted(fractions, reverse=activation.decreasing)):
         beta = fraction * prepared.beta_max
@@ -128,20 +128,21 @@ def solve_path(
         if judgement is not None:
             judged.append(judgement)
         if k == 0 or points[-1].loss < points[best].loss:
-            best, best_state = k, state
+            best = k
         if k - best >= PATIENCE:
             break
+    last = len(points) - 1
     if not activation.decreasing:
         points, weights, judged = points[::-1], weights[::-1], judged[::-1]
-        best = len(points) - 1 - best
+        best, last = last - best, 0
     if judged:
         errors = difference_errors(judged)
         points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
-        chosen = choose(judged, selection)
-        if chosen != best:
-            # Only the state of the lowest point is kept: a state holds a dozen times the weights.
-            best, best_state = chosen, activation.resume(prepared, weights[chosen], solver=solver)
-    return PathResult(tuple(points), tuple(weights), best, best_state)
+        best = choose(judged, selection)
+    if best != last:
+        # No state but the last is kept: it is many times the weights.
+        state = activation.resume(prepared, weights[best], solver=solver)
+    return PathResult(tuple(points), tuple(weights), best, state)
 
 
 def counted_after(

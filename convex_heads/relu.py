@@ -24,9 +24,10 @@ import numpy as np
 from jax import Array
 
 from convex_heads import cronos, descent, gated
-from convex_heads.certificate import TRIAL_GATES, Certificate, relative_gap, residual, scaled_dual
+from convex_heads.certificate import TRIAL_GATES, Certificate
 from convex_heads.cones import projection_norms
 from convex_heads.decode import ReluNetwork
+from convex_heads.duality import relative_gap, residual, scaled_dual
 from convex_heads.gated import Prepared
 from convex_heads.gates import DEFAULT_SAMPLER, sample_gates
 from convex_heads.limits import Limits

@@ -39,6 +39,7 @@ class Span(NamedTuple):
         q: squared norm of every gate's weights at W+, (P,).
         b: their products with the directions (P, k).
         B: products of the directions (P, k, k).
+        kept: which directions there are; the others are not used (k,).
     """
 
     z: Array
@@ -46,10 +47,11 @@ class Span(NamedTuple):
     q: Array
     b: Array
     B: Array
+    kept: Array
 
 
-def span_at(W: Array, z: Array, steps: Array, images: Array) -> Span:
-    """Around W (P, d, C), z = F W: steps (P, k, d, C), and images (B, k, b, C) of them."""
+def span_at(W: Array, z: Array, steps: Array, images: Array, kept: Array) -> Span:
+    """Around W (P, d, C), z = F W: steps (P, k, d, C), images (B, k, b, C), those kept (k,)."""
     flat = steps.reshape(*steps.shape[:2], -1)
     return Span(
         z=z,
@@ -57,6 +59,7 @@ def span_at(W: Array, z: Array, steps: Array, images: Array) -> Span:
         q=group_norms(W) ** 2,
         b=jnp.einsum("pkx,px->pk", flat, W.reshape(len(W), -1)),
         B=jnp.einsum("pkx,plx->pkl", flat, flat),
+        kept=kept,
     )
 
 
@@ -100,10 +103,10 @@ def _model(
     return _Model(t, value + beta * h, gradient + beta * slope, hessian + beta * curvature)
 
 
-def _newton_direction(model: _Model) -> Array:
-    """Of the scaled and slightly damped model; zero along directions that are zero."""
+def _newton_direction(model: _Model, kept: Array) -> Array:
+    """Of the scaled and slightly damped model; zero along directions not kept, or zero."""
     diagonal = jnp.diag(model.hessian)
-    positive = diagonal > 0
+    positive = kept & (diagonal > 0)
     scale = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, diagonal, 1)), 0)
     damping = jnp.sqrt(jnp.finfo(scale.dtype).eps)
     matrix = model.hessian * scale[:, None] * scale + jnp.diag(jnp.where(positive, damping, 1))
@@ -156,7 +159,7 @@ def search(
     noise = roundoff(primal)
 
     def accept(c: _Search, new: _Model, started: Array) -> _Search:
-        move = _newton_direction(new)
+        move = _newton_direction(new, span.kept)
         decrement = -(new.gradient @ move) / 2
         before = jnp.where(started, c.total, jnp.maximum(primal - new.value, 0))
         return _Search(

@@ -45,13 +45,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import fista
-from convex_heads.certificate import dual_value, loss_value, relative_gap, residual
 from convex_heads.driver import drive, stats
-from convex_heads.levelling import MOST, level
+from convex_heads.duality import loss_value, relative_gap, residual
+from convex_heads.levelling import Levelled, levelled
 from convex_heads.limits import Limits
-from convex_heads.losses import Loss, row_gradients
-from convex_heads.operators import Program, adjoint, apply
-from convex_heads.penalties import GROUP, Penalty, floored_metric
+from convex_heads.losses import Loss
+from convex_heads.operators import Program, apply
+from convex_heads.penalties import GROUP, Penalty
+from convex_heads.proximal import metric, proximal_step
+from convex_heads.sharding import like_rows
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import roundoff, search, span_at
 
@@ -63,7 +65,7 @@ _IMAGE_ENTRIES = 1 << 26
 _CHUNK = 8
 # Steps after which F W is computed anew: between them its round-off adds up.
 _REFRESH = 32
-# Steps between two levellings, which cost a pass and a half each.
+# Steps between two levellings, which cost a pass and a half each, or a few times that.
 _LEVEL = 6
 # What one step may divide L by, squared.
 _SHORTEST, _LONGEST = 0.25, 2.0
@@ -83,6 +85,7 @@ class State(NamedTuple):
         steps: the last steps of W, the first gate's part e, and the last levelling's move
             (P, m + 2, d, C).
         images: F of each (B, m + 2, b, C).
+        kept: which of them the search may use (m + 2,).
         R: residual of the best dual point so far (B, b, C).
         L: multiple of the metric that the last steps were worth, ().
         first_L: the same of the first gate's own steps, ().
@@ -98,6 +101,7 @@ class State(NamedTuple):
     z: Array
     steps: Array
     images: Array
+    kept: Array
     R: Array
     L: Array
     first_L: Array
@@ -131,29 +135,39 @@ def kept_steps(n: int, C: int) -> int:
     return min(_MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
 
 
-@partial(jax.jit, static_argnames="memory")
 def zero_state(program: Program, memory: int | None = None) -> State:
-    """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`."""
+    """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`.
+
+    Its rows are where those of the program are, everything else is on every device.
+    """
+    axes = {"z": 1, "R": 1, "images": 2}
+    state = zeros(program, memory)._asdict()
+    return State(*(like_rows(a, axes.get(field)) for field, a in state.items()))
+
+
+@partial(jax.jit, static_argnames="memory")
+def zeros(program: Program, memory: int | None = None) -> State:
+    """:func:`zero_state` as a part of a traced computation, which knows no places."""
     B, b, C = program.Y.shape
-    if memory is None:
-        memory = kept_steps(B * b, C)
+    m = (kept_steps(B * b, C) if memory is None else memory) + 2
     dtype = program.X.dtype
-    z = jnp.zeros((B, b, C), dtype)
-    W = jnp.zeros(program.shape, dtype)
+    z, zero = jnp.zeros((B, b, C), dtype), jnp.zeros((), dtype)
+    P, *rest = program.shape
     return State(
-        W=W,
+        W=jnp.zeros((P, *rest), dtype),
         z=z,
-        steps=jnp.zeros((len(W), memory + 2, *W.shape[1:]), dtype),
-        images=jnp.zeros((B, memory + 2, b, C), dtype),
+        steps=jnp.zeros((P, m, *rest), dtype),
+        images=jnp.zeros((B, m, b, C), dtype),
+        kept=jnp.zeros(m, bool),
         R=z,
-        L=jnp.ones((), dtype),
-        first_L=jnp.ones((), dtype),
-        primal=jnp.zeros((), dtype),
-        lowest=jnp.zeros((), dtype),
-        dual=jnp.zeros((), dtype),
-        passes=jnp.zeros((), dtype),
-        iterations=jnp.zeros((), jnp.int32),
-        idle=jnp.zeros((), jnp.int32),
+        L=zero + 1,
+        first_L=zero + 1,
+        primal=zero,
+        lowest=zero,
+        dual=zero,
+        passes=zero,
+        iterations=jnp.int32(0),
+        idle=jnp.int32(0),
     )
 
 
@@ -177,91 +191,6 @@ def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: Stat
     )
 
 
-def metric(program: Program, loss: Loss, R: Array) -> Array:
-    """Diagonal of X' Lambda X (d,), Lambda the curvature of the loss where its residual is R."""
-
-    def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
-        X, Y, omega, r = rows
-        a, u = loss.hessian(row_gradients(r, omega), Y)
-        weight = omega * jnp.mean(a - u * u, axis=-1)
-        return total + weight @ (X * X), None
-
-    h, _ = jax.lax.scan(
-        block,
-        jnp.zeros(program.X.shape[2], R.dtype),
-        (program.X, program.Y, program.omega, R),
-    )
-    return floored_metric(h)
-
-
-class Proximal(NamedTuple):
-    """A proximal step from W.
-
-    Attributes:
-        W: W+ (P, d, C).
-        z: F W+ (B, b, C).
-        R: residual at W (B, b, C).
-        G: F'R (P, d, C).
-        dual: value of its dual point, ().
-        drift: what the error of the scores that stand for F W does to the objective, to first
-            order, ().
-    """
-
-    W: Array
-    z: Array
-    R: Array
-    G: Array
-    dual: Array
-    drift: Array
-
-
-def proximal_step(
-    program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State
-) -> Proximal:
-    """The proximal step from W. One data pass."""
-    R = residual(program, loss, s.z)
-    G = adjoint(program, R)
-    h = metric(program, loss, R)
-    L = jnp.full(len(s.W), s.L).at[0].set(s.first_L)
-    H = L[:, None] * h
-    W = penalty.prox(s.W - G / H[:, :, None], H, beta)
-    return Proximal(
-        W,
-        apply(program, W),
-        R,
-        G,
-        dual_value(program, loss, R, G, beta, penalty),
-        # <R, F W> = <F'R, W>: both sides are there.
-        jnp.abs(jnp.vdot(R, s.z) - jnp.vdot(G, s.W)),
-    )
-
-
-class Levelled(NamedTuple):
-    """What a levelling of the gates yields.
-
-    Attributes:
-        R: residual there (B, b, C).
-        dual: value of its dual point, ().
-        move: from W to there (P, d, C).
-        image: F of it (B, b, C).
-    """
-
-    R: Array
-    dual: Array
-    move: Array
-    image: Array
-
-
-def levelled(
-    program: Program, loss: Loss, penalty: Penalty, beta: Array, z: Array, at: Proximal
-) -> Levelled:
-    """The gates levelled at weights whose scores are z. A pass and a half, or less."""
-    move, image = level(program, loss, at.R, at.G, beta)
-    R = residual(program, loss, z + image)
-    dual = dual_value(program, loss, R, adjoint(program, R), beta, penalty)
-    return Levelled(R, dual, move, image)
-
-
 def step(
     program: Program,
     loss: Loss,
@@ -276,31 +205,34 @@ def step(
     The last step goes to W+, unless that opens the gap: W+ has exact zeros, and the span leaves
     weights of round-off size at gates that are off at the optimum.
     """
-    at = proximal_step(program, loss, penalty, beta, s)
+    at = proximal_step(program, loss, penalty, beta, s.W, s.z, s.first_L, s.L)
     W, z = at.W, at.z
-    m = s.steps.shape[1] - 2
+    m = len(s.kept) - 2
     # Under a ridge penalty every residual is a dual point as it is.
     due = penalty.sparse & ~last & (s.iterations % _LEVEL == _LEVEL - 1)
     even = jax.lax.cond(
         due,
-        lambda: levelled(program, loss, penalty, beta, s.z, at),
-        lambda: Levelled(at.R, at.dual, s.steps[:, m + 1], s.images[:, m + 1]),
+        lambda: levelled(program, loss, beta, s.W, s.z, at.R, at.G, s.primal),
+        lambda: Levelled(s.steps[:, -1], s.images[:, -1], at.R, at.G, at.dual, jnp.int32(0)),
     )
     R, dual = jnp.where(even.dual > at.dual, even.R, at.R), jnp.maximum(even.dual, at.dual)
     slot = s.iterations % m
     places = jnp.array([slot, m, m + 1])
+    kept = s.kept.at[places].set(jnp.array([True, True, due | s.kept[-1]]))
     first = jnp.zeros_like(W).at[0].set(W[0] - s.W[0])
     own = jnp.where(program.D[:, :, :1], program.X @ first[0], 0)
     steps = s.steps.at[:, places].set(jnp.stack([W - s.W - first, first, even.move], 1))
     images = s.images.at[:, places].set(jnp.stack([z - s.z - own, own, even.image], 1))
     back = jnp.zeros(m + 2, z.dtype).at[places[:2]].set(-1)
+    span = span_at(W, z, steps, images, kept)
     t, plain = jax.lax.cond(
         last,
         lambda: (jnp.zeros_like(back), s.primal),
-        lambda: search(program, loss, penalty, beta, s.primal, span_at(W, z, steps, images), back),
+        lambda: search(program, loss, penalty, beta, s.primal, span, back),
     )
-    W = W + jnp.einsum("k,pkdc->pdc", t, steps)
-    z = z + jnp.einsum("k,nkbc->nbc", t, images)
+    # Gate by gate and block by block: in one product, the compiler would transpose a copy of all.
+    combine = partial(jnp.tensordot, t, axes=1)
+    W, z = W + jax.lax.map(combine, steps), z + jax.lax.map(combine, images)
     move, image = W - s.W, z - s.z
     primal = objective(program, loss, penalty, beta, W, z)
     noise = roundoff(s.primal)
@@ -336,18 +268,16 @@ def step(
     return State(
         W=W,
         z=z,
-        steps=jnp.where(sound & ~drifted, steps.at[:, slot].set(move), 0),
-        images=jnp.where(sound & ~drifted, images.at[:, slot].set(image), 0),
+        steps=steps.at[:, slot].set(move),
+        images=images.at[:, slot].set(image),
+        kept=kept & sound & ~drifted,
         R=jnp.where(higher, R, s.R),
         L=_stretched(s.L, 1 + t[slot], shortest),
         first_L=_stretched(s.first_L, 1 + t[m], shortest),
         primal=primal,
         lowest=jnp.minimum(s.lowest, primal),
         dual=dual,
-        passes=s.passes
-        + jnp.where(refresh, 1.5, 1)
-        + jnp.where(due, 0.5 + min(MOST / len(W), 1), 0)
-        + 0.5 / len(W),
+        passes=s.passes + jnp.where(refresh, 1.5, 1) + even.passes + 0.5 / len(W),
         iterations=s.iterations + 1,
         idle=jnp.where(sound, jnp.where(progress, 0, s.idle + 1), s.idle + _UNSOUND),
     )
@@ -358,7 +288,7 @@ def _stretched(L: Array, length: Array, shortest: Array) -> Array:
     return L / jnp.sqrt(jnp.clip(length, shortest, _LONGEST))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"))
+@partial(jax.jit, static_argnames=("loss", "penalty"), donate_argnames="s")
 def advance(
     program: Program,
     loss: Loss,
@@ -368,7 +298,10 @@ def advance(
     s: State,
     steps: Array | int,
 ) -> State:
-    """At most `steps` steps, fewer if the gap closes or progress ends; 0 for the last one."""
+    """At most `steps` steps, fewer if the gap closes or progress ends; 0 for the last one.
+
+    The state is written over: ``s`` cannot be used again.
+    """
     # One compiled step serves for both: compiling takes longer than solving many a program.
     last = jnp.asarray(steps == 0)
 
@@ -403,7 +336,8 @@ def minimise(
         beta: penalty, absolute (not a fraction of beta_max), >= 0.
         penalty: of the weights; ridge needs beta > 0.
         warm: final state of a solve with the same X and D (beta, Y and omega may differ): its
-            weights and its span are where this one starts. None starts from zero.
+            weights and its span are where this one starts. It is used up: the memory of its span
+            is written over. None starts from zero.
         limits: when to stop.
         on_record: called with every history record, every few steps.
         memory: steps kept for the span, >= 1; each costs the memory of W and of F W. Default 16, or
@@ -413,24 +347,30 @@ def minimise(
         The solution and the final state, which serves warm starts.
     """
     limits = limits or Limits()
-    start = time.perf_counter()
+    began = time.perf_counter()
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
+    # The span is taken over; weights and scores are a part of the solution that they came with.
+    start = (
+        zero_state(program, memory)
+        if warm is None
+        else warm._replace(W=jnp.copy(warm.W), z=jnp.copy(warm.z))
+    )
     run = partial(advance, program, loss, penalty, beta_, tolerance)
     state, status, history = drive(
         lambda s: run(s, _CHUNK),
-        restate(program, loss, penalty, beta_, warm or zero_state(program, memory)),
+        restate(program, loss, penalty, beta_, start),
         limits,
         max_idle=MAX_IDLE,
         on_record=on_record,
     )
     if status is Status.STALLED:
         state, status, polished = _polish(
-            program, loss, penalty, beta, state, limits, start, on_record
+            program, loss, penalty, beta, state, limits, began, on_record
         )
         history += polished
     state = run(state, 0)
-    figures = stats(state, time.perf_counter() - start, program.X.shape[1])
+    figures = stats(state, time.perf_counter() - began, program.X.shape[1])
     return Solution(state.W, status, figures, history, state.z, state.R), state
 
 
@@ -441,11 +381,11 @@ def _polish(
     beta: float,
     s: State,
     limits: Limits,
-    start: float,
+    began: float,
     on_record: Callable[[Record], None] | None,
 ) -> tuple[State, Status, tuple[Record, ...]]:
     """Goes on by FISTA, which need not compare objectives, where round-off ends the search."""
-    spent, passes = time.perf_counter() - start, float(s.passes)
+    spent, passes = time.perf_counter() - began, float(s.passes)
     h = metric(program, loss, residual(program, loss, s.z))
     history: list[Record] = []
 
@@ -469,8 +409,7 @@ def _polish(
     state = s._replace(
         W=end.best,
         z=end.z_best,
-        steps=jnp.zeros_like(s.steps),
-        images=jnp.zeros_like(s.images),
+        kept=jnp.zeros_like(s.kept),
         R=jnp.where(higher, end.R, s.R),
         primal=end.primal,
         dual=jnp.maximum(end.dual, s.dual),

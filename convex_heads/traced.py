@@ -77,7 +77,7 @@ def solve_traced(
     program = _blocked(X @ Q, activation_patterns(X, gates), Y, loss.offset(jnp.mean(Y, axis=0)))
     beta = fraction * jnp.maximum(beta_max(program, loss), gated.beta_floor(program, loss))
     tolerance = jnp.asarray(limits.tolerance, dtype)
-    start = subspace.zero_state(program)
+    start = subspace.zeros(program)
     run = partial(subspace.advance, program, loss, penalty, beta, tolerance)
     state = run(subspace.restate(program, loss, penalty, beta, start), limits.max_passes)
     idle = state.idle >= subspace.MAX_IDLE

@@ -11,7 +11,8 @@ import pytest
 from reference import Problem, random_problem
 
 from convex_heads import Limits, Options, Status, fista, gated, solve, subspace
-from convex_heads.certificate import beta_max, certify_program, pattern_violation, residual
+from convex_heads.certificate import beta_max, certify_program, pattern_violation
+from convex_heads.duality import residual
 from convex_heads.losses import LOSSES
 from convex_heads.operators import apply, build_program, rows
 from convex_heads.traced import status_of

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from convex_heads import ConvexHeadClassifier
-from convex_heads.certificate import climb, residual
+from convex_heads.certificate import climb
+from convex_heads.duality import residual
 from convex_heads.gated import certify_prepared, minimise, prepare
 from convex_heads.growth import Growth, grow
 from convex_heads.limits import Limits

@@ -10,7 +10,8 @@ import pytest
 from reference import random_problem
 
 from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, Status, solve
-from convex_heads.certificate import beta_max, loss_value
+from convex_heads.certificate import beta_max
+from convex_heads.duality import loss_value
 from convex_heads.gated import SOLVERS, minimise, prepare, resume
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES

