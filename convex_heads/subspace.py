@@ -176,9 +176,12 @@ def state_at(program: Program, W: Array) -> State:
     return zero_state(program)._replace(W=W, z=apply(program, W))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"))
+@partial(jax.jit, static_argnames=("loss", "penalty"), donate_argnames="s")
 def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State) -> State:
-    """The same weights and span under another penalty or other row weights, bounds forgotten."""
+    """The same weights and span under another penalty or other row weights, bounds forgotten.
+
+    The state is written over: ``s`` cannot be used again.
+    """
     primal = objective(program, loss, penalty, beta, s.W, s.z)
     return s._replace(
         R=jnp.zeros_like(s.R),
@@ -350,12 +353,12 @@ def minimise(
     began = time.perf_counter()
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
-    # The span is taken over; weights and scores are a part of the solution that they came with.
-    start = (
-        zero_state(program, memory)
-        if warm is None
-        else warm._replace(W=jnp.copy(warm.W), z=jnp.copy(warm.z))
-    )
+    if warm is None:
+        start = zero_state(program, memory)
+    else:
+        # The span is taken over; these are a part of the solution that they came with.
+        theirs = {field: jnp.copy(getattr(warm, field)) for field in ("W", "z", "R")}
+        start = warm._replace(**theirs)
     run = partial(advance, program, loss, penalty, beta_, tolerance)
     state, status, history = drive(
         lambda s: run(s, _CHUNK),
