@@ -17,7 +17,7 @@ the classical momentum):
 
 A step that ends above the objective at the last restart goes back to the best iterate. The best
 iterate is what is returned. Every R, scaled into the dual ball, is a dual point
-(:mod:`convex_heads.certificate`), so the gap is known at every step without extra passes.
+(:mod:`convex_heads.duality`), so the gap is known at every step without extra passes.
 
 In features rotated to their principal axes, h = curvature * eigenvalues of the second moment is
 the metric of X'X that all gates share; h = 1 takes plain gradient steps. Everything here is

@@ -27,7 +27,7 @@ gate is always on, and does alone what all do together: its part e of W+ - W has
 is a direction of its own, as the coarse level of a two-level preconditioner is (Smith, Bjorstad &
 Gropp 1996, section 1.3). Its image is all that it costs, 1/(2P) of a pass.
 
-Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.certificate`), so the gap is
+Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.duality`), so the gap is
 known at every step without extra passes. Now and then the gates are levelled
 (:mod:`convex_heads.levelling`), which yields a much better dual point, and another direction. Where
 comparing objectives drowns in round-off, FISTA (:mod:`convex_heads.fista`) goes on from there.

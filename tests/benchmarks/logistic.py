@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 
-import jax.numpy as jnp
 import numpy as np
 from imagenet_shaped import ImageNetShaped
 from shared import Row, parser, show
@@ -53,7 +52,7 @@ def ours(X: np.ndarray, y: np.ndarray, beta: float, gap: float) -> tuple[np.ndar
     solution, _ = subspace.minimise(program, SOFTMAX, beta, penalty=RIDGE, limits=limits)
     W = Q.astype(np.float64) @ np.asarray(solution.value[0], np.float64)
     seconds = time.perf_counter() - start
-    R = jnp.asarray(solution.residual)
+    R = solution.residual
     proof = certify_program(program, SOFTMAX, solution.value, beta, R=R, penalty=RIDGE)
     return W, seconds, proof.dual
 
