@@ -51,7 +51,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         activation: "gated_relu" (default), or "relu": a ReLU network on whose own objective the
             fit descends, certified as a point of the convex program of its own patterns
             (:mod:`convex_heads.relu`); its gap can end above ``tolerance``, which is said.
-        tolerance: relative gap to reach. Default 2e-2.
+        tolerance: relative gap to reach, between 0 and 1. "auto" (default) is 1e-3, and 2e-2 for
+            ReLU heads and for the squared loss.
         solver: "auto" (the fastest known), "subspace" or "fista" (the baseline); for ReLU heads
             "descent" or "admm" (the program of the drawn gates, CRONOS).
         max_passes: data passes to spend on one solve. Default 1000.
@@ -74,7 +75,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         coef_path_: weights W (P, d + 1, C) of every point of ``path_``, in the same order: gates
             along the first axis (the always-on gate first), standardised features and then the
             constant column along the second. Fitted without the rows that choose beta, to a gap
-            of 5e-2 or ``tolerance``, whichever is larger.
+            of 5e-2 or ``tolerance_``, whichever is larger.
+        tolerance_: relative gap that was asked for.
         gates_: all gates offered (P, d + 1), standardised coordinates; ``network_`` holds those
             in use.
         history_: records (:class:`convex_heads.solution.Record`) of the final solve.
@@ -90,7 +92,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         >>> X = rng.normal(size=(400, 5))
         >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "different")
         >>> head = ConvexHeadClassifier().fit(X[:300], y[:300])
-        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 2e-2
+        >>> bool(head.score(X[300:], y[300:]) > 0.85), head.certificate_.relative_gap <= 1e-3
         (True, True)
     """
 
@@ -104,7 +106,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         class_weight: str | dict | None = None,
         penalty: str = "group",
         activation: str = "gated_relu",
-        tolerance: float = 2e-2,
+        tolerance: float | str = "auto",
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,

@@ -48,6 +48,9 @@ _GROWN_AT_ONCE = 32
 # No looser: weights far from their optimum are weights stopped early, and their validation score
 # says little about the weights that the final solve would reach.
 _SELECTION_GAP = 5e-2
+# What "auto" asks for at least: a squared loss may be almost nothing of what there was to explain,
+# and single precision cannot prove a small gap relative to that.
+_LOSS_TOLERANCES = {"squared": 2e-2}
 
 
 class ConvexHead(BaseEstimator):
@@ -61,7 +64,7 @@ class ConvexHead(BaseEstimator):
         beta: float | str | Sequence[float] = "auto",
         penalty: str = "group",
         activation: str = "gated_relu",
-        tolerance: float = 2e-2,
+        tolerance: float | str = "auto",
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
@@ -154,11 +157,11 @@ class ConvexHead(BaseEstimator):
             prepared, solution.value, beta, R=solution.residual, key=certificate_key
         )
         # The certificate is what counts, whatever the solver knew of it.
-        status = solution.status.judged_by(self.certificate_.relative_gap, self.tolerance)
+        status = solution.status.judged_by(self.certificate_.relative_gap, options.limits.tolerance)
         if status is not Status.CONVERGED:
             warnings.warn(
                 f"relative gap {self.certificate_.relative_gap:.2g} is above the tolerance "
-                f"{self.tolerance:.2g}: {status.value}",
+                f"{options.limits.tolerance:.2g}: {status.value}",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -173,6 +176,7 @@ class ConvexHead(BaseEstimator):
         self.loss_ = loss_name
         self.solver_ = solver
         self.status_ = status
+        self.tolerance_ = options.limits.tolerance
         self.beta_ = fraction
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
@@ -198,12 +202,15 @@ class ConvexHead(BaseEstimator):
 
     def _options(self, data: TrainingSet, loss_name: str) -> Options:
         """The options as checked numbers; beta is still to be chosen."""
-        n_gates = self.n_gates
+        n_gates, tolerance = self.n_gates, self.tolerance
+        # An unknown activation is refused below, whatever the gates and the tolerance.
+        known = ACTIVATIONS.get(self.activation, ACTIVATIONS["gated_relu"])
         if n_gates in ("auto", "grow"):
-            known = ACTIVATIONS.get(self.activation)
-            # An unknown activation is refused below, whatever the gates.
-            most = 1 if known is None else known.gates
-            n_gates = min(most, max(1, len(data.X) // _ROWS_PER_GATE))
+            n_gates = min(known.gates, max(1, len(data.X) // _ROWS_PER_GATE))
+        if tolerance == "auto":
+            tolerance = max(known.tolerance, _LOSS_TOLERANCES.get(loss_name, 0))
+        if isinstance(tolerance, str):
+            raise ValueError(f"tolerance is 'auto' or a relative gap; got {tolerance!r}")
         if not isinstance(n_gates, int | np.integer):
             raise ValueError(
                 f"n_gates must be 'auto', 'grow' or a whole number; got {self.n_gates!r}"
@@ -217,7 +224,7 @@ class ConvexHead(BaseEstimator):
             penalty=self.penalty,
             activation=self.activation,
             solver=self.solver,
-            limits=Limits(self.tolerance, self.max_passes, self.max_seconds),
+            limits=Limits(tolerance, self.max_passes, self.max_seconds),
         )
 
     def _prepare(

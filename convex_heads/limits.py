@@ -10,7 +10,7 @@ class Limits:
     """When a solve stops.
 
     Attributes:
-        tolerance: relative gap to reach, in (0, 1). Default 2e-2.
+        tolerance: relative gap to reach, in (0, 1). Default 1e-3.
         max_passes: data passes to spend. Default 1000.
         max_seconds: wall-clock seconds to spend; None for no limit (the default).
 
@@ -18,7 +18,7 @@ class Limits:
         ValueError: a field is out of its range.
     """
 
-    tolerance: float = 2e-2
+    tolerance: float = 1e-3
     max_passes: int = 1000
     max_seconds: float | None = None
 

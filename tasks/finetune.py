@@ -20,6 +20,7 @@ import numpy as np
 
 from convex_heads import ConvexHeadClassifier
 from convex_heads.limits import Limits
+from convex_heads.programs import ACTIVATIONS
 from extractors.base import Extractor
 from extractors.blocks import CutBackbone
 from extractors.changes import with_changes
@@ -257,9 +258,8 @@ def _block_options(config: FinetuneConfig) -> BlockOptions:
 
 
 def _limits(config: FinetuneConfig) -> Limits:
-    if config.tolerance is None:
-        return Limits(max_seconds=config.max_seconds)
-    return Limits(tolerance=config.tolerance, max_seconds=config.max_seconds)
+    tolerance = config.tolerance or ACTIVATIONS[config.activation].tolerance
+    return Limits(tolerance=tolerance, max_seconds=config.max_seconds)
 
 
 def _weights(config: FinetuneConfig, labels: np.ndarray) -> np.ndarray | None:

@@ -64,7 +64,7 @@ def run_fit(
     for note in outcome.notes:
         reporter.note(note)
     notes = (*found.dataset.notes, *outcome.notes)
-    if certificate.relative_gap > classifier.tolerance:
+    if certificate.relative_gap > classifier.tolerance_:
         notes = (*notes, f"{classifier.status_.value} (gap {certificate.relative_gap:.1e})")
         reporter.note(notes[-1])
     proven = certificate._asdict()
@@ -77,7 +77,7 @@ def run_fit(
         path=[_path_line(point) for point in classifier.path_],
         notes=notes,
         command=as_command("fit", config),
-        tolerance=classifier.tolerance,
+        tolerance=classifier.tolerance_,
         history=history_lines(classifier.history_),
     )
     block_rows = {"block_rows": classifier.block_rows_}

@@ -16,6 +16,7 @@ import numpy as np
 
 from convex_heads.decode import Network, ReluNetwork
 from convex_heads.limits import Limits
+from convex_heads.programs import ACTIVATIONS
 from convex_heads.refit import solve_more
 from convex_heads.solution import Status
 from extractors.base import Rows
@@ -60,6 +61,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     certificate = pipeline.certificate
     record: dict[str, Any] = pipeline.facts.get("record", {})
     assert isinstance(network, Network | ReluNetwork)
+    activation = "relu" if isinstance(network, ReluNetwork) else "gated_relu"
     if not isinstance(certificate.get("beta"), float | int):
         raise InputError(f"{config.artefact} does not say its penalty: fit again on all rows")
     before = [_open_store(path, pipeline) for path in _stores(pipeline)]
@@ -91,7 +93,10 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             n_classes=len(classes),
             beta=float(certificate["beta"]),
             penalty=str(record.get("penalty", "group")),
-            limits=Limits(config.tolerance or 2e-2, max_seconds=config.max_seconds),
+            limits=Limits(
+                config.tolerance or ACTIVATIONS[activation].tolerance,
+                max_seconds=config.max_seconds,
+            ),
             seed=config.seed,
         )
     found = solved.network
@@ -122,7 +127,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         classes=classes,
         new_classes=classes[len(pipeline.classes) :],
         n=counts,
-        activation="relu" if isinstance(found, ReluNetwork) else "gated_relu",
+        activation=activation,
         loss=found.loss,
         beta=solved.certificate.beta,
         primal_before=solved.primal_before,

@@ -21,7 +21,7 @@ def test_a_problem_no_linear_head_can_solve(xor):
     X, y = xor
     head = ConvexHeadClassifier().fit(X[:400], y[:400])
     assert head.score(X[400:], y[400:]) > 0.85
-    assert head.certificate_.relative_gap <= head.tolerance
+    assert head.certificate_.relative_gap <= head.tolerance_
     assert head.certificate_.active_gates > 1
     assert head.beta_ in [point.fraction for point in head.path_]
     assert len(head.coef_path_) == len(head.path_)
@@ -138,7 +138,7 @@ def test_regressor_fits_what_a_line_cannot():
     y = 1e3 * np.abs(X[:, 0]) + 50
     head = ConvexHeadRegressor().fit(X[:400], y[:400])
     assert head.score(X[400:], y[400:]) > 0.9
-    assert head.certificate_.relative_gap <= head.tolerance
+    assert head.certificate_.relative_gap <= head.tolerance_
     both = ConvexHeadRegressor(beta=0.01, tolerance=1e-3).fit(X, np.c_[y, -y])
     np.testing.assert_allclose(both.predict(X)[:, 0], -both.predict(X)[:, 1], rtol=1e-2, atol=5)
 

@@ -90,7 +90,7 @@ def _radius(
 def certificate_notes(head: ConvexHead) -> tuple[str, ...]:
     """A sentence where the gap that was asked for has not been reached."""
     gap = head.certificate_.relative_gap
-    return () if gap <= head.tolerance else (f"{head.status_.value} (gap {gap:.1e})",)
+    return () if gap <= head.tolerance_ else (f"{head.status_.value} (gap {gap:.1e})",)
 
 
 def training_of(head: ConvexHead) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def training_of(head: ConvexHead) -> dict[str, Any]:
             }
             for point in head.path_
         ],
-        "tolerance": head.tolerance,
+        "tolerance": head.tolerance_,
         "convergence": [
             {
                 "solve": name,
