@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from convex_heads.subspace import kept_steps
+from convex_heads.subspace_state import kept_steps
 
 _BYTES = 4  # float32
 # Arrays of the size of the scores, and of the weights, that a step holds beside the state: losses,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convex_heads import fista, subspace
+from convex_heads import fista, subspace, subspace_state
 from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
 from convex_heads.duality import residual
 from convex_heads.gates import (
@@ -268,7 +268,7 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
         return fista.init(
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
-    return subspace.state_at(program, W)
+    return subspace_state.state_at(program, W)
 
 
 def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program:

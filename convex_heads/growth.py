@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convex_heads import subspace
 from convex_heads.certificate import beta_max, climb
 from convex_heads.duality import residual
 from convex_heads.gated import SOLVERS, Prepared, fresh_gates, minimise
@@ -34,6 +33,7 @@ from convex_heads.limits import Limits
 from convex_heads.operators import rows
 from convex_heads.solution import Solution
 from convex_heads.sources import RowSource
+from convex_heads.subspace_state import State
 
 # A pattern that agrees with one already chosen on all but this share of the rows adds little.
 _APART = 0.02
@@ -244,6 +244,6 @@ def _pad(state: Any, P: int) -> Any:
         widths[axis] = (0, P - A.shape[axis])
         return jnp.pad(A, widths)
 
-    if isinstance(state, subspace.State):
+    if isinstance(state, State):
         return state._replace(W=pad(state.W, 0), steps=pad(state.steps, 0))
     return state._replace(W=pad(state.W, 0), W_prev=pad(state.W_prev, 0), best=pad(state.best, 0))

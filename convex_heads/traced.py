@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
-from convex_heads import gated, subspace
+from convex_heads import gated, subspace, subspace_state
 from convex_heads.certificate import beta_max
 from convex_heads.gates import activation_patterns, sample_gates
 from convex_heads.limits import Limits
@@ -77,9 +77,9 @@ def solve_traced(
     program = _blocked(X @ Q, activation_patterns(X, gates), Y, loss.offset(jnp.mean(Y, axis=0)))
     beta = fraction * jnp.maximum(beta_max(program, loss), gated.beta_floor(program, loss))
     tolerance = jnp.asarray(limits.tolerance, dtype)
-    start = subspace.zeros(program)
+    start = subspace_state.zeros(program)
     run = partial(subspace.advance, program, loss, penalty, beta, tolerance)
-    state = run(subspace.restate(program, loss, penalty, beta, start), limits.max_passes)
+    state = run(subspace_state.restate(program, loss, penalty, beta, start), limits.max_passes)
     idle = state.idle >= subspace.MAX_IDLE
     state = run(state, 0)
     code = jnp.where(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import random_problem
 
-from convex_heads import levelling, subspace
+from convex_heads import levelling, subspace, subspace_state
 from convex_heads.duality import dual_value, loss_value, residual
 from convex_heads.levelling import level, levelled
 from convex_heads.losses import LOSSES
@@ -22,7 +22,9 @@ def _after_steps(seed: int, loss: str, steps: int, fraction: float = 0.05):
     problem = random_problem(seed, loss)
     program = build_program(problem.X, problem.D, problem.Y, problem.omega, problem.z0)
     beta = jnp.asarray(fraction * problem.beta_max())
-    start = subspace.restate(program, LOSSES[loss], GROUP, beta, subspace.zero_state(program))
+    start = subspace_state.restate(
+        program, LOSSES[loss], GROUP, beta, subspace_state.zero_state(program)
+    )
     state = subspace.advance(program, LOSSES[loss], GROUP, beta, jnp.zeros(()), start, steps)
     R = residual(program, LOSSES[loss], state.z)
     return problem, program, beta, state, R, adjoint(program, R)
