@@ -53,9 +53,14 @@ def test_the_first_help_lists_the_verbs_in_full(arguments, capsys):
     assert [line.split()[0] for line in commands.strip().splitlines()] == list(VERBS)
 
 
-def test_help_fits_a_narrow_terminal_and_there_is_a_version(capsys):
-    text = run("--help", COLUMNS="40").stdout
-    assert max(map(len, text.splitlines())) <= 40
+@pytest.mark.parametrize("verb", ["", "fit", "finetune", "compare", "predict", "cache"])
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_fits_the_terminal(verb, columns):
+    text = run(*verb.split(), "--help", COLUMNS=str(columns)).stdout
+    assert max(map(len, text.splitlines())) <= columns
+
+
+def test_there_is_a_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
 
