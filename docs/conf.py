@@ -39,6 +39,8 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autosummary_generate = True
 python_use_unqualified_type_names = True
+# A public name is described twice, here and with its module. Sources link to the module's page.
+viewcode_follow_imported_members = False
 
 html_theme = "furo"
 html_title = f"convex-heads {release}"
@@ -67,6 +69,12 @@ class CommandLine(Directive):
         return found
 
 
+def skip_field(app, what, name, member, skip, options):
+    """Fields of a named tuple, which say only their number: its docstring has them."""
+    return True if (member.__doc__ or "").startswith("Alias for field number") else None
+
+
 def setup(app):
     """What Sphinx calls."""
     app.add_directive("cli", CommandLine)
+    app.connect("autodoc-skip-member", skip_field)

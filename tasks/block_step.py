@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ OPTIMIZERS = ("adamw", "schedule-free", "prodigy")
 _RATES, _TRIAL, _PROBES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (10, 30), 8
 _WARM_UP = 0.1
 _CLIP = 1.0
-_EXTRA = "pip install 'convex-heads[finetune]'"
+_PACKAGES = {"schedule-free": "schedulefree", "prodigy": "prodigyopt"}
 _FEATURE_BATCH = 64
 
 
@@ -51,7 +52,8 @@ class BlockOptions:
         lora: rank of the change of every linear layer in a half-step; None: full rank.
 
     Raises:
-        InputError: an option out of its range, or two that contradict each other.
+        InputError: an option out of its range, two that contradict each other, or one whose package
+            is not installed.
     """
 
     optimizer: str = "adamw"
@@ -77,6 +79,13 @@ class BlockOptions:
             raise InputError(
                 f"--accumulate {self.accumulate}: a batch has {self.batch_size} rows only"
             )
+        optimizer = f"--optimizer {self.optimizer}"
+        needed = {optimizer: _PACKAGES.get(self.optimizer), "--lora": self.lora and "peft"}
+        for option, package in needed.items():
+            if package and find_spec(package) is None:
+                raise InputError(
+                    f"{option} needs {package}: run pip install 'convex-heads[finetune]'"
+                )
 
 
 @dataclass(frozen=True)
@@ -292,26 +301,22 @@ def _optimizer(
     groups = _groups(options, trained, extra, rate)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups), nullcontext
-    try:
-        if options.optimizer == "schedule-free":
-            from schedulefree import AdamWScheduleFree
+    if options.optimizer == "schedule-free":
+        from schedulefree import AdamWScheduleFree
 
-            free: Any = AdamWScheduleFree(groups, warmup_steps=max(1, round(_WARM_UP * total)))
+        free: Any = AdamWScheduleFree(groups, warmup_steps=max(1, round(_WARM_UP * total)))
 
-            @contextmanager
-            def averaging() -> Iterator[None]:
-                free.train()
-                try:
-                    yield
-                finally:
-                    free.eval()  # the averaged weights
+        @contextmanager
+        def averaging() -> Iterator[None]:
+            free.train()
+            try:
+                yield
+            finally:
+                free.eval()  # the averaged weights
 
-            return free, averaging
-        from prodigyopt import Prodigy
-    except ImportError as error:
-        raise InputError(
-            f"--optimizer {options.optimizer} needs a package that is missing: {_EXTRA}"
-        ) from error
+        return free, averaging
+    from prodigyopt import Prodigy
+
     # The safeguard of its authors for a warm start of the estimate.
     prodigy: Any = Prodigy(groups, safeguard_warmup=True, use_bias_correction=True, decouple=True)
     return prodigy, nullcontext
@@ -326,11 +331,8 @@ def _low_rank(cut: CutBackbone, rank: int | None) -> Iterator[list[tuple[nn.Para
     if rank is None:
         yield [(parameter, cut.depth[name]) for name, parameter in cut.parameters.items()]
         return
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError as error:
-        raise InputError(f"--lora needs a package that is missing: {_EXTRA}") from error
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
     from transformers.pytorch_utils import Conv1D
 
     names = {name.rsplit(".", 1)[0] for name in cut.parameters}

@@ -1,7 +1,8 @@
 """The command line: the process around a verb, its exit code and its one line about an error.
 
 Results go to stdout, progress and notes to stderr. Exit codes: 0 done; 2 misuse or unusable input;
-1 failure of the machine around us; 130 interrupted. Anything but 0 comes with one line on stderr.
+1 failure of the machine around us; 130 interrupted. Anything but 0 comes with one line on stderr,
+but for output that nobody reads any more (`convex-heads tasks | head`).
 """
 
 from __future__ import annotations
@@ -56,8 +57,6 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 1, _one_line(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, _INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        return 1, "the program that read the output has gone"
     # A GPU that is full: JAX's status code, torch's exception.
     full = "RESOURCE_EXHAUSTED" in str(error) or type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, MemoryError) or full:

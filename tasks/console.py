@@ -7,6 +7,7 @@ be noted. It does not know whether anyone watches.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -72,8 +73,13 @@ class LineReporter:
     @contextmanager
     def stage(self, name: str, total: int | None, done: int = 0) -> Iterator[Stage]:
         """Begin a stage."""
-        stage = _Lines(self._stream, name, total, done)
-        yield stage
+        stage, over = _Lines(self._stream, name, total, done), threading.Event()
+        # What takes minutes between two units is told to be alive too.
+        threading.Thread(target=stage.keep_saying, args=(over,), daemon=True).start()
+        try:
+            yield stage
+        finally:
+            over.set()
         stage.finish()
 
     def note(self, text: str) -> None:
@@ -85,7 +91,7 @@ class _Lines:
     def __init__(self, stream: IO[str], name: str, total: int | None, done: int) -> None:
         self._stream, self._name, self._total = stream, name, total
         self._before, self._done = done, done
-        self._began = self._rate_from = self._last = time.monotonic()
+        self._began = self._rate_from = self._last = self._advanced = time.monotonic()
         self._moving = False
         self._detail = ""
         before = f", {done} of {total} already done" if done else ""
@@ -93,7 +99,8 @@ class _Lines:
 
     def advance(self, n: int = 1) -> None:
         self._done += n
-        now = self._say_now_and_then()
+        self._advanced = now = time.monotonic()
+        self._say_now_and_then(now)
         if not self._moving:
             self._moving = True
             if now - self._began > _WARM_UP_SECONDS:  # a model was loaded: no measure of the rate
@@ -101,18 +108,23 @@ class _Lines:
 
     def detail(self, text: str) -> None:
         self._detail = f", {text}"
-        self._say_now_and_then()
+        self._say_now_and_then(time.monotonic())
 
-    def _say_now_and_then(self) -> float:
-        now = time.monotonic()
+    def keep_saying(self, over: threading.Event) -> None:
+        while not over.wait(_SECONDS_BETWEEN_LINES):
+            self._say_now_and_then(time.monotonic())
+
+    def _say_now_and_then(self, now: float) -> None:
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            left = ""
-            if self._total is not None and self._done > self._before and self._moving:
-                seconds = (now - self._rate_from) / (self._done - self._before)
-                left = f", {duration(seconds * (self._total - self._done))} left"
-            self._say(f"{self._done}/{self._total or '?'}{left}{self._detail}")
-        return now
+            self._say(f"{self._done}/{self._total or '?'}{self._time_left(now)}{self._detail}")
+
+    def _time_left(self, now: float) -> str:
+        if self._total is None or self._done == self._before or not self._moving:
+            return ""
+        pace = (self._advanced - self._rate_from) / (self._done - self._before)
+        seconds = pace * (self._total - self._done) - (now - self._advanced)
+        return f", {duration(seconds)} left" if seconds > 0 else ""
 
     def finish(self) -> None:
         self._say(f"done in {duration(time.monotonic() - self._began)}{self._detail}")

@@ -183,8 +183,8 @@ def check_rows(
             )
         checked[name] = split if len(good) == len(split.ids) else _keep(split, good)
     if fault is not None and on_bad_row == "fail":
-        more = f", and {len(skipped) - 1:,} more such rows" if len(skipped) > 1 else ""
-        raise InputError(f"{fault}{more} (--on-bad-row skip drops such rows)")
+        more = f"; rows that cannot be used: {len(skipped):,}" if len(skipped) > 1 else ""
+        raise InputError(f"{fault}{more} (--on-bad-row skip leaves such rows out)")
     return checked, tuple(skipped)
 
 

@@ -155,7 +155,7 @@ def extract_features(
     if extractor.modality != dataset.modality:
         raise InputError(
             f"{dataset.name} holds {dataset.modality} rows, but {extractor.name} reads "
-            f"{extractor.modality}: name a backbone for {dataset.modality}, for example "
+            f"{extractor.modality}: name a backbone for {dataset.modality} rows, for example "
             f"--backbone {default}"
         )
     extraction = _with_progress(config, dataset, extractor, reporter, may_extract)

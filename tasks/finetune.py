@@ -84,6 +84,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
     """
     if config.out is not None:
         _check_place(config.out, resume=config.resume)  # before the work
+    options = _block_options(config)
     found = extract_features(config, reporter)
     out = config.out or default_folder(config, found, "-finetuned")
     _check_place(out, resume=config.resume)
@@ -119,7 +120,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
                 _weights(config, rows.train.labels),
             ),
             rounds=config.rounds,
-            options=_block_options(config),
+            options=options,
             penalty=config.penalty,
             limits=_limits(config),
             seed=config.seed,

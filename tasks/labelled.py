@@ -89,7 +89,7 @@ def read_labelled(
             skipped.append((rows.ids[i], "the label is missing"))
         else:
             raise InputError(
-                f"{rows.where(i)}: the label is missing (--on-bad-row skip drops such rows)"
+                f"{rows.where(i)}: the label is missing (--on-bad-row skip leaves such rows out)"
             )
     if not good:
         raise InputError(f"{raw.name} holds no row with a label")

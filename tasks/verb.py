@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from tasks import options as o
 from tasks.compile_cache import keep_compiled_code
@@ -24,6 +25,7 @@ Config = TypeVar("Config", bound=CommonConfig)
 EVERY = "cache_dir seed config json quiet debug"
 _FLAGS = ("json", "quiet", "debug")
 _COLUMNS = shutil.get_terminal_size().columns
+_NARROW = 52  # columns
 
 app = typer.Typer(
     help="Certified convex two-layer ReLU heads on frozen features.\n\n"
@@ -34,9 +36,27 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
         # Click would not go below 50; None leaves the width to it.
-        "terminal_width": max(_COLUMNS - 2, 24) if _COLUMNS < 52 else None,
+        "terminal_width": max(_COLUMNS - 2, 24) if _COLUMNS < _NARROW else None,
     },
 )
+
+
+class _Verb(TyperCommand):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Where a terminal is narrow, what an option does stands below it and not beside it."""
+        if formatter.width < _NARROW:
+            write, width = formatter.write_dl, formatter.width - 2
+
+            def write_below(rows: Sequence[tuple[str, str]]) -> None:
+                write([(_over_two_lines(term, width), text) for term, text in rows], col_max=4)
+
+            formatter.write_dl = write_below
+        super().format_options(ctx, formatter)
+
+
+def _over_two_lines(term: str, width: int) -> str:
+    """An option too long for a line, its choices on the next."""
+    return term if len(term) <= width else term.replace(" ", "\n      ", 1)
 
 
 def _say_version(wanted: bool) -> None:
@@ -123,7 +143,7 @@ def verb(
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         command.__annotations__ = known
         command.__name__, command.__doc__ = work.__name__, work.__doc__
-        return app.command()(command)
+        return app.command(cls=_Verb)(command)
 
     return register
 

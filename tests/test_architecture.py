@@ -279,6 +279,24 @@ def test_the_public_api_is_listed_once_and_nothing_else_is_exported() -> None:
         assert (REPOSITORY / package / "py.typed").is_file()
 
 
+def test_every_file_has_its_place_in_the_map_and_the_map_names_no_other() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    named: list[str] = []
+    for line in text.partition("| files |")[2].partition("## The public API")[0].splitlines():
+        folder = None
+        for name in re.findall(r"`([\w/.]+\.py)`", line.split("|")[1] if "|" in line else ""):
+            folder = name.rpartition("/")[0] or folder
+            named.append(f"{folder}/{name.rpartition('/')[2]}")
+    files = {
+        str(path.relative_to(REPOSITORY))
+        for package in PRODUCT
+        for path in (REPOSITORY / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(named) == len(set(named)) > 100
+    assert {name for name in named if not name.startswith("tests/")} == files
+
+
 def test_every_declared_package_has_its_licence_named() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     text = (REPOSITORY / "THIRD_PARTY_LICENSES.md").read_text("utf-8")

@@ -160,7 +160,7 @@ def test_a_csv_file_as_spreadsheets_leave_it(tmp_path):
     named = {"text_column": "my text", "label_column": "mood"}
     message = refusal(tmp_path / "d.csv", **named)
     assert "data row 7: 3 cells where the header has 2" in message
-    assert "and 1 more such row" in message
+    assert "rows that cannot be used: 2" in message
     data = load_task(tmp_path / "d.csv", on_bad_row="skip", **named)
     assert sum(len(rows) for rows in data.splits.values()) == 40
     assert [row for row, _ in data.skipped] == [f"row/{i:06d}" for i in (6, 7, 8)]

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tasks.cli import main
+from tasks.cli import explain, main
 
 VERBS = (
     *("demo", "tasks", "extract", "fit", "finetune", "compare", "predict", "evaluate", "refit"),
@@ -53,9 +55,14 @@ def test_the_first_help_lists_the_verbs_in_full(arguments, capsys):
     assert [line.split()[0] for line in commands.strip().splitlines()] == list(VERBS)
 
 
-def test_help_fits_a_narrow_terminal_and_there_is_a_version(capsys):
-    text = run("--help", COLUMNS="40").stdout
-    assert max(map(len, text.splitlines())) <= 40
+@pytest.mark.parametrize("verb", ["", "fit", "finetune", "compare", "predict", "cache"])
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_fits_the_terminal(verb, columns):
+    text = run(*verb.split(), "--help", COLUMNS=str(columns)).stdout
+    assert max(map(len, text.splitlines())) <= columns
+
+
+def test_there_is_a_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
 
@@ -134,6 +141,49 @@ def test_debug_shows_where(capsys):
 def test_a_folder_that_is_neither_store_nor_artefact(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 2
     assert "neither a store" in capsys.readouterr().err
+
+
+# ---- failures of the machine ----
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_and_exit_code_1():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.cli", "tasks"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: no space left on the disk of the output\n"
+
+
+def test_output_that_nobody_reads_ends_it_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.cli", "tasks"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_memory_that_is_not_there_is_told_with_what_takes_less():
+    import jax.numpy as jnp
+
+    for ask in (lambda: np.empty(1 << 50), lambda: jnp.zeros(1 << 46).block_until_ready()):
+        with pytest.raises(Exception, match=r"(?i)unable to allocate|out of memory") as caught:
+            ask()
+        assert explain(caught.value) == (
+            1,
+            "out of memory; use fewer rows (--train-rows) or fewer gates (--n-gates)",
+        )
 
 
 # ---- verbs that need no head ----

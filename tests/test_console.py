@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def test_the_time_left_leaves_out_what_it_took_to_begin(monkeypatch):
         "extract: 10/100",
         "extract: 30/100, 1 min 10 s left",
     ]
+
+
+def test_a_log_file_shows_that_a_long_unit_is_alive(monkeypatch):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.02)
+    stream = io.StringIO()
+    with LineReporter(stream).stage("compare", total=8, done=2) as stage:
+        stage.detail("convex head")
+        until = time.monotonic() + 10
+        while "compare: 2/8, convex head" not in stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert "compare: 2/8, convex head" in stream.getvalue().splitlines()
+    time.sleep(0.1)
+    assert stream.getvalue().splitlines()[-1].startswith("compare: done in ")
 
 
 def test_a_stage_says_how_it_stands():

@@ -13,6 +13,7 @@ PAGES = [
     *REPOSITORY.glob("*.md"),
     *(page for page in (REPOSITORY / "docs").rglob("*.md") if "build" not in page.parts),
 ]
+FILE = re.compile(r"\b(?:(?:convex_heads|extractors|tasks|tests|docs|examples)/[\w/]+\.\w+)\b")
 NAMED = re.compile(r"\{py:(mod|func)\}`([\w.]+)`")
 
 
@@ -32,6 +33,8 @@ def test_links_includes_and_names_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
     for target in re.findall(r"\{doc\}`([\w/-]+)`", text):
         assert (page.parent / f"{target}.md").is_file(), f"{page.name} refers to {target}"
+    for name in FILE.findall("" if page.name == "CHANGELOG.md" else text):
+        assert (REPOSITORY / name).is_file(), f"{page.name} names {name}"
     for kind, name in NAMED.findall(text):
         module = name if kind == "mod" else name.rpartition(".")[0]
         path = REPOSITORY / module.replace(".", "/")
