@@ -90,6 +90,7 @@ def to_toml(config: CommonConfig) -> str:
 
     Options that are None are left out, since TOML has no such value.
 
+    >>> from tasks.config import ExtractConfig
     >>> print(to_toml(ExtractConfig(data="imdb")), end="")
     seed = 0
     data = "imdb"
