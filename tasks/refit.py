@@ -21,7 +21,7 @@ from convex_heads.solution import Status
 from extractors.base import Rows
 from extractors.errors import InputError
 from extractors.extract import extract
-from extractors.store import FeatureStore
+from extractors.store import FeatureStore, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice, columns_before
@@ -68,7 +68,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             f"{config.artefact} was made by `finetune`, and the store of its first rows holds "
             "features of the backbone before that: run `convex-heads finetune` again on all rows"
         )
-    before = [_open_store(path, pipeline) for path in _stores(pipeline)]
+    before = [_open_store(path, config.cache_dir, pipeline) for path in _stores(pipeline)]
     new, ids = _new_rows(config, pipeline, reporter)
     new_names = [name for name in new.classes if name not in pipeline.classes]
     classes = (*pipeline.classes, *new_names)
@@ -158,7 +158,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         # What a further refit needs: the store of all rows so far is more than one.
         "record": {**record, "n_train": len(both["train"][1]), "classes": list(classes)},
         "refit": made,
-        "stores": [*(str(store.path) for store in before), str(new.path)],
+        "stores": [str(store.path.absolute()) for store in (*before, new)],
     }
 
     def write_more(folder: Path) -> None:
@@ -193,12 +193,16 @@ def _stores(pipeline: ConvexHeadPipeline) -> list[Path]:
     return [Path(each) for each in named]
 
 
-def _open_store(path: Path, pipeline: ConvexHeadPipeline) -> FeatureStore:
-    if not path.is_dir():
-        raise InputError(
-            f"the feature store of the first rows, {path}, is gone: make it again with "
-            "`convex-heads extract`, or fit again on all rows"
-        )
+def _open_store(path: Path, cache_dir: Path | None, pipeline: ConvexHeadPipeline) -> FeatureStore:
+    if not path.is_dir():  # perhaps it has moved with its cache directory
+        moved = (cache_dir or default_cache_dir()) / "stores" / path.name
+        if not moved.is_dir():
+            raise InputError(
+                f"the feature store of the first rows, {path}, is gone: name the cache directory "
+                "it is in now with --cache-dir, make it again with `convex-heads extract`, or fit "
+                "again on all rows"
+            )
+        path = moved
     store = FeatureStore.open(path)
     if store.manifest.fingerprint.get("extractor") != pipeline.identity["backbone_fingerprint"]:
         raise InputError(f"the store {path} is of another backbone than the head: fit again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,12 +242,16 @@ def test_what_cannot_be_refitted_is_said(fitted, tmp_path, capsys):
     assert main(["refit", head, str(tmp_path / "more.csv")]) == 2
     assert "--out" in capsys.readouterr().err
     config = json.loads((fitted / "head" / "config.json").read_text())
-    config["record"]["store"] = str(tmp_path / "gone")
+    place = Path(config["stores"][0])
+    config["stores"] = [str(tmp_path / "gone" / place.name)]
     moved = tmp_path / "head"
     moved.mkdir()
     (moved / "config.json").write_text(json.dumps(config))
     content = (fitted / "head" / "model.safetensors").read_bytes()
     (moved / "model.safetensors").write_bytes(content)
     refit = ["refit", str(moved), str(tmp_path / "more.csv"), "--quiet"]
-    assert main([*refit, "--out", str(tmp_path / "y")]) == 2
+    refit += ["--out", str(tmp_path / "y"), "--cache-dir"]
+    assert main([*refit, str(tmp_path / "empty")]) == 2
     assert "is gone" in capsys.readouterr().err
+    assert place.is_absolute()
+    assert main([*refit, str(fitted / "cache")]) == 0  # found by its name
