@@ -178,7 +178,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "temperature": (int, float),
     "weights_sha256": str,
 }
-_OPTIONAL_OBJECTS = ("certificate", "backbone_options", "record")
+_OPTIONAL_OBJECTS = ("certificate", "backbone_options", "record", "refit")
 _MODALITIES = ("text", "image", "features")
 _LOSSES = ("softmax", "logistic", "squared")
 _MOST_CONFIG = 64 << 20

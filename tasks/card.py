@@ -1,15 +1,17 @@
-"""The YAML header of a model card, by which the Hugging Face Hub finds and shows a model."""
+"""What a model card tells: the header by which the Hub finds a model, and words about it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from extractors.errors import InputError
-from tasks.records import FitRecord, RefitRecord
+from tasks.records import RefitRecord
 
 if TYPE_CHECKING:
+    from tasks.metrics import Metrics
     from tasks.pipeline import ConvexHeadPipeline
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what the bundled default backbone is
@@ -21,36 +23,78 @@ _TASKS = {
 _OWNERS = {"st": "sentence-transformers", "timm": "timm"}  # of ids without one
 
 
-def card_metadata(record: FitRecord) -> str:
+def card_metadata(
+    modality: str, backbone: str, data: Sequence[str], *, accuracy: float, macro_f1: float
+) -> str:
     """The header between the two ``---`` lines, made by the Hub's own library.
 
+    The licence is left to the one who publishes the head.
+
     Args:
-        record: of the fit. The licence is left to the one who publishes the head.
+        modality: of the head.
+        backbone: its name, as ``load_extractor`` takes it.
+        data: names of the data sets whose rows it was fitted and measured on.
+        accuracy: on their test rows.
+        macro_f1: the same.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    kind = _TASKS[record.modality]
+    kind, name = _TASKS[modality], " and ".join(data)
     results = [
         EvalResult(
             task_type=kind,
-            dataset_type=record.task,
-            dataset_name=record.task,
+            dataset_type=name,
+            dataset_name=name,
             dataset_split="test",
             metric_type=metric,
             metric_value=round(float(value), 6),
         )
-        for metric, value in (("accuracy", record.test_accuracy), ("f1", record.test_macro_f1))
+        for metric, value in (("accuracy", accuracy), ("f1", macro_f1))
     ]
     return ModelCardData(
         library_name="convex-heads",
         pipeline_tag=kind,
-        base_model=_base_model(record.backbone),
+        base_model=_base_model(backbone),
         tags=["convex-heads", "frozen-features", "convex-optimization"],
         metrics=["accuracy", "f1"],
-        datasets=_datasets(record.task),
-        model_name=record.task,
+        datasets=[found for each in data if (found := _dataset(each)) is not None] or None,
+        model_name=name,
         eval_results=results,
     ).to_yaml()
+
+
+def shown_backbone(backbone: str) -> str:
+    """Its name; of a local folder the last part: a card may travel, folders do not.
+
+    >>> shown_backbone("timm:local-dir:/home/somebody/net"), shown_backbone("minilm")
+    ('timm:net', 'minilm')
+    """
+    source, colon, rest = backbone.partition(":")
+    folder = PurePath(rest.removeprefix("local-dir:"))
+    return f"{source}{colon}{folder.name}" if folder.is_absolute() else backbone
+
+
+def rows_in_words(modality: str) -> str:
+    """What a head of this modality reads.
+
+    >>> rows_in_words("text")
+    'texts'
+    """
+    return {"text": "texts", "image": "images"}.get(modality, "vectors of features")
+
+
+def revision_facts(directory: Path) -> list[tuple[str, str]]:
+    """The commit or the weights of the backbone, where the artefact's settings say them."""
+    path = directory / "config.json"
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))["backbone_fingerprint"]
+    names = {
+        "revision": "backbone revision",
+        "weights_sha256": "backbone weights (sha256)",
+        "changed_sha256": "fine-tuned weights (sha256)",
+    }
+    return [(said, str(found[name])) for name, said in names.items() if name in found]
 
 
 def read_comparison(folder: Path) -> dict[str, Any]:
@@ -85,18 +129,18 @@ def read_comparison(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _datasets(task: str) -> list[str] | None:
+def _dataset(task: str) -> str | None:
     """The Hub's id of a data set; None where it has none (files of one's own).
 
-    >>> _datasets("imdb"), _datasets("reviews")
-    (['stanfordnlp/imdb'], None)
+    >>> _dataset("imdb"), _dataset("reviews")
+    ('stanfordnlp/imdb', None)
     """
     from tasks.registry import TASKS
 
     if task.startswith("hub:"):
-        return [task.removeprefix("hub:").split(":")[0]]
+        return task.removeprefix("hub:").split(":")[0]
     spec = TASKS.get(task)
-    return None if spec is None or spec.hub is None else [spec.hub.repository]
+    return None if spec is None or spec.hub is None else spec.hub.repository
 
 
 def _base_model(backbone: str) -> str | None:
@@ -116,19 +160,55 @@ def _base_model(backbone: str) -> str | None:
     return model if "/" in model or owner is None else f"{owner}/{model}"
 
 
-def write_refit_card(folder: Path, record: RefitRecord, pipeline: ConvexHeadPipeline) -> None:
-    """Writes the model card of a head that was solved again on more rows."""
-    from huggingface_hub import ModelCardData
+def write_refit_card(
+    folder: Path,
+    record: RefitRecord,
+    pipeline: ConvexHeadPipeline,
+    *,
+    data: str,
+    measured: Mapping[str, Metrics],
+) -> None:
+    """Writes the model card of a head that was solved again on more rows.
 
-    metadata = ModelCardData(
-        library_name="convex-heads",
-        pipeline_tag=_TASKS[pipeline.modality],
-        base_model=_base_model(pipeline.backbone),
-        tags=["convex-heads", "frozen-features", "convex-optimization"],
-        metrics=["accuracy"],
-    ).to_yaml()
+    Args:
+        folder: the artefact in the making.
+        record: of the refit.
+        pipeline: the earlier head.
+        data: the name of the new rows.
+        measured: which test rows -> what was measured on them, those of ``all`` among them.
+    """
     from tasks.report import templates
 
+    names = (str(pipeline.facts["record"].get("task", "the first rows")), data)
+    rows = (
+        f"{record.n[f'{split}_before']:,} + {record.n[f'{split}_new']:,} {said}"
+        for split, said in (("train", "training"), ("validation", "validation"), ("test", "test"))
+    )
+    facts = [
+        ("data", " and ".join(names)),
+        ("rows", ", ".join(rows)),
+        ("classes", f"{len(record.classes)}: {', '.join(record.classes)}"),
+        ("new among them", ", ".join(record.new_classes) or "none"),
+        ("seed", str(record.seed)),
+        *revision_facts(folder),
+    ]
     page = templates(html=False).get_template("refit_card.md.j2")
-    text = page.render(r=record, backbone=pipeline.backbone, metadata=metadata)
+    text = page.render(
+        r=record,
+        metadata=card_metadata(
+            pipeline.modality,
+            pipeline.backbone,
+            names,
+            accuracy=measured["all"].accuracy,
+            macro_f1=measured["all"].macro_f1,
+        ),
+        backbone=shown_backbone(pipeline.backbone),
+        modality=pipeline.modality,
+        rows_are=rows_in_words(pipeline.modality),
+        dim=pipeline.head.network.dim,
+        n_classes=len(record.classes),
+        measured=measured,
+        facts=facts,
+        commands=record.commands,
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")

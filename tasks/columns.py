@@ -119,11 +119,15 @@ def find_columns(
     the first of text, sentence, review, or image, and the first of label, labels, class is taken.
     Where there is neither text nor image, it is the first of features, embedding, embeddings,
     vector, x, with a label that may also be y. Case and spaces around a name do not count.
-    `labelled=False` (new rows to predict) asks for no label column.
+    `labelled=False` (new rows to predict) asks for no label column. A refusal names what was looked
+    for, the columns of `choice.before` first.
 
     >>> find_columns(["id", "Review", "label"], ColumnChoice(), "reviews.csv")
     Columns(modality='text', input='Review', label='label', pair=None)
     """
+    before = choice.before or ColumnChoice()
+    remembered = tuple(filter(None, (before.text, before.image, before.features)))
+    labels_before = () if before.label is None else (before.label,)
     choice = choice.among(names)
     features = choice.features
     if features is None and choice.text is None and choice.image is None:
@@ -131,13 +135,15 @@ def find_columns(
         features = None if raw else _first(names, FEATURES_COLUMNS)
     label = None
     if labelled:
-        usual = LABEL_COLUMNS if features is None else _ARRAY_LABEL_COLUMNS
+        usual = labels_before + (LABEL_COLUMNS if features is None else _ARRAY_LABEL_COLUMNS)
         kinds = (choice.text, choice.image, features, choice.label)
         if not any(kinds) and not _first(names, (*TEXT_COLUMNS, *IMAGE_COLUMNS, *usual)):
             raise InputError(
-                f"{source} has neither a column {_or((*TEXT_COLUMNS, *IMAGE_COLUMNS))} nor one "
-                f"{_or(LABEL_COLUMNS)}; name both with --text-column (or --image-column, "
-                f"--features-column) and --label-column; its columns are {_list(names)}"
+                f"{source} has neither a column "
+                f"{_or((*remembered, *TEXT_COLUMNS, *IMAGE_COLUMNS))} nor one "
+                f"{_or((*labels_before, *LABEL_COLUMNS))}; name both with --text-column (or "
+                "--image-column, --features-column) and --label-column; its columns are "
+                f"{_list(names)}"
             )
         label = _settle(names, choice.label, usual, "--label-column", source)
     if features is not None:
@@ -170,7 +176,8 @@ def find_columns(
     if image is not None:
         return Columns("image", image, label)
     raise InputError(
-        f"{source} has no column {_or((*TEXT_COLUMNS, *IMAGE_COLUMNS, FEATURES_COLUMNS[0]))}; "
+        f"{source} has no column "
+        f"{_or((*remembered, *TEXT_COLUMNS, *IMAGE_COLUMNS, FEATURES_COLUMNS[0]))}; "
         "name one with --text-column, --image-column or --features-column; its columns are "
         f"{_list(names)}"
     )

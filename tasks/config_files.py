@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from extractors.errors import InputError
-from tasks.config import ExtractConfig
 from tasks.config_base import CommonConfig
 
 # What to say when a field without a default is not given.
@@ -91,6 +90,7 @@ def to_toml(config: CommonConfig) -> str:
 
     Options that are None are left out, since TOML has no such value.
 
+    >>> from tasks.config import ExtractConfig
     >>> print(to_toml(ExtractConfig(data="imdb")), end="")
     seed = 0
     data = "imdb"
@@ -117,18 +117,22 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def as_command(verb: str, config: ExtractConfig) -> str:
+_ARGUMENTS = ("artefact", "data")  # not options, and in this order
+
+
+def as_command(verb: str, config: CommonConfig) -> str:
     """The command line that these options come from; what has its default value is left out.
 
     >>> from tasks.config import FitConfig
     >>> as_command("fit", FitConfig(data="my reviews.csv", backbone="minilm", n_gates=32))
     "convex-heads fit 'my reviews.csv' --backbone minilm --n-gates 32"
     """
-    words = ["convex-heads", verb, config.data]
+    words = ["convex-heads", verb]
+    words += [getattr(config, name) for name in _ARGUMENTS if hasattr(config, name)]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = field.name.replace("_", "-")
-        if field.name == "data" or value == field.default:
+        if field.name in _ARGUMENTS or value == field.default:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")

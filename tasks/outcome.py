@@ -284,6 +284,7 @@ def save(
                     "features": config.features_column,
                 },
                 "record": record,
+                "stores": [str(found.extraction.store.path.absolute())],
             },
             write_more=write_more,
             changes=changes,

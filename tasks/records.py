@@ -194,7 +194,7 @@ class RefitRecord:
     of all rows at the old weights, where the solve began; primal, dual and relative_gap: where it
     ended. test_accuracy: on the test rows of both; test_accuracy_before_rows: on those of the first
     fit, beside what the old head reaches on them. Rows of new data without splits are divided as
-    `fit` does. None where there are no such rows.
+    `fit` does. None where there are no such rows. commands: of the first fit and every refit since.
     """
 
     artefact: str
@@ -222,6 +222,7 @@ class RefitRecord:
     seconds: float
     seed: int
     notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

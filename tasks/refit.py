@@ -22,10 +22,11 @@ from convex_heads.solution import Status
 from extractors.base import Rows
 from extractors.errors import InputError
 from extractors.extract import extract
-from extractors.store import FeatureStore
+from extractors.store import FeatureStore, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.columns import ColumnChoice, columns_before
+from tasks.config_files import as_command
 from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
@@ -64,7 +65,12 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     activation = "relu" if isinstance(network, ReluNetwork) else "gated_relu"
     if not isinstance(certificate.get("beta"), float | int):
         raise InputError(f"{config.artefact} does not say its penalty: fit again on all rows")
-    before = [_open_store(path, pipeline) for path in _stores(pipeline)]
+    if pipeline.changes:
+        raise InputError(
+            f"{config.artefact} was made by `finetune`, and the store of its first rows holds "
+            "features of the backbone before that: run `convex-heads finetune` again on all rows"
+        )
+    before = [_open_store(path, config.cache_dir, pipeline) for path in _stores(pipeline)]
     new, ids = _new_rows(config, pipeline, reporter)
     new_names = [name for name in new.classes if name not in pipeline.classes]
     classes = (*pipeline.classes, *new_names)
@@ -104,18 +110,20 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         found.scores(both["validation"][0]), found.loss, both["validation"][1]
     )
     head = Head(found, classes, 1.0 if temperature is None else temperature)
-    measured = {}
-    for name, rows, labels in (
-        ("all", *both["test"]),
-        ("before", X["test"][0], y["test"][0]),
-        ("new", X["test"][1], y["test"][1]),
-    ):
-        if len(labels):
-            measured[name] = evaluate(head.predict_proba(rows), labels)
-    old_accuracy = None
-    if counts["test_before"]:
-        right = pipeline.head.predict_proba(X["test"][0]).argmax(1) == y["test"][0]
-        old_accuracy = float(right.mean())
+    measured = {
+        name: evaluate(by.predict_proba(rows), labels)
+        for name, by, rows, labels in (
+            ("all", head, *both["test"]),
+            ("of the first fit, old head", pipeline.head, X["test"][0], y["test"][0]),
+            ("of the first fit", head, X["test"][0], y["test"][0]),
+            ("new", head, X["test"][1], y["test"][1]),
+        )
+        if len(labels)
+    }
+
+    def accuracy(of: str) -> float | None:
+        return measured[of].accuracy if of in measured else None
+
     notes = ()
     if solved.status is not Status.CONVERGED:
         notes = (f"{solved.status.value} (gap {solved.certificate.relative_gap:.1e})",)
@@ -137,15 +145,16 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         passes=int(np.ceil(solved.passes)),
         test_accuracy=measured["all"].accuracy,
         test_accuracy_interval=measured["all"].accuracy_interval,
-        test_accuracy_before_rows=measured["before"].accuracy if "before" in measured else None,
-        test_accuracy_before_rows_old_head=old_accuracy,
-        test_accuracy_new_rows=measured["new"].accuracy if "new" in measured else None,
+        test_accuracy_before_rows=accuracy("of the first fit"),
+        test_accuracy_before_rows_old_head=accuracy("of the first fit, old head"),
+        test_accuracy_new_rows=accuracy("new"),
         calibration_temperature=temperature,
         store=str(before[0].path),
         new_store=str(new.path),
         seconds=round(time.perf_counter() - began, 3),
         seed=config.seed,
         notes=notes,
+        commands=(*_commands(pipeline), as_command("refit", config)),
     )
     facts = {
         "certificate": solved.certificate._asdict(),
@@ -154,13 +163,13 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         # What a further refit needs: the store of all rows so far is more than one.
         "record": {**record, "n_train": len(both["train"][1]), "classes": list(classes)},
         "refit": made,
-        "stores": [*(str(store.path) for store in before), str(new.path)],
+        "stores": [str(store.path.absolute()) for store in (*before, new)],
     }
 
     def write_more(folder: Path) -> None:
         from tasks.card import write_refit_card
 
-        write_refit_card(folder, made, pipeline)
+        write_refit_card(folder, made, pipeline, data=new.manifest.task, measured=measured)
 
     write_artefact(
         config.out,
@@ -170,9 +179,15 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         backbone_fingerprint=pipeline.extractor.fingerprint(),
         facts=facts,
         write_more=write_more,
-        changes=pipeline.changes,
     )
     return made
+
+
+def _commands(pipeline: ConvexHeadPipeline) -> list[str]:
+    """Those that made the earlier head."""
+    first = [pipeline.facts.get("record", {}).get("command")]
+    before = pipeline.facts.get("refit", {}).get("commands") or first
+    return [command for command in before if isinstance(command, str) and command]
 
 
 def _stores(pipeline: ConvexHeadPipeline) -> list[Path]:
@@ -183,12 +198,16 @@ def _stores(pipeline: ConvexHeadPipeline) -> list[Path]:
     return [Path(each) for each in named]
 
 
-def _open_store(path: Path, pipeline: ConvexHeadPipeline) -> FeatureStore:
-    if not path.is_dir():
-        raise InputError(
-            f"the feature store of the first rows, {path}, is gone: make it again with "
-            "`convex-heads extract`, or fit again on all rows"
-        )
+def _open_store(path: Path, cache_dir: Path | None, pipeline: ConvexHeadPipeline) -> FeatureStore:
+    if not path.is_dir():  # perhaps it has moved with its cache directory
+        moved = (cache_dir or default_cache_dir()) / "stores" / path.name
+        if not moved.is_dir():
+            raise InputError(
+                f"the feature store of the first rows, {path}, is gone: name the cache directory "
+                "it is in now with --cache-dir, make it again with `convex-heads extract`, or fit "
+                "again on all rows"
+            )
+        path = moved
     store = FeatureStore.open(path)
     if store.manifest.fingerprint.get("extractor") != pipeline.identity["backbone_fingerprint"]:
         raise InputError(f"the store {path} is of another backbone than the head: fit again")

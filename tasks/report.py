@@ -5,16 +5,15 @@ Everything said here is computed from the record and the test probabilities; not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.card import card_metadata
+from tasks.card import card_metadata, revision_facts, rows_in_words, shown_backbone
 from tasks.console import duration
 from tasks.leak_words import examples_in_words, leaks_in_words
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
@@ -76,7 +75,7 @@ def write_report(
         .get_template("report.html.j2")
         .render(
             r=record,
-            backbone=_backbone(record),
+            backbone=shown_backbone(record.backbone),
             verdict=_verdict(head, probe, paired),
             measured=_measured(record, head, probe),
             certificate=_certificate(record),
@@ -109,25 +108,27 @@ def write_model_card(
         .render(
             r=record,
             comparison=comparison,
-            backbone=_backbone(record),
-            metadata=card_metadata(record),
+            backbone=shown_backbone(record.backbone),
+            fine_tuned=_changed(record) > 0,
+            metadata=card_metadata(
+                record.modality,
+                record.backbone,
+                (record.task,),
+                accuracy=record.test_accuracy,
+                macro_f1=record.test_macro_f1,
+            ),
             certificate=_certificate(record),
-            facts=[*_facts(record), *_revision(Path(directory))],
+            facts=[*_facts(record), *revision_facts(Path(directory))],
+            modality=record.modality,
+            rows_are=rows_in_words(record.modality),
+            dim=record.dim,
+            n_classes=record.n_classes,
+            commands=[record.command] if record.command else [],
         )
     )
     path = Path(directory) / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def _revision(directory: Path) -> list[tuple[str, str]]:
-    """The commit or the weights of the backbone, where the artefact's settings say them."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))["backbone_fingerprint"]
-    names = {"revision": "backbone revision", "weights_sha256": "backbone weights (sha256)"}
-    return [(said, str(found[name])) for name, said in names.items() if name in found]
 
 
 def templates(*, html: bool) -> Environment:
@@ -222,7 +223,10 @@ def _facts(record: FitRecord) -> list[tuple[str, str]]:
             f" {record.n_test:,} test",
         ),
         ("classes", f"{record.n_classes}: {', '.join(shown)}{more}"),
-        ("backbone", f"{_backbone(record)}, {_trained(record)}, {record.dim} features"),
+        (
+            "backbone",
+            f"{shown_backbone(record.backbone)}, {_trained(record)}, {record.dim} features",
+        ),
     ]
     if record.feature_options:
         chosen = ", ".join(f"{name} {value}" for name, value in record.feature_options.items())
@@ -328,18 +332,14 @@ def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]
     return [*path, ("final", record.history)]
 
 
-def _backbone(record: FitRecord) -> str:
-    """The backbone's name; of a local folder its last part: a report may travel, folders do not."""
-    source, colon, rest = record.backbone.partition(":")
-    folder = rest.removeprefix("local-dir:")
-    if PurePath(folder).is_absolute():
-        return f"{source}{colon}{PurePath(folder).name}"
-    return record.backbone
-
-
 def _trained(record: FitRecord) -> str:
-    changed = getattr(record, "changed_parameters", 0)  # of fine-tuning
+    changed = _changed(record)
     return f"{changed:,} weights of its top blocks fine-tuned" if changed else "frozen"
+
+
+def _changed(record: FitRecord) -> int:
+    """Weights of the backbone that fine-tuning has changed."""
+    return getattr(record, "changed_parameters", 0)
 
 
 def _rate(part: int, whole: int) -> str:

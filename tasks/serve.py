@@ -28,6 +28,7 @@ import numpy as np
 from extractors.encode import encode_rows
 from extractors.errors import InputError, MachineError
 from tasks.batching import Batcher, Closed, QueueFull
+from tasks.card import shown_backbone
 from tasks.config_saved import ServeConfig
 from tasks.console import Reporter
 
@@ -177,6 +178,7 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
     _need_packages()
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+    from starlette.exceptions import HTTPException
 
     metrics = Metrics()
     batcher: Batcher[Any, _Found] = Batcher(
@@ -232,7 +234,7 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
                 "status": "ok",
                 "modality": pipeline.modality,
                 "classes": list(pipeline.classes),
-                "backbone": pipeline.backbone,
+                "backbone": shown_backbone(pipeline.backbone),
                 "waiting": batcher.waiting,
             }
         )
@@ -242,6 +244,11 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
             metrics.text(batcher.waiting), media_type="text/plain; version=0.0.4"
         )
 
+    async def no_such_place(_: Request, error: Any) -> JSONResponse:
+        said = f"{error.detail}; there are POST /predict, GET /health, GET /metrics and GET /"
+        return JSONResponse({"error": said}, error.status_code, error.headers)
+
+    app.add_exception_handler(HTTPException, no_such_place)
     page = _page(pipeline)
 
     async def show_page() -> HTMLResponse:
@@ -376,7 +383,8 @@ def _page(pipeline: ConvexHeadPipeline) -> str:
         .render(
             modality=pipeline.modality,
             classes=pipeline.classes,
-            backbone=pipeline.backbone,
+            backbone=shown_backbone(pipeline.backbone),
+            fine_tuned=bool(pipeline.changes),
             dim=pipeline.head.network.dim,
             gap=pipeline.certificate.get("relative_gap"),
         )

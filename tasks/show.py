@@ -222,7 +222,9 @@ def show_refit(record: RefitRecord) -> None:
 def show_export(record: ExportRecord) -> None:
     """Where the file is, what goes in and comes out, and how closely it agrees."""
     opset = "" if record.opset is None else f", opset {record.opset}"
-    print(f"{record.out}  {record.bytes / 1e6:.1f} MB, {record.format}{opset}")
+    kilobytes = record.bytes / 1e3
+    size = f"{kilobytes:.0f} kB" if kilobytes < 1000 else f"{kilobytes / 1e3:.1f} MB"
+    print(f"{record.out}  {size}, {record.format}{opset}")
     print(f"inputs    {', '.join(record.inputs)} (any batch)")
     print(f"outputs   {', '.join(record.outputs)}")
     print(f"checked   probabilities differ from the head's by {record.max_difference:.1e} at most")

@@ -6,6 +6,7 @@ stay what the file says: a number in a JSON text column is reported as that, not
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,15 +88,16 @@ def _no_class_names(column: str) -> None:
 
 def _open_delimited(path: Path, delimiter: str) -> Table:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
     with path.open("rb") as file:
         header = file.readline(1 << 20)
     if delimiter == "," and b"," not in header and b";" in header:
         delimiter = ";"  # what spreadsheets write where the comma divides decimals
+    names = _header(path, delimiter)
     broken: dict[int, str] = {}
 
-    def note(row: csv.InvalidRow) -> str:
+    def note(row: arrow_csv.InvalidRow) -> str:
         # Numbers count the header.
         broken[(row.number or 2) - 2] = (
             f"{row.actual_columns} cells where the header has {row.expected_columns}; "
@@ -103,25 +105,22 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
         )
         return "skip"
 
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
+    parse = arrow_csv.ParseOptions(
+        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
+    )
     # A row must fit in a block; the default of 1 MB is too small for long documents. Without
     # threads, which have one column to read, bad rows come with their numbers.
-    blocks = csv.ReadOptions(block_size=1 << 26, use_threads=False)
-    try:
-        with csv.open_csv(path, read_options=blocks, parse_options=parse) as reader:
-            names = tuple(reader.schema.names)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise _bad_delimited(path, error) from error
+    blocks = arrow_csv.ReadOptions(block_size=1 << 26, use_threads=False)
 
     def read(column: str) -> list[Any]:
         # Every cell of such a file is text; letting pyarrow guess would turn a text column of
         # numbers into numbers and the label "007" into 7.
-        convert = csv.ConvertOptions(
+        convert = arrow_csv.ConvertOptions(
             include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
         )
         broken.clear()
         try:
-            table = csv.read_csv(path, blocks, parse, convert)
+            table = arrow_csv.read_csv(path, blocks, parse, convert)
         except pa.ArrowInvalid as error:
             raise _bad_delimited(path, error) from error
         values: list[Any] = table.column(0).to_pylist()
@@ -132,8 +131,26 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
     return Table(path, names, "data row", read, _no_class_names)
 
 
+def _header(path: Path, delimiter: str) -> tuple[str, ...]:
+    """The names of the columns.
+
+    Not by pyarrow's ``open_csv``: it reads ahead in a thread, which still holds `note` when the
+    reader is closed, and a process that ends soon after is aborted there.
+    """
+    # What is no UTF-8 in a cell further down is not looked at here.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            names = next((row for row in csv.reader(file, delimiter=delimiter) if row), [])
+            "".join(names).encode()
+        except (csv.Error, UnicodeEncodeError) as error:
+            raise _bad_delimited(path, error) from error
+    if not names:
+        raise InputError(f"{path} holds no rows")
+    return tuple(names)
+
+
 def _bad_delimited(path: Path, error: Exception) -> InputError:
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
+    if isinstance(error, UnicodeError) or "UTF8" in str(error):
         return InputError(
             f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
             f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > NEW{path.suffix}"

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
-from tiny_models import CORPUS, save_image_model, save_text_model, save_timm_model
+from tiny_models import CORPUS, TIMM
+from tiny_models import save_backbone as backbone
 
 from convex_heads import ConvexHeadClassifier
 from extractors import load_extractor
@@ -33,38 +34,9 @@ from tasks.half_steps import prefers
 
 TEXTS = ("bert", "roberta", "gpt2", "llama")
 IMAGES = ("vit", "clip", "convnext")
-TIMM = {
-    "resnet10t": {},
-    "mobilenetv3_small_050": {},
-    "vit_tiny_patch16_224": {"img_size": 32, "depth": 3, "embed_dim": 48},
-}
 FAMILIES = (*TEXTS, "sentence", *IMAGES, *TIMM)
 QUICK = ("bert", "gpt2", "vit", "mobilenetv3_small_050")  # one of each kind; the others are slow
 ROWS = 48
-
-
-def backbone(family: str, folder: Path) -> str:
-    """The name of a small random backbone."""
-    if family in TIMM:
-        return f"timm:local-dir:{save_timm_model(folder / family, family, **TIMM[family])}"
-    if family in IMAGES:
-        return f"hf:{save_image_model(family, folder / family)}"
-    if family == "sentence":
-        bert = save_text_model("bert", folder / "inner")
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import (
-            Normalize,
-            Pooling,
-            Transformer,
-        )
-
-        inner = Transformer(str(bert))
-        pooling = Pooling(32, pooling_mode="mean")
-        SentenceTransformer(modules=[inner, pooling, Normalize()], device="cpu").save(
-            str(folder / family)
-        )
-        return f"st:{folder / family}"
-    return f"hf:{save_text_model(family, folder / family)}"
 
 
 def rows(family: str, n: int = ROWS, seed: int = 0) -> tuple[list, np.ndarray]:
@@ -305,18 +277,17 @@ def test_finetune_predict_and_pipeline_agree(tmp_path, capsys):
     # The published backbone is another one.
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "changed_sha256" in config["backbone_fingerprint"]
-    # Exported with its backbone, it is the one that was fine-tuned, not the published one.
-    import torch
-
-    from extractors.graph import backbone_graph
-
-    out = tmp_path / "model.pt2"
-    export = ["export", str(tmp_path / "model"), "--format", "torch", "--out", str(out)]
-    assert main([*export, "--with-backbone", "--quiet", "--json"]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "the fine-tuned backbone" in card and "not\ncontained" not in card
+    assert config["backbone_fingerprint"]["changed_sha256"] in card
+    # (`tests/test_export.py` compares the program of such an artefact with the pipeline.)
+    export = ["export", str(tmp_path / "model"), "--out", str(tmp_path / "model.pt2"), "--quiet"]
+    assert main([*export, "--format", "torch", "--with-backbone", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["max_difference"] <= 1e-4
-    program = torch.export.load(out).module()
-    inputs = backbone_graph(clf.extractor).inputs(texts)
-    np.testing.assert_allclose(program(*inputs)[1].numpy(), p, atol=1e-4)
+    refit = ["refit", str(tmp_path / "model"), str(tmp_path / "films.csv"), "--quiet"]
+    assert main([*refit, "--out", str(tmp_path / "more")]) == 2
+    said = capsys.readouterr().err
+    assert "was made by `finetune`" in said and "finetune` again" in said and said.count("\n") == 1
 
 
 def run_until(checkpoint: Path, arguments: list[str], how: int, lines: int) -> int:

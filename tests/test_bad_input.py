@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,7 @@ FILES = {
     "empty csv": ("d.csv", "", ["d.csv is empty"]),
     "empty jsonl": ("d.jsonl", "\n\n", ["d.jsonl holds no rows"]),
     "empty parquet": ("d.parquet", "", ["d.parquet is empty"]),
+    "blank lines only": ("d.csv", "\n\n", ["d.csv holds no rows"]),
     "header only": ("d.csv", "text,label\n", ["d.csv has no rows"]),
     "one class": ("d.csv", "text,label\nx,a\ny,a\nz,a\n", ["one class, 'a'", "at least two"]),
     "a class per row": (
@@ -151,6 +154,26 @@ def test_bad_rows_can_be_skipped_and_are_told(tmp_path):
     assert len(ids) == 40
     assert [row_id for row_id, _ in data.skipped] == ["row/000040", "row/000041"]
     assert any(note.startswith("bad rows dropped: 2, row/000040 (") for note in data.notes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")
+def test_opening_a_csv_file_leaves_no_thread_behind(tmp_path):
+    """A reader of pyarrow's that is still at work when the process ends aborts it."""
+    (tmp_path / "d.csv").write_text('\n"the\ntext",label\n' + "x,a\n" * 100)
+    script = """
+import os, pathlib, sys
+import pyarrow.csv
+from tasks.tables import open_table
+before = len(os.listdir("/proc/self/task"))
+assert open_table(pathlib.Path(sys.argv[1])).names == ("the\\ntext", "label")
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "d.csv")]
+    root = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_csv_file_as_spreadsheets_leave_it(tmp_path):

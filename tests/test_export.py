@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_image_model, save_text_model
+from tiny_models import CORPUS, save_backbone, save_image_model, save_text_model
 
 from convex_heads.decode import Network, ReluNetwork
 from convex_heads.scaling import Scaling
@@ -232,6 +233,63 @@ def test_an_image_backbone_goes_before_the_head(tmp_path):
     model = save_image_model("vit", tmp_path / "vit")
     images = list(np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8))
     export_with_backbone(f"hf:{model}", tmp_path / "m.pt2", "torch", images, normalize="l2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sentence", "bert", "gpt2", "mobilenetv3_small_050", "vit"])
+def test_a_fine_tuned_backbone_is_exported_as_it_was_fine_tuned(kind, tmp_path, capsys):
+    """The artefact holds only what was trained; the program must have it in its place."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from extractors.blocks import CutBackbone
+    from extractors.changes import with_changes
+    from extractors.encode import encode_rows
+    from extractors.graph import backbone_graph
+    from tasks.pipeline import ConvexHeadPipeline
+
+    name = save_backbone(kind, tmp_path)
+    plain = load_extractor(name, device="cpu")
+    rng = np.random.default_rng(0)
+    items = list(rng.integers(0, 256, (8, 40, 48, 3), dtype=np.uint8))
+    if plain.modality == "text":
+        items = [*CORPUS, *(" ".join(text.split()[:3]) for text in CORPUS)]
+    trained = {
+        key: (values + 0.1 * np.abs(values).mean() * rng.normal(size=values.shape)).astype("f")
+        for key, values in CutBackbone(plain, 2, items[:3]).state().items()
+    }
+    tuned = with_changes(plain, trained)
+    ids = list(map(str, range(len(items))))
+    X = encode_rows(tuned, items, ids).features
+    # A head on features as they are here, whatever their size.
+    head = make_head("relu", "softmax", d=tuned.dim)
+    scaling = Scaling(X.mean(axis=0), X.std(axis=0) + 1e-3, np.ones(X.shape[1], bool))
+    head = replace(head, network=replace(head.network, scaling=scaling))
+    write_artefact(
+        tmp_path / "head",
+        head,
+        modality=plain.modality,
+        backbone=name,
+        backbone_fingerprint=tuned.fingerprint(),
+        facts={},
+        changes=trained,
+    )
+    clf = ConvexHeadPipeline.from_pretrained(tmp_path / "head", device="cpu")
+    p = clf.predict_proba(items)
+    published = encode_rows(load_extractor(name, device="cpu"), items, ids).features
+    assert np.abs(head.predict_proba(published) - p).max() > 1e-2
+    given = backbone_graph(clf.extractor)
+    tensors = dict(zip(given.names, given.inputs(items), strict=True))
+    for fmt in ("torch", "onnx"):
+        out = tmp_path / f"model.{fmt}"
+        export = ["export", str(tmp_path / "head"), "--format", fmt, "--out", str(out), "--quiet"]
+        assert main([*export, "--with-backbone", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["max_difference"] <= 1e-4
+        if fmt == "torch":
+            found = torch.export.load(out).module()(*tensors.values())[1].numpy()
+        else:
+            session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+            arrays = {key: value.numpy() for key, value in tensors.items()}
+            found = session.run(["probabilities"], arrays)[0]
+        np.testing.assert_allclose(found, p, atol=1e-4)
 
 
 @pytest.mark.parametrize(

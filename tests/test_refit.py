@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from convex_heads import ConvexHeadClassifier
 from convex_heads.decode import Network, ReluNetwork
@@ -21,8 +24,8 @@ WORDS = {
 }
 
 
-def write(path, labels, start, stop):
-    lines = ["text,label"]
+def write(path, labels, start, stop, header="text,label"):
+    lines = [header]
     for i in range(start, stop):
         for label in labels:
             words = WORDS[label].split()
@@ -144,9 +147,62 @@ def test_rows_of_a_new_class_are_added_twice_over(fitted, capsys):
     again = json.loads(capsys.readouterr().out)
     assert sum(again["n"].values()) == 160 + 60 + 60
     assert len(read_artefact(fitted / "third").config["stores"]) == 3
-    card = (fitted / "third" / "README.md").read_text()
-    assert "solved again" in card
-    assert "slate" not in card
+    path = fitted / "third" / "README.md"
+    card = ModelCard.load(path)
+    assert card.data.pipeline_tag == "text-classification"
+    accuracy, f1 = card.data.eval_results
+    assert accuracy.metric_value == pytest.approx(again["test_accuracy"], abs=1e-6)
+    assert f1.metric_type == "f1"
+    assert "solved again" in card.text
+    new_rows = again["n"]["test_new"], again["test_accuracy_new_rows"]
+    assert "| new | {} | {:.4f} |".format(*new_rows) in card.text
+    assert "classes: 3: animal, plant, stone" in card.text
+    for verb in ("fit ", "refit "):
+        assert f"\nconvex-heads {verb}" in card.text
+    assert len(again["commands"]) == 3
+    assert "slate" not in card.content
+    # Every row of every table has as many cells as its header.
+    for table in re.findall(r"(?:^\|.*\|\n)+", card.content, re.M):
+        assert len({row.count("|") for row in table.strip().splitlines()}) == 1, table
+
+
+@pytest.mark.slow
+def test_columns_of_the_first_fit_are_remembered_and_what_is_missing_is_named(
+    fitted, tmp_path, capsys
+):
+    write(tmp_path / "first.csv", ("animal", "plant"), 0, 40, "Remark,Kind")
+    write(tmp_path / "same.csv", ("stone",), 0, 30, "Remark,Kind")
+    write(tmp_path / "other.csv", ("stone",), 0, 30, "Body,Verdict")
+    write(tmp_path / "usual.csv", ("stone",), 0, 30)
+    write(tmp_path / "half.csv", ("stone",), 0, 30, "Remark,Verdict")
+    options = ["--cache-dir", str(fitted / "cache"), "--quiet", "--json"]
+    fit = ["fit", str(tmp_path / "first.csv"), "--backbone", "toy:text-32", "--n-gates", "8"]
+    fit += ["--text-column", "Remark", "--label-column", "Kind", "--out", str(tmp_path / "head")]
+    assert main([*fit, "--beta", "0.02", *options]) == 0
+    capsys.readouterr()
+
+    def refit(name: str, *more: str) -> tuple[int, str, str]:
+        command = ["refit", str(tmp_path / "head"), str(tmp_path / name), *more, *options]
+        code = main([*command, "--out", str(tmp_path / "new")])
+        return code, *capsys.readouterr()
+
+    named = ("--text-column", "Body", "--label-column", "Verdict")
+    primal = set()
+    for name, *more in (("same.csv",), ("usual.csv",), ("other.csv", *named)):
+        code, out, _ = refit(name, *more)
+        assert code == 0
+        record = json.loads(out)
+        assert record["new_classes"] == ["stone"]
+        primal.add(round(record["primal"], 6))
+    assert len(primal) == 1  # the same rows, however their columns are called
+    code, _, said = refit("other.csv")
+    assert code == 2 and said.count("\n") == 1
+    for words in ("'Remark'", "'Kind'", "--text-column", "--label-column", "Body, Verdict"):
+        assert words in said
+    code, _, said = refit("half.csv")
+    assert code == 2 and "no column 'Kind', 'label'" in said and "--label-column" in said
+    code, _, said = refit("other.csv", *named[2:])
+    assert code == 2 and "no column 'Remark', 'text'" in said and "--text-column" in said
 
 
 @pytest.mark.slow
@@ -186,12 +242,16 @@ def test_what_cannot_be_refitted_is_said(fitted, tmp_path, capsys):
     assert main(["refit", head, str(tmp_path / "more.csv")]) == 2
     assert "--out" in capsys.readouterr().err
     config = json.loads((fitted / "head" / "config.json").read_text())
-    config["record"]["store"] = str(tmp_path / "gone")
+    place = Path(config["stores"][0])
+    config["stores"] = [str(tmp_path / "gone" / place.name)]
     moved = tmp_path / "head"
     moved.mkdir()
     (moved / "config.json").write_text(json.dumps(config))
     content = (fitted / "head" / "model.safetensors").read_bytes()
     (moved / "model.safetensors").write_bytes(content)
     refit = ["refit", str(moved), str(tmp_path / "more.csv"), "--quiet"]
-    assert main([*refit, "--out", str(tmp_path / "y")]) == 2
+    refit += ["--out", str(tmp_path / "y"), "--cache-dir"]
+    assert main([*refit, str(tmp_path / "empty")]) == 2
     assert "is gone" in capsys.readouterr().err
+    assert place.is_absolute()
+    assert main([*refit, str(fitted / "cache")]) == 0  # found by its name

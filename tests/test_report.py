@@ -305,6 +305,7 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
         "ConvexHeadPipeline.from_pretrained",
     ):
         assert words in card.text, words
+    assert "The backbone is named here, not\ncontained." in card.text
     assert "/home/somebody" not in card.content
     # Every row of every table has as many cells as its header.
     for table in re.findall(r"(?:^\|.*\|\n)+", card.content, re.M):
@@ -328,8 +329,7 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
     ],
 )
 def test_base_model_is_what_the_hub_calls_it(backbone: str, base: str | None) -> None:
-    y, head = predictions(10)
-    header = card_metadata(record_of(y, head, head, backbone=backbone))
+    header = card_metadata("text", backbone, ("wordnet6",), accuracy=0.9, macro_f1=0.8)
     assert ModelCard(f"---\n{header}\n---\n").data.base_model == base
     assert "/home/somebody" not in header
 

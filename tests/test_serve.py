@@ -149,8 +149,10 @@ def test_a_body_without_a_length_is_measured_as_it_comes(server):
 
 
 def test_other_places_methods_and_the_page(server):
-    assert server.ask("GET", "/nothing")[0] == 404
-    assert server.ask("GET", "/predict")[0] == 405
+    for place, expected in (("/nothing", 404), ("/predict", 405)):
+        status, text = server.ask("GET", place)
+        assert status == expected
+        assert "POST /predict" in json.loads(text)["error"]
     status, page = server.ask("GET", "/")
     assert status == 200
     assert "<textarea" in page and "toy:text-8" in page

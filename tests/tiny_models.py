@@ -15,6 +15,12 @@ CORPUS = [
 ]
 TEXT_KINDS = ("bert", "roberta", "gpt2", "llama")
 IMAGE_KINDS = ("vit", "dinov2", "clip", "siglip", "convnext")
+# timm architectures with the arguments that make them small.
+TIMM: dict[str, dict[str, Any]] = {
+    "resnet10t": {},
+    "mobilenetv3_small_050": {},
+    "vit_tiny_patch16_224": {"img_size": 32, "depth": 3, "embed_dim": 48},
+}
 # Positions that each text model is made with; RoBERTa's first two are reserved.
 POSITIONS = 40
 
@@ -28,6 +34,23 @@ def _transformers() -> Any:
 
     torch.manual_seed(0)
     return transformers
+
+
+def save_backbone(kind: str, folder: Path) -> str:
+    """Any of these models, or a BERT as sentence-transformers saves it, by its backbone's name."""
+    if kind in TIMM:
+        return f"timm:local-dir:{save_timm_model(folder / kind, kind, **TIMM[kind])}"
+    if kind in IMAGE_KINDS:
+        return f"hf:{save_image_model(kind, folder / kind)}"
+    if kind != "sentence":
+        return f"hf:{save_text_model(kind, folder / kind)}"
+    inner = save_text_model("bert", folder / "inner")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    modules = [Transformer(str(inner)), Pooling(32, pooling_mode="mean"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / kind))
+    return f"st:{folder / kind}"
 
 
 def save_text_model(kind: str, folder: Path) -> Path:
