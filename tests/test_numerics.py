@@ -9,11 +9,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Status
+from convex_heads import (
+    ConvexHeadClassifier,
+    ConvexHeadRegressor,
+    Limits,
+    Options,
+    Status,
+    solve,
+)
 from convex_heads.gated import SOLVERS
 
 N, D = 120, 6
@@ -108,7 +116,7 @@ def check(head, X: np.ndarray) -> None:
     assert c.beta <= c.beta_max * (1 + 1e-6)
     if head.status_ is Status.CONVERGED:
         # The certificate is computed anew, in another order of sums.
-        assert c.relative_gap <= head.tolerance * 1.01 + 1e-6
+        assert c.relative_gap <= head.tolerance_ * 1.01 + 1e-6
     for point in head.path_:
         assert np.isfinite([point.primal, point.relative_gap, *point.gate_norms]).all()
     assert all(np.isfinite(W).all() for W in head.coef_path_)
@@ -212,3 +220,18 @@ def test_rows_far_from_the_training_rows_get_finite_scores():
     head = fit(build("softmax", beta=0.03, solver="fista"), X, target("softmax", easy))
     for value in (LARGEST, -LARGEST, 1e-45):
         check(head, np.full((3, D), value, np.float32))
+
+
+def test_a_cold_solve_of_separable_rows_at_a_small_beta_does_not_give_up_its_search():
+    # Fitted rows have no curvature: the first proximal step goes a thousand times too far.
+    passes = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, 3, 600)
+        X = rng.normal(size=(600, 50)) + 3 * rng.normal(size=(3, 50))[y]
+        X = np.c_[X, np.ones(600)].astype(np.float32)
+        options = Options(beta=1e-3, n_gates=16, limits=Limits(tolerance=1e-3))
+        solution = solve(X, np.eye(3, dtype=np.float32)[y], options, jax.random.key(0))
+        assert solution.status is Status.CONVERGED
+        passes.append(solution.stats.passes)
+    assert max(passes) < 150
