@@ -178,7 +178,6 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
     _need_packages()
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-    from starlette.exceptions import HTTPException
 
     metrics = Metrics()
     batcher: Batcher[Any, _Found] = Batcher(
@@ -248,7 +247,8 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
         said = f"{error.detail}; there are POST /predict, GET /health, GET /metrics and GET /"
         return JSONResponse({"error": said}, error.status_code, error.headers)
 
-    app.add_exception_handler(HTTPException, no_such_place)
+    for status in (404, 405):
+        app.add_exception_handler(status, no_such_place)
     page = _page(pipeline)
 
     async def show_page() -> HTMLResponse:
