@@ -62,7 +62,7 @@ _CHUNK = 8
 _REFRESH = 32
 # Steps between two levellings, which cost a pass and a half each, or a few times that.
 _LEVEL = 6
-# What one step may divide L by, squared; the first where W+ went so far that none of it helps.
+# What one step may divide L by, squared; the first where W+ went so far that nothing was gained.
 _USELESS, _SHORTEST, _LONGEST = 1e-3, 0.25, 2.0
 # So many steps in which neither objective nor bound gained this share of the gap mean that
 # round-off has been reached; a span that proved unsound counts for several.
@@ -125,7 +125,8 @@ def step(
         primal <= s.primal + noise,
     )
     # A short step is a reason for a larger L only where W+ itself went too far.
-    too_far = plain > s.primal + noise
+    shortest = jnp.where(primal < s.primal - noise, _SHORTEST, _USELESS)
+    shortest = jnp.where(plain > s.primal + noise, shortest, 1)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     # Scores are summed up over many steps, and every search prefers the directions whose images
     # err in its favour: no gap is believed that rests on them, and a span whose images no longer
@@ -152,8 +153,8 @@ def step(
         images=images.at[:, slot].set(image),
         kept=kept & sound & ~drifted,
         R=jnp.where(higher, R, s.R),
-        L=_stretched(s.L, 1 + t[slot], too_far),
-        first_L=_stretched(s.first_L, 1 + t[m], too_far),
+        L=_stretched(s.L, 1 + t[slot], shortest),
+        first_L=_stretched(s.first_L, 1 + t[m], shortest),
         primal=primal,
         lowest=jnp.minimum(s.lowest, primal),
         dual=dual,
@@ -163,10 +164,9 @@ def step(
     )
 
 
-def _stretched(L: Array, length: Array, too_far: Array) -> Array:
+def _stretched(L: Array, length: Array, shortest: Array) -> Array:
     """L after a step of which the search took `length`."""
-    shortest = jnp.where(length < _USELESS, _USELESS, _SHORTEST)
-    return L / jnp.sqrt(jnp.clip(length, jnp.where(too_far, shortest, 1), _LONGEST))
+    return L / jnp.sqrt(jnp.clip(length, shortest, _LONGEST))
 
 
 @partial(jax.jit, static_argnames=("loss", "penalty"), donate_argnames="s")
