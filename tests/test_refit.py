@@ -219,7 +219,7 @@ def test_a_relu_head_is_refitted_from_its_store(fitted, capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["new_classes"] == ["stone"]
     assert record["test_accuracy"] > 0.9
-    assert "A two-layer ReLU head" in (fitted / "relu-2" / "README.md").read_text()
+    assert "a two-layer ReLU head" in (fitted / "relu-2" / "README.md").read_text()
     assert isinstance(read_artefact(fitted / "relu-2").head.network, ReluNetwork)
 
 
