@@ -27,7 +27,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
-from convex_heads.programs import ACTIVATIONS, Options
+from convex_heads.programs import ACTIVATIONS, Options, default_tolerance
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
@@ -48,9 +48,6 @@ _GROWN_AT_ONCE = 32
 # No looser: weights far from their optimum are weights stopped early, and their validation score
 # says little about the weights that the final solve would reach.
 _SELECTION_GAP = 5e-2
-# What "auto" asks for at least: a squared loss may be almost nothing of what there was to explain,
-# and single precision cannot prove a small gap relative to that.
-_LOSS_TOLERANCES = {"squared": 2e-2}
 
 
 class ConvexHead(BaseEstimator):
@@ -203,12 +200,12 @@ class ConvexHead(BaseEstimator):
     def _options(self, data: TrainingSet, loss_name: str) -> Options:
         """The options as checked numbers; beta is still to be chosen."""
         n_gates, tolerance = self.n_gates, self.tolerance
-        # An unknown activation is refused below, whatever the gates and the tolerance.
+        # An unknown activation is refused below, whatever the gates.
         known = ACTIVATIONS.get(self.activation, ACTIVATIONS["gated_relu"])
         if n_gates in ("auto", "grow"):
             n_gates = min(known.gates, max(1, len(data.X) // _ROWS_PER_GATE))
         if tolerance == "auto":
-            tolerance = max(known.tolerance, _LOSS_TOLERANCES.get(loss_name, 0))
+            tolerance = default_tolerance(self.activation, loss_name)
         if isinstance(tolerance, str):
             raise ValueError(f"tolerance is 'auto' or a relative gap; got {tolerance!r}")
         if not isinstance(n_gates, int | np.integer):

@@ -20,7 +20,7 @@ import numpy as np
 
 from convex_heads import ConvexHeadClassifier
 from convex_heads.limits import Limits
-from convex_heads.programs import ACTIVATIONS
+from convex_heads.programs import default_tolerance
 from extractors.base import Extractor
 from extractors.blocks import CutBackbone
 from extractors.changes import with_changes
@@ -259,7 +259,7 @@ def _block_options(config: FinetuneConfig) -> BlockOptions:
 
 
 def _limits(config: FinetuneConfig) -> Limits:
-    tolerance = config.tolerance or ACTIVATIONS[config.activation].tolerance
+    tolerance = config.tolerance or default_tolerance(config.activation, config.loss)
     return Limits(tolerance=tolerance, max_seconds=config.max_seconds)
 
 

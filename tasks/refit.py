@@ -16,7 +16,7 @@ import numpy as np
 
 from convex_heads.decode import Network, ReluNetwork
 from convex_heads.limits import Limits
-from convex_heads.programs import ACTIVATIONS
+from convex_heads.programs import default_tolerance
 from convex_heads.refit import solve_more
 from convex_heads.solution import Status
 from extractors.base import Rows
@@ -100,7 +100,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             beta=float(certificate["beta"]),
             penalty=str(record.get("penalty", "group")),
             limits=Limits(
-                config.tolerance or ACTIVATIONS[activation].tolerance,
+                config.tolerance or default_tolerance(activation, network.loss),
                 max_seconds=config.max_seconds,
             ),
             seed=config.seed,
