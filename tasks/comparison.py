@@ -151,104 +151,103 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     if out is None:
         folder = f"{Path(dataset.name).stem}-{parse_name(names[0]).slug}"
         out = (config.cache_dir or default_cache_dir()) / "comparisons" / folder
-    ledger = Ledger.open(out, _about(config, found, fraction))
     extracted = time.perf_counter() - began
-
-    began = time.perf_counter()
-    adviser = next(
-        (Trial(m, names[0], *sizes[-1], seeds[0]) for m in _ADVISERS if m in methods), None
-    )
-    skipped = run_trials(
-        ledger,
-        {
-            name: [
-                Trial(method, name, shots, rows, seed)
-                for method in methods
-                # Words are the same beside every backbone: once is enough.
-                if name == names[0] or not METHODS[method].text_only
-                for shots, rows in sizes
-                for seed in seeds
-            ]
-            for name in names
-        },
-        dict(zip(names, zip(pools, tests, strict=True), strict=True)),
-        {
-            "fraction": fraction,
-            "n_classes": len(dataset.classes),
-            "options": _head_options(config),
-            "class_weight": None if config.class_weight == "none" else config.class_weight,
-            "calibrate": config.calibrate == "temperature",
-            "cross_fit": None if adviser is None else list(adviser),
-            "backbone": {
-                "options": config.feature_options().chosen(),
-                "device": config.device,
-                "trust_remote_code": config.trust_remote_code,
+    with Ledger.open(out, _about(config, found, fraction)) as ledger:
+        began = time.perf_counter()
+        adviser = next(
+            (Trial(m, names[0], *sizes[-1], seeds[0]) for m in _ADVISERS if m in methods), None
+        )
+        skipped = run_trials(
+            ledger,
+            {
+                name: [
+                    Trial(method, name, shots, rows, seed)
+                    for method in methods
+                    # Words are the same beside every backbone: once is enough.
+                    if name == names[0] or not METHODS[method].text_only
+                    for shots, rows in sizes
+                    for seed in seeds
+                ]
+                for name in names
             },
-            "budget_seconds": config.budget_seconds,
-        },
-        reporter,
-    )
-    sets = tests[0].targets
-    if sets is None:
-        _, counts = np.unique(tests[0].labels, return_counts=True)
-    else:
-        counts = sets.sum(axis=0, dtype=np.int64)
-    truncated = [each.truncated_fraction for each in found]
-    rows, pairs, words = summarise(
-        ledger, tests[0].labels if sets is None else sets, seeds, skipped, sizes, names
-    )
-    ledger.skip(skipped)
-    if not rows:
-        told = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise InputError(f"no method could be compared: {told}")
-    with reporter.stage("advice", total=None):
-        advice = advise(ledger, found[0], splits[0], (pools[0], tests[0]), rows, seeds, adviser)
-    record = CompareRecord(
-        task=dataset.name,
-        modality=dataset.modality,
-        backbones=tuple(names),
-        classes=dataset.classes,
-        n_classes=len(dataset.classes),
-        n_pool=len(labels),
-        n_test=len(tests[0].labels),
-        validation_fraction=round(fraction, 4),
-        calibrate=config.calibrate,
-        seeds=seeds,
-        class_share=(
-            float(counts.min() / len(tests[0].labels)),
-            float(counts.max() / len(tests[0].labels)),
-        ),
-        several_labels=several,
-        rows=rows,
-        pairs=pairs,
-        verdict=words,
-        skipped=skipped,
-        leaks=leaks,
-        trust=[trust_of(ledger, row, seeds) for row in rows],
-        advice=advice,
-        truncated_fraction=max((t for t in truncated if t is not None), default=None),
-        seconds={
-            "extract": round(extracted, 3),
-            "extract_all_runs": round(sum(f.extraction.store.seconds for f in found), 3),
-            "compare": round(time.perf_counter() - began, 3),
-        },
-        out=str(out),
-        report=str(out / "report.html"),
-        seed=config.seed,
-        versions={name: version(name) for name in _PACKAGES} | installed_versions(),
-        command=as_command("compare", config),
-        notes=dataset.notes,
-    )
-    with reporter.stage("report", total=None):
-        write_whole(out / "summary.json", record.to_json(indent=1) + "\n")
-        samples = None
-        if config.embed_samples:
-            from tasks.samples import Samples
+            dict(zip(names, zip(pools, tests, strict=True), strict=True)),
+            {
+                "fraction": fraction,
+                "n_classes": len(dataset.classes),
+                "options": _head_options(config),
+                "class_weight": None if config.class_weight == "none" else config.class_weight,
+                "calibrate": config.calibrate == "temperature",
+                "cross_fit": None if adviser is None else list(adviser),
+                "backbone": {
+                    "options": config.feature_options().chosen(),
+                    "device": config.device,
+                    "trust_remote_code": config.trust_remote_code,
+                },
+                "budget_seconds": config.budget_seconds,
+            },
+            reporter,
+        )
+        sets = tests[0].targets
+        if sets is None:
+            _, counts = np.unique(tests[0].labels, return_counts=True)
+        else:
+            counts = sets.sum(axis=0, dtype=np.int64)
+        truncated = [each.truncated_fraction for each in found]
+        rows, pairs, words = summarise(
+            ledger, tests[0].labels if sets is None else sets, seeds, skipped, sizes, names
+        )
+        ledger.skip(skipped)
+        if not rows:
+            told = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise InputError(f"no method could be compared: {told}")
+        with reporter.stage("advice", total=None):
+            advice = advise(ledger, found[0], splits[0], (pools[0], tests[0]), rows, seeds, adviser)
+        record = CompareRecord(
+            task=dataset.name,
+            modality=dataset.modality,
+            backbones=tuple(names),
+            classes=dataset.classes,
+            n_classes=len(dataset.classes),
+            n_pool=len(labels),
+            n_test=len(tests[0].labels),
+            validation_fraction=round(fraction, 4),
+            calibrate=config.calibrate,
+            seeds=seeds,
+            class_share=(
+                float(counts.min() / len(tests[0].labels)),
+                float(counts.max() / len(tests[0].labels)),
+            ),
+            several_labels=several,
+            rows=rows,
+            pairs=pairs,
+            verdict=words,
+            skipped=skipped,
+            leaks=leaks,
+            trust=[trust_of(ledger, row, seeds) for row in rows],
+            advice=advice,
+            truncated_fraction=max((t for t in truncated if t is not None), default=None),
+            seconds={
+                "extract": round(extracted, 3),
+                "extract_all_runs": round(sum(f.extraction.store.seconds for f in found), 3),
+                "compare": round(time.perf_counter() - began, 3),
+            },
+            out=str(out),
+            report=str(out / "report.html"),
+            seed=config.seed,
+            versions={name: version(name) for name in _PACKAGES} | installed_versions(),
+            command=as_command("compare", config),
+            notes=dataset.notes,
+        )
+        with reporter.stage("report", total=None):
+            write_whole(out / "summary.json", record.to_json(indent=1) + "\n")
+            samples = None
+            if config.embed_samples:
+                from tasks.samples import Samples
 
-            samples = Samples(dataset)
-        write_markdown(out, record)
-        write_report(out, record, samples)
-    return record
+                samples = Samples(dataset)
+            write_markdown(out, record)
+            write_report(out, record, samples)
+        return record
 
 
 def _sizes(

@@ -2,7 +2,7 @@
 
 A line is written when its predictions are on disk, and is flushed to the disk itself before the
 next trial begins. A process that is killed loses the trial it was at and no other; half a line at
-the end is dropped by the next run.
+the end is dropped by the next run. One process at a time holds a comparison: see `Ledger.open`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractors.errors import InputError
+from extractors.storage import exclusive_lock
 from tasks.records import to_json
 
-RECORDS, SKIPPED, ABOUT = "records.jsonl", "skipped.jsonl", "comparison.json"
+RECORDS, SKIPPED, ABOUT, LOCK = "records.jsonl", "skipped.jsonl", "comparison.json", ".lock"
 # Fields of a record that another run of the same seed need not repeat.
 MEASURED = (
     "seconds",
@@ -59,9 +61,9 @@ class Ledger:
 
     Example:
         >>> import tempfile
-        >>> ledger = Ledger.open(Path(tempfile.mkdtemp()) / "out", {"data": "x"})
-        >>> ledger.append({"method": "knn", "backbone": "b", "shots": None, "train_rows": None,
-        ...                "seed": 0, "test_accuracy": 0.5})
+        >>> with Ledger.open(Path(tempfile.mkdtemp()) / "out", {"data": "x"}) as ledger:
+        ...     ledger.append({"method": "knn", "backbone": "b", "shots": None,
+        ...                    "train_rows": None, "seed": 0, "test_accuracy": 0.5})
         >>> [trial.method for trial in ledger.records]
         ['knn']
     """
@@ -71,8 +73,9 @@ class Ledger:
         self.records: dict[Trial, dict[str, Any]] = {}
 
     @classmethod
-    def open(cls, folder: Path, about: Mapping[str, Any]) -> Ledger:
-        """Open or begin a comparison.
+    @contextmanager
+    def open(cls, folder: Path, about: Mapping[str, Any]) -> Iterator[Ledger]:
+        """Open or begin a comparison, and hold it for the length of a ``with`` block.
 
         Args:
             folder: made if it is not there.
@@ -80,28 +83,34 @@ class Ledger:
 
         Raises:
             InputError: the folder holds another comparison, or something else.
+            MachineError: another process holds it.
         """
-        ledger = cls(folder)
-        told = json.loads(to_json(about))
-        path = folder / ABOUT
-        if path.exists():
-            try:
-                found = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise InputError(f"{path} is damaged ({error}): choose another --out") from None
-            for name in sorted({*found, *told}):
-                if found.get(name) != told.get(name):
-                    raise InputError(
-                        f"{folder} holds a comparison with another {name}: choose another --out,"
-                        " or remove the folder to begin anew"
-                    )
-        elif folder.exists() and any(folder.iterdir()):
+        found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        if ABOUT not in found and found - {LOCK}:
             raise InputError(f"{folder} is not empty and holds no comparison: choose another --out")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(told, indent=1) + "\n")
-        ledger._read()
-        return ledger
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / LOCK, what=f"the comparison {folder}"):
+            ledger = cls(folder)
+            ledger._check(json.loads(to_json(about)))
+            ledger._read()
+            yield ledger
+
+    def _check(self, about: dict[str, Any]) -> None:
+        """Compare with what the records depend on, or note it in a new folder."""
+        path = self.folder / ABOUT
+        if not path.exists():
+            write_whole(path, json.dumps(about, indent=1) + "\n")
+            return
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): choose another --out") from None
+        for name in sorted({*found, *about}):
+            if found.get(name) != about.get(name):
+                raise InputError(
+                    f"{self.folder} holds a comparison with another {name}: choose another --out,"
+                    " or remove the folder to begin anew"
+                )
 
     def _read(self) -> None:
         path = self.folder / RECORDS
