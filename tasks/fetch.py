@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+from collections.abc import Iterator
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from extractors.errors import InputError, MachineError
 from extractors.hub import plain_hub_errors
@@ -13,6 +18,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _FILES = ["config.json", "model.safetensors", "README.md", "report.html"]
 _MOST_BYTES = 20 << 20
 _SECONDS = 20.0
+# Of a config, what says where a backbone is loaded from.
+_SOURCE = ("backbone", "backbone_fingerprint")
 
 
 def find_artefact(
@@ -79,6 +86,56 @@ def push_folder(
             commit_message=commit_message,
         )
     return str(made)
+
+
+def hide_places(folder: Path) -> None:
+    """Leaves of every absolute path in an artefact's texts (stores, commands) only its last part.
+
+    A refit finds a store by its name in the cache directory. The name of the backbone stays.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text(
+        ...     '{"record": {"command": "convex-heads fit /home/ann/films.csv --out head"}}'
+        ... )
+        >>> hide_places(folder)
+        >>> (folder / "config.json").read_text()
+        '{"record": {"command": "convex-heads fit films.csv --out head"}}'
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    told = {name: value for name, value in config.items() if name not in _SOURCE}
+    places = sorted(set(_places(told)), key=len, reverse=True)  # a folder after what is in it
+    for name in ("config.json", "README.md", "report.html"):
+        path = folder / name
+        if path.is_file():
+            text = path.read_text("utf-8")
+            for place in places:
+                for spell in (str, escape, _in_json):
+                    text = _put(text, spell(place), spell(Path(place).name))
+            path.write_text(text, "utf-8")
+
+
+def _put(text: str, place: str, name: str) -> str:
+    # Not inside a longer word, and not the end of a tag: </a> is no path.
+    return re.sub(rf"(?<![\w.<]){re.escape(place)}(?!\w)", lambda _: name, text)
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _places(value: Any) -> Iterator[str]:
+    """Absolute paths among the strings of a config, or among the words of one that is a command."""
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _places(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _places(each)
+    elif isinstance(value, str):
+        words = shlex.split(value) if value.startswith("convex-heads ") else [value]
+        yield from (word for word in words if Path(word).is_absolute() and Path(word).name)
 
 
 def image_input(item: str, allow_urls: bool) -> Path | bytes:

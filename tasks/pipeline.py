@@ -19,7 +19,7 @@ from extractors.errors import InputError
 from extractors.options import FeatureOptions
 from tasks.answers import answers_of, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
-from tasks.fetch import find_artefact, image_input, push_folder
+from tasks.fetch import find_artefact, hide_places, image_input, push_folder
 
 _BATCH_ROWS = 256
 _PAGES = ("README.md", "report.html")
@@ -157,6 +157,9 @@ class ConvexHeadPipeline:
     ) -> str:
         """Uploads the artefact to the Hugging Face Hub, in one commit, and returns its address.
 
+        Of the folders of this machine that the record names (stores, commands) only the last part
+        goes along.
+
         Args:
             repository: ``owner/name``; made where it is missing.
             revision: a branch that is there; None is the default one.
@@ -173,6 +176,7 @@ class ConvexHeadPipeline:
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "artefact")
+            hide_places(Path(folder) / "artefact")
             return push_folder(
                 Path(folder) / "artefact", repository, revision, private, token, commit_message
             )

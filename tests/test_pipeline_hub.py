@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tasks.pipeline import ConvexHeadPipeline
 HEAD = Path(__file__).parent / "artefacts" / "schema-1-gated"
 
 _SCRIPT = """
+import json
 import sys
 from pathlib import Path
 from tasks.pipeline import ConvexHeadPipeline
@@ -30,7 +32,14 @@ assert first.predict_proba(["a film"]).tolist() == clf.predict_proba(["a film"])
 
 clf.save_pretrained("changed")
 card = Path("changed/README.md")
-card.write_text("---\\nlibrary_name: convex-heads\\n---\\n# second\\n")
+card.write_text(f"---\\nlibrary_name: convex-heads\\n---\\n{Path.cwd()}/a b.csv\\n# second\\n")
+told = Path("changed/config.json")
+config = json.loads(told.read_text())
+config["record"] = {
+    "store": f"{Path.cwd()}/cache/stores/mine",
+    "command": f"convex-heads fit '{Path.cwd()}/a b.csv' --cache-dir {Path.cwd()}/cache",
+}
+told.write_text(json.dumps(config))
 ConvexHeadPipeline.from_pretrained("changed").push_to_hub("someone/my-head", token=token)
 from huggingface_hub import HfApi
 commits = {HfApi().model_info("someone/my-head").sha}
@@ -79,6 +88,12 @@ def test_pushed_heads_are_found_again_and_tokens_are_kept_nowhere(tmp_path):
         tree = hub.commits["someone/my-head"][hub.branches["someone/my-head"]["main"]]
         assert {"config.json", "model.safetensors", "README.md"} <= tree.keys()
         assert tree["model.safetensors"] == (HEAD / "model.safetensors").read_bytes()
+        told = json.loads(tree["config.json"])["record"]
+        assert told["store"] == "mine"
+        assert told["command"] == "convex-heads fit 'a b.csv' --cache-dir cache"
+        for name in ("config.json", "README.md"):
+            assert str(tmp_path).encode() not in tree[name], name
+        assert b"\na b.csv\n" in tree["README.md"]
         assert hub.token not in done.stdout + done.stderr
         for path in tmp_path.rglob("*"):
             if path.is_file():
