@@ -301,13 +301,12 @@ def fresh_gates(
 
 def rotate(prepared: Prepared, W: np.ndarray) -> Array:
     """The inverse of :func:`unrotate`, within the span of the rows: (P, k, C) -> (P, r, C)."""
-    return jnp.asarray(np.einsum("kr,pkc->prc", prepared.Q, W), prepared.program.X.dtype)
+    return jnp.asarray(prepared.Q.T @ W, prepared.program.X.dtype)
 
 
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:
     """Weights (P, d, C) in the coordinates of the features that were given to ``prepare``."""
-    rotated = np.asarray(W, np.float64)
-    return np.einsum("kr,prc->pkc", prepared.Q, rotated, optimize=True).astype(W.dtype)
+    return (prepared.Q @ np.asarray(W, np.float64)).astype(W.dtype)
 
 
 def certify_prepared(
