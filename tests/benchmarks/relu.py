@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peer import augmented_lagrangian
 from shared import Row, parser, show
 
 from convex_heads import admm, cronos, linear_system
@@ -151,32 +152,14 @@ def pyscnn(problem: Problem, beta: float, iterations: int) -> Row:
     Raises:
         ImportError: it is not installed.
     """
-    from scnn.metrics import Metrics  # pyright: ignore[reportMissingImports]
-    from scnn.models import ConvexReLU  # pyright: ignore[reportMissingImports]
-    from scnn.optimize import optimize_model  # pyright: ignore[reportMissingImports]
-    from scnn.regularizers import NeuronGL1  # pyright: ignore[reportMissingImports]
-    from scnn.solvers import AL  # pyright: ignore[reportMissingImports]
-
-    model = ConvexReLU(problem.gates.T, c=1)
-    start = time.perf_counter()
-    fitted, _ = optimize_model(
-        model,
-        AL(model, max_primal_iters=iterations, max_dual_iters=iterations),
-        Metrics(),
-        problem.X,
-        problem.targets[:, None].astype(np.float32),
-        regularizer=NeuronGL1(beta),
-        return_convex=True,
-        unitize_data=False,
-    )
-    seconds = time.perf_counter() - start
-    v, w = (np.asarray(part, np.float32)[0] @ problem.Q for part in fitted.parameters)
+    parts = augmented_lagrangian(problem.X, problem.targets, problem.gates, beta, iterations)
+    v, w = (part @ problem.Q for part in parts[:2])
     V = jnp.asarray(np.stack([v, w], axis=2))
     return {
         "solver": f"pyscnn, {iterations} iterations",
         "steps": iterations,
         "passes": None,
-        "seconds": round(seconds, 2),
+        "seconds": round(parts[2], 2),
         "objective": objective(problem.program, V, beta),
         "relative gap": None,
         "cone violation": float(violation(problem.program, V)),
