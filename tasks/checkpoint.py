@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,8 +57,8 @@ class State:
         round: that is done or being done; 0 is the frozen backbone's.
         next_half: ``block`` or ``head``.
         rate: learning rate; None before it is known.
-        highest: best validation accuracy of all rounds, chance included.
-        idle: rounds since it rose.
+        highest: best validation accuracy of all half-steps, chance included; lowest: mean loss.
+        idle: rounds since either was bettered.
         seconds: spent so far, those before an interruption included.
         history: a line for each half-step.
     """
@@ -76,13 +77,14 @@ class State:
     next_half: str = "block"
     rate: float | None = None
     highest: float = 0.0
+    lowest: float = math.inf
     idle: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 _PLAIN = ("beta", "objective", "certificate", "best_certificate", "round", "next_half", "rate")
-_PLAIN += ("highest", "idle", "seconds", "history")
+_PLAIN += ("highest", "lowest", "idle", "seconds", "history")
 _ARRAYS = ("best_right", "gates", "usable")
 
 

@@ -54,9 +54,10 @@ class FinetuneRecord(FitRecord):
     dual and relative_gap prove the head optimal for the features of these blocks; nothing is proven
     of the blocks. rounds: a line for each half-step, {round (0: the frozen backbone), half (block
     or head), kept, objective (joint, after it), tried (of a half-step that was rolled back),
-    relative_gap (of head half-steps), train_accuracy, validation_accuracy,
+    relative_gap (of head half-steps), train_accuracy, validation_accuracy, validation_loss,
     best_validation_accuracy (of what would be saved), seconds, and of block half-steps steps, rate,
-    share (of the way that was kept) and block_loss}. frozen_test_accuracy: of the head of round 0.
+    share (of the way that was kept) and block_loss (joint objective of its last batches)}.
+    frozen_test_accuracy: of the head of round 0.
     changed_parameters: numbers of the backbone that differ from the published ones; 0 where
     validation rows preferred none of the rounds. seconds has the keys of FitRecord, activations
     (rows below the cut) and alternate.

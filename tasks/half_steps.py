@@ -143,6 +143,7 @@ class HalfSteps:
             best_certificate=certificate._asdict(),
             rate=self.options.rate,
             highest=float(right.mean()),
+            lowest=self._loss(network),
         )
         self._note(state, "head", True, state.objective, began, right)
         return state
@@ -162,11 +163,12 @@ class HalfSteps:
         omega = torch.from_numpy(self.omega / self.omega.mean()).float().to(joint.cut.device)
         usable = torch.from_numpy(self._usable).to(joint.cut.device)
         loss_name = state.now.network.loss
+        norms = state.objective - self._objective(state.now.network, 0.0)  # beta h(W)
 
         def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
             at = torch.from_numpy(batch).to(joint.cut.device)
             losses = row_losses(head.scores(features * usable), labels[at], loss_name)
-            return (losses * omega[at]).mean()
+            return (losses * omega[at]).mean() + norms
 
         number = state.round + 1
         options = replace(self.options, rate=state.rate)
@@ -242,10 +244,10 @@ class HalfSteps:
         # beta_max is what beta was chosen as a fraction of, in the first solve.
         state.certificate = {**certificate, "beta_max": state.certificate["beta_max"]}
         state.next_half = "block"
-        before = state.highest
         self._solving = time.monotonic() - began
         self._judge(state, "head", kept, again.objective, began, {})
-        state.idle = 0 if state.highest > before or state.history[-2]["rose"] else state.idle + 1
+        rose = any(line["rose"] for line in state.history[-2:])
+        state.idle = 0 if rose else state.idle + 1
 
     def _judge(
         self,
@@ -256,14 +258,21 @@ class HalfSteps:
         began: float,
         figures: dict[str, Any],
     ) -> None:
-        right = self._right(state.now.network)
+        right, loss = self._right(state.now.network), self._loss(state.now.network)
         accuracy = float(right.mean())
-        rose = accuracy > state.highest
-        state.highest = max(state.highest, accuracy)
-        if kept and prefers(right, state.best_right):
+        rose = accuracy > state.highest or loss < state.lowest
+        state.highest, state.lowest = max(state.highest, accuracy), min(state.lowest, loss)
+        if kept and self._is_best(state, right):
             state.best, state.best_right = state.now, right
             state.best_certificate = state.certificate
         self._note(state, half, kept, found, began, right, rose=rose, **figures)
+
+    def _is_best(self, state: State, right: np.ndarray) -> bool:
+        """The highest validation accuracy, of those that are a reason to leave the frozen one."""
+        best = state.best_right
+        if best.mean() > state.history[0]["validation_accuracy"]:
+            return bool(right.sum() > best.sum())
+        return prefers(right, best)
 
     def _note(
         self,
@@ -288,6 +297,7 @@ class HalfSteps:
                     np.mean(_classes(state.now.network.scores(self._features)) == labels)
                 ),
                 "validation_accuracy": float(right.mean()),
+                "validation_loss": self._loss(state.now.network),
                 "best_validation_accuracy": float(state.best_right.mean()),
                 "seconds": round(time.monotonic() - began, 3),
                 **figures,
@@ -306,6 +316,12 @@ class HalfSteps:
 
     def _right(self, network: TwoLayer) -> np.ndarray:
         return _classes(network.scores(self._validation)) == self.joint.validation.labels
+
+    def _loss(self, network: TwoLayer) -> float:
+        """Mean loss of the validation rows."""
+        labels = self.joint.validation.labels
+        Y = targets(labels, network.loss, self.joint.n_classes)
+        return objective(network, self._validation, Y, np.ones(len(labels)), 0.0)
 
     def _objective(self, network: TwoLayer, beta: float) -> float:
         return objective(network, self._features, self._Y, self.omega, beta, self.penalty)

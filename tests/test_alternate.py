@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from tiny_models import CORPUS, TIMM
 from tiny_models import save_backbone as backbone
@@ -28,7 +29,7 @@ from extractors.encode import encode_rows
 from extractors.errors import InputError
 from tasks.activations import cached_rows
 from tasks.alternate import Joint, alternate
-from tasks.block_step import BlockOptions, features_of, train_blocks
+from tasks.block_step import BlockOptions, features_of, find_rate, train_blocks
 from tasks.cli import main
 from tasks.half_steps import prefers
 
@@ -86,6 +87,17 @@ def never_rises(history: list[dict]) -> bool:
     return all(after <= before for before, after in itertools.pairwise(objectives))
 
 
+def saves_the_best(history: list[dict]) -> bool:
+    """What is saved is the frozen backbone, or has the highest accuracy since it was left."""
+    frozen = history[0]["validation_accuracy"]
+    saved = [line["best_validation_accuracy"] for line in history]
+    left = next((i for i, best in enumerate(saved) if best > frozen), len(saved))
+    since = [line["validation_accuracy"] for line in history if line["round"]][left - 1 :]
+    return all(best == frozen for best in saved[:left]) and all(
+        best == max(since[: i + 1]) for i, best in enumerate(saved[left:])
+    )
+
+
 @pytest.mark.parametrize(
     "family",
     [
@@ -105,7 +117,7 @@ def test_objective_never_rises_and_the_delta_is_the_model(family, tmp_path):
     before = problem.cut.state()
     options = BlockOptions(epochs=2, batch_size=8)
     done = alternate(problem, rounds=2, options=options)
-    assert never_rises(done.history)
+    assert never_rises(done.history) and saves_the_best(done.history)
     kept = [line for line in done.history if line["half"] == "block" and line["kept"]]
     assert kept and done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
     # A delta in a backbone that is loaded anew gives what the model in memory gives.
@@ -143,6 +155,29 @@ def test_every_way_to_train_lowers_the_objective(options, tmp_path):
     assert done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
     assert set(problem.cut.parameters) == names  # LoRA leaves nothing behind
     assert not any("lora" in n for n, _ in problem.cut.model.named_parameters())
+
+
+def test_the_range_test_takes_the_largest_rate_that_does_no_great_harm(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path))
+    before, home = problem.cut.state(), torch.from_numpy(features_of(problem.cut, problem.train))
+    trained = [(p, problem.cut.depth[name]) for name, p in problem.cut.parameters.items()]
+
+    def rate(harm: float) -> float:
+        def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+            return 1 + harm * (features - home[torch.from_numpy(batch)]).square().mean()
+
+        rng, options = np.random.default_rng(0), BlockOptions(batch_size=8)
+        with problem.cut.training(dropout=False):
+            for parameter, _ in trained:
+                parameter.requires_grad_(True)
+            return find_rate(problem.cut, problem.train, loss, options, trained, [], rng, math.inf)
+
+    # Nothing is to be gained: the dearer it is to leave home, the shorter the steps.
+    found = [rate(harm) for harm in (0.0, 1e2, 1e4, 1e6, 1e8)]
+    assert found[0] == 3e-3 and found[-1] == 3e-5
+    assert found == sorted(found, reverse=True) and len(set(found)) >= 3
+    after = problem.cut.state()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
 def test_low_rank_changes_have_low_rank(tmp_path):
