@@ -5,10 +5,11 @@ r"""CRONOS-AM: the convex head and the top blocks of the backbone, trained in tu
 
 (Feng, Frangella & Pilanci 2024, section 5). A head half-step solves for W to a proven gap with
 theta fixed; a block half-step trains theta with W fixed. Scaling, gates and beta stay as the first
-solve has chosen them, so that all rounds are about one J. A half-step is kept if J did not rise,
-or a part of it where J did not rise that far, and rolled back otherwise. Of all that was kept,
-what has the highest validation accuracy is returned, and it must be preferred to the frozen
-backbone by more than one standard error: with few rows, the frozen one stays without a reason.
+solve has chosen them, so that all rounds are about one J. A block half-step is kept if J did not
+rise, or does not with the head solved anew, or a part of it where J did not rise that far, and
+rolled back otherwise. Of all that was kept, what has the highest validation accuracy is returned,
+and it must be preferred to the frozen backbone by more than one standard error: with few rows, the
+frozen one stays without a reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The half-steps of CRONOS-AM: blocks trained through the head, the head solved on their features.
 
-Either is kept if the joint objective did not rise, and rolled back otherwise; validation rows judge
-what was kept.
+What is kept never raises the joint objective, the rest is rolled back; validation rows judge what
+was kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from convex_heads import ConvexHeadClassifier
 from convex_heads.decode import TwoLayer
 from convex_heads.limits import Limits
 from convex_heads.losses import targets
-from convex_heads.warm import objective, solve_again
+from convex_heads.warm import Again, objective, solve_again
 from extractors.blocks import CutBackbone
 from tasks.activations import CachedRows
 from tasks.block_step import BlockOptions, features_of, train_blocks
@@ -29,6 +29,8 @@ from tasks.torch_head import TorchHead, row_losses
 
 # Of the way that a block half-step went: all of it, or so much of it, before it is rolled back.
 _SHARES = (1.0, 0.5, 0.2)
+# By which factor J may be higher where solving the head anew can be enough; beyond, blocks diverge.
+_NEAR = 2.0
 # The learning rate, after a half-step that did not go all of its way.
 _SLOWER = 0.3
 # A feature whose spread is so far below the others' is a weight that has decayed, not a signal; the
@@ -112,8 +114,8 @@ class HalfSteps:
 
     @property
     def reserve(self) -> float:
-        """Seconds that features and a head solve are likely to take after a block half-step."""
-        return 1.1 * (self._extracting + self._solving)
+        """Seconds that features and head solves are likely to take after a block half-step."""
+        return 1.1 * (self._extracting + 2 * self._solving)
 
     def begin(self) -> State:
         """The frozen backbone's head: round 0."""
@@ -184,7 +186,7 @@ class HalfSteps:
                     deadline=deadline,
                     advance=stage.advance,
                 )
-            found, share = self._backtrack(state)
+            found, share, again = self._backtrack(state)
             kept = found <= state.objective
             validation = self._extract_rows(joint.validation) if kept else self._validation
         except BaseException:
@@ -195,7 +197,8 @@ class HalfSteps:
             state.rate = step.rate if kept and share == 1 else step.rate * _SLOWER
         if kept:
             self._features, self._validation = self._tried, validation
-            state.now = Model(joint.cut.state(), state.now.network)
+            network = state.now.network if again is None else self._proven(state, again)
+            state.now = Model(joint.cut.state(), network)
             state.objective = found
             state.next_half = "head"
         else:
@@ -205,30 +208,56 @@ class HalfSteps:
         figures["block_loss"] = step.loss
         self._judge(state, "block", kept, found, began, figures)
 
-    def _backtrack(self, state: State) -> tuple[float, float]:
-        """J of the trained blocks, or of a part of the way to them; and that part, at most 1."""
+    def _backtrack(self, state: State) -> tuple[float, float, Again | None]:
+        """J of the trained blocks, or of a part of the way to them; that part, at most 1; the head.
+
+        A head that fits its rows closely makes J rise with whatever moves them. So where J rose the
+        head is solved anew before the way is shortened, and is returned if that was enough.
+        """
         before, after = state.now.blocks, self.joint.cut.state()
-        found = math.inf
+        network, found = state.now.network, math.inf
         for share in _SHARES:
             if share < 1:
                 parts = {k: before[k] + np.float32(share) * (after[k] - before[k]) for k in after}
                 self.joint.cut.restore(parts)
             self._tried = self._extract_rows(self.joint.train)
-            here = objective(
-                state.now.network, self._tried, self._Y, self.omega, state.beta, self.penalty
-            )
+            here = objective(network, self._tried, self._Y, self.omega, state.beta, self.penalty)
             if here <= state.objective:
-                return here, share
+                return here, share, None
             found = min(found, here)
-        return found, 0.0
+            if share == 1 and here <= _NEAR * state.objective:
+                again = self._solve(state, self._tried)
+                if again.objective <= state.objective:
+                    return again.objective, share, again
+        return found, 0.0, None
 
     def head_half(self, state: State) -> None:
         """Solves the head on the features as they are now, from the weights before."""
         began = time.monotonic()
-        again = solve_again(
+        again = self._solve(state, self._features)
+        kept = again.objective <= state.objective
+        network = self._proven(state, again)
+        if kept:
+            state.now = Model(state.now.blocks, network)
+            state.objective = again.objective
+        state.next_half = "block"
+        self._solving = time.monotonic() - began
+        self._judge(state, "head", kept, again.objective, began, {})
+        rose = any(line["rose"] for line in state.history[-2:])
+        state.idle = 0 if rose else state.idle + 1
+
+    def _proven(self, state: State, again: Again) -> TwoLayer:
+        """The head that was solved for; its certificate is kept."""
+        # beta_max is what beta was chosen as a fraction of, in the first solve.
+        first = {"beta_max": state.certificate["beta_max"]}
+        state.certificate = again.certificate._asdict() | first
+        return again.network
+
+    def _solve(self, state: State, features: np.ndarray) -> Again:
+        return solve_again(
             state.now.network,
             state.gates,
-            self._features,
+            features,
             self._Y,
             self.omega,
             state.beta,
@@ -236,18 +265,6 @@ class HalfSteps:
             limits=self.limits,
             seed=self.seed,
         )
-        kept = again.objective <= state.objective
-        if kept:
-            state.now = Model(state.now.blocks, again.network)
-            state.objective = again.objective
-        certificate = again.certificate._asdict()
-        # beta_max is what beta was chosen as a fraction of, in the first solve.
-        state.certificate = {**certificate, "beta_max": state.certificate["beta_max"]}
-        state.next_half = "block"
-        self._solving = time.monotonic() - began
-        self._judge(state, "head", kept, again.objective, began, {})
-        rose = any(line["rose"] for line in state.history[-2:])
-        state.idle = 0 if rose else state.idle + 1
 
     def _judge(
         self,

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from test_alternate import backbone, needs_peft, rows
+from joints import needs_peft, rows
+from tiny_models import save_backbone as backbone
 
 from extractors import load_extractor
 from extractors.encode import encode_rows

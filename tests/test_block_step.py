@@ -1,0 +1,85 @@
+"""The block half-step of CRONOS-AM: every way to train, its learning rate, what stands still."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from joints import joint, needs_peft, never_rises
+from tiny_models import save_backbone as backbone
+
+from tasks.alternate import alternate
+from tasks.block_step import BlockOptions, features_of, find_rate, train_blocks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "schedule-free", "rate": 1e-3},
+        {"optimizer": "prodigy"},
+        {"lora": 2, "rate": 3e-3},
+        {"layer_decay": 0.5},  # the rate from the range test
+        {"accumulate": 3, "dropout": True, "rate": 1e-3},
+    ],
+    ids=lambda o: "-".join(o),
+)
+def test_every_way_to_train_lowers_the_objective(options, tmp_path):
+    pytest.importorskip("schedulefree")
+    problem = joint("bert", backbone("bert", tmp_path), k=2)
+    names = set(problem.cut.parameters)
+    done = alternate(problem, rounds=2, options=BlockOptions(epochs=4, batch_size=8, **options))
+    assert never_rises(done.history)
+    assert done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
+    assert set(problem.cut.parameters) == names  # LoRA leaves nothing behind
+    assert not any("lora" in n for n, _ in problem.cut.model.named_parameters())
+
+
+def test_the_range_test_takes_the_largest_rate_that_does_no_great_harm(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path))
+    before, home = problem.cut.state(), torch.from_numpy(features_of(problem.cut, problem.train))
+    trained = [(p, problem.cut.depth[name]) for name, p in problem.cut.parameters.items()]
+
+    def rate(harm: float) -> float:
+        def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+            return 1 + harm * (features - home[torch.from_numpy(batch)]).square().mean()
+
+        rng, options = np.random.default_rng(0), BlockOptions(batch_size=8)
+        with problem.cut.training(dropout=False):
+            for parameter, _ in trained:
+                parameter.requires_grad_(True)
+            return find_rate(problem.cut, problem.train, loss, options, trained, [], rng, math.inf)
+
+    # Nothing is to be gained: the dearer it is to leave home, the shorter the steps.
+    found = [rate(harm) for harm in (0.0, 1e2, 1e4, 1e6, 1e8)]
+    assert found[0] == 3e-3 and found[-1] == 3e-5
+    assert found == sorted(found, reverse=True) and len(set(found)) >= 3
+    after = problem.cut.state()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_low_rank_changes_have_low_rank(tmp_path):
+    needs_peft()
+    problem = joint("bert", backbone("bert", tmp_path))
+    before = problem.cut.state()
+    options = BlockOptions(epochs=1, batch_size=8, lora=2, rate=1e-2)
+    train_blocks(problem.cut, problem.train, lambda f, _: f.square().mean(), options, seed=0)
+    after = problem.cut.state()
+    ranks = {
+        name: int(np.linalg.matrix_rank(after[name] - before[name], tol=1e-5))
+        for name in before
+        if not np.array_equal(after[name], before[name])
+    }
+    assert ranks and set(ranks.values()) <= {1, 2}
+
+
+def test_batch_norms_stand_still(tmp_path):
+    family = "mobilenetv3_small_050"
+    problem = joint(family, backbone(family, tmp_path), k=2)
+    buffers = {n: b.clone() for n, b in problem.cut.model.named_buffers()}
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-3, dropout=True)
+    train_blocks(problem.cut, problem.train, lambda f, _: f.square().mean(), options, seed=0)
+    assert buffers and all(
+        bool((b == buffers[n]).all()) for n, b in problem.cut.model.named_buffers()
+    )
