@@ -32,7 +32,7 @@ _ROWS = (
 _SAVED_ROWS = "data_root text_column image_column label_column features_column on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
 _LONG = "long_text autocast"
-_HEAD = "activation loss n_gates gates beta selection penalty solver tolerance"
+_HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
 
