@@ -107,8 +107,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
 
-    Features are extracted first where the store does not have them. The head is compared with a
-    linear probe that is tuned on the same validation rows.
+    Extracts the features that the store lacks; tunes a linear probe beside it.
 
     Example: convex-heads fit reviews.csv --backbone minilm --out my-head
     """
