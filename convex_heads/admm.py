@@ -27,6 +27,7 @@ from convex_heads.cones import signs
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of
 from convex_heads.penalties import soft_threshold
+from convex_heads.precision import jit
 
 # Steps between two looks at the gap.
 CHUNK = 20
@@ -244,7 +245,7 @@ def _balanced(rho: Array, splits: tuple[Split, ...]) -> Array:
     return rho * jnp.stack([factor(split) for split in splits])
 
 
-@partial(jax.jit, static_argnames=("loss", "recipe", "steps"))
+@partial(jit, static_argnames=("loss", "recipe", "steps"))
 def advance(
     program: Program,
     loss: Loss,

@@ -22,6 +22,7 @@ from convex_heads.levelling import levelled
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
 from convex_heads.penalties import GROUP, Penalty, dual_norm, group_norms
+from convex_heads.precision import jit
 from convex_heads.sharding import sum_blocks
 
 _CLIMBERS = 16
@@ -60,13 +61,13 @@ class Certificate(NamedTuple):
     pattern_violation: float
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit, static_argnames="loss")
 def beta_max(program: Program, loss: Loss) -> Array:
     """Smallest beta at which all weights are zero: max_i ||X' D_i R0||_F, R0 = R at W = 0."""
     return dual_norm(adjoint(program, residual(program, loss, jnp.zeros_like(program.Y))))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"))
+@partial(jit, static_argnames=("loss", "penalty"))
 def _bounds(
     program: Program, loss: Loss, penalty: Penalty, W: Array, beta: Array, R_hint: Array
 ) -> tuple[Array, Array, Array, Array]:
@@ -126,7 +127,7 @@ def pattern_violation(
     return float(_largest_norm(program, R, gates, ascent_steps)) / beta
 
 
-@partial(jax.jit, static_argnames="ascent_steps")
+@partial(jit, static_argnames="ascent_steps")
 def _largest_norm(program: Program, R: Array, gates: Array, ascent_steps: int) -> Array:
     C = R.shape[-1]
     if C <= _SKETCHED:
@@ -137,7 +138,7 @@ def _largest_norm(program: Program, R: Array, gates: Array, ascent_steps: int) -
     return jnp.max(_norms(program, R, tried[jnp.argsort(-norms)[:_CLIMBERS]]))
 
 
-@partial(jax.jit, static_argnames="ascent_steps")
+@partial(jit, static_argnames="ascent_steps")
 def climb(
     program: Program, R: Array, gates: Array, *, ascent_steps: int = 3
 ) -> tuple[Array, Array]:

@@ -57,6 +57,12 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             "descent" or "admm" (the program of the drawn gates, CRONOS).
         max_passes: data passes to spend on one solve. Default 1000.
         max_seconds: seconds to spend on one solve. Default None, no limit.
+        precision: of the products with the rows that a solve of a gated head begins with:
+            "float32" (default), "tf32" (for NVIDIA GPUs; on a CPU that is float32) or "bfloat16",
+            all summed in float32. The gap and the certificate are always computed in float32;
+            where the gap is above ``tolerance`` after such products, the solve goes on in float32
+            from the weights it has (:mod:`convex_heads.reduced`). ``precision_effect_`` says what
+            they did to the gap.
         selection: how a path chooses: "best" (default, the lowest validation loss) or "one_se",
             the one-standard-error rule: the largest beta, so the simplest head, whose loss exceeds
             the lowest by at most one standard error of that excess, row by row on the same rows;
@@ -80,6 +86,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         gates_: all gates offered (P, d + 1), standardised coordinates; ``network_`` holds those
             in use.
         history_: records (:class:`convex_heads.solution.Record`) of the final solve.
+        precision_effect_: :class:`convex_heads.solution.PrecisionEffect` of the final solve: passes
+            in ``precision``, the gap believed at their end and the one that held in float32; None
+            for "float32".
         network_: :class:`convex_heads.decode.Network` (or ``ReluNetwork``), what predicts.
         passes_: data passes spent in all.
 
@@ -110,6 +119,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
+        precision: str = "float32",
         selection: str = "best",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
@@ -123,6 +133,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             solver=solver,
             max_passes=max_passes,
             max_seconds=max_seconds,
+            precision=precision,
             selection=selection,
             random_state=random_state,
         )

@@ -18,6 +18,7 @@ from jax import Array
 
 from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of
 from convex_heads.penalties import neuron_norms
+from convex_heads.precision import jit
 
 _RELAX = 1.6
 
@@ -27,7 +28,7 @@ def signs(D: Array, dtype: jnp.dtype) -> Array:
     return jnp.where(D, jnp.ones((), dtype), -jnp.ones((), dtype))[:, None, :]
 
 
-@jax.jit
+@jit
 def violation(program: Program, V: Array) -> Array:
     """How far the values of V (P, d, K) are outside their cones, ().
 
@@ -52,7 +53,7 @@ def violation(program: Program, V: Array) -> Array:
     return jnp.where(top > 0, jnp.sqrt(jnp.max(below) / jnp.where(top > 0, top, 1)), 0)
 
 
-@partial(jax.jit, static_argnames="steps")
+@partial(jit, static_argnames="steps")
 def projection_norms(
     program: Program, h: Array, A: Array, *, steps: int = 100, rho: float = 10.0
 ) -> tuple[Array, Array]:

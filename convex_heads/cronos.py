@@ -33,6 +33,7 @@ from convex_heads.linear_system import difference
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, apply, columns_of, hidden, pull_back
 from convex_heads.penalties import dual_scale, neuron_norms
+from convex_heads.precision import full_precision, jit
 from convex_heads.solution import Record, Solution
 
 __all__ = ["FEASIBLE", "Recipe", "Run", "bounds", "minimise", "paper", "run_at"]
@@ -53,7 +54,7 @@ class Bounds(NamedTuple):
     R: Array
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit, static_argnames="loss")
 def bounds(program: Program, loss: Loss, beta: Array, s: State) -> Bounds:
     """Two and a half data passes; the residual of the dual point is that of the scores z."""
     m = difference(s.t)
@@ -115,6 +116,7 @@ class Run(NamedTuple):
         return self.state.k
 
 
+@full_precision
 def run_at(program: Program, loss: Loss, V: Array, recipe: Recipe | None = None) -> Run:
     """A run whose weights are V (P, d, 2 C) and whose multipliers are zero, for a warm start."""
     state = zero_state(program, loss, recipe or Recipe())

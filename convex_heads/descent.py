@@ -40,6 +40,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, columns_of, hidden, pull_back, weights_of
 from convex_heads.penalties import dual_scale, neuron_norms, prox_neurons
+from convex_heads.precision import jit
 from convex_heads.solution import Record, Solution, Status
 
 # Steps between two looks at the clock.
@@ -97,7 +98,7 @@ def _signed_sum(Z: Array) -> Array:
     return positive - negative
 
 
-@jax.jit
+@jit
 def network_scores(program: Program, V: Array) -> Array:
     """Scores without offset (B, b, C) of neurons V (P, d, 2 C). A third of a data pass."""
     columns, P = columns_of(V), V.shape[0]
@@ -138,7 +139,7 @@ def slope(program: Program, loss: Loss, V: Array) -> Slope:
     return Slope(value, z, R, weights_of(total, P))
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit, static_argnames="loss")
 def own_bound(program: Program, loss: Loss, beta: Array, V: Array) -> tuple[Array, Array]:
     """Residual (B, b, C) at V, and its dual value in the program of V's patterns, ().
 
@@ -160,7 +161,7 @@ def objective(program: Program, loss: Loss, beta: Array, V: Array, z: Array) -> 
     return jnp.sum(program.omega * rows) + beta * jnp.sum(neuron_norms(V))
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit, static_argnames="loss")
 def init(program: Program, loss: Loss, beta: Array, V: Array, L: Array) -> State:
     """State at neurons V (P, d, 2 C); L is a first guess of the Lipschitz constant."""
     z = network_scores(program, V)
@@ -220,7 +221,7 @@ def step(program: Program, loss: Loss, h: Array, beta: Array, tolerance: Array, 
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "steps"))
+@partial(jit, static_argnames=("loss", "steps"))
 def advance(
     program: Program, loss: Loss, h: Array, beta: Array, tolerance: Array, s: State, steps: int
 ) -> State:
@@ -237,7 +238,7 @@ def advance(
     )[1]
 
 
-@partial(jax.jit, static_argnames="loss")
+@partial(jit, static_argnames="loss")
 def rescale(program: Program, loss: Loss, beta: Array, V: Array) -> Array:
     r"""The best lengths of neurons whose directions stay: V (P, d, 2 C) -> V.
 

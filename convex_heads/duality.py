@@ -14,13 +14,13 @@ below. A bound is a bound wherever R came from; the nearer R is to the optimal o
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
 from convex_heads.penalties import GROUP, Penalty
+from convex_heads.precision import jit
 
 
 def loss_value(program: Program, loss: Loss, z: Array) -> Array:
@@ -54,7 +54,7 @@ def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
     return -conjugate + s * jnp.sum(R * program.z0)
 
 
-@jax.jit
+@jit
 def relative_gap(primal: Array, dual: Array) -> Array:
     """(primal - dual) / primal, ()."""
     return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)

@@ -43,6 +43,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import GROUP, Penalty
+from convex_heads.precision import jit
 from convex_heads.solution import Record, Solution
 
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
@@ -95,7 +96,7 @@ class State(NamedTuple):
         return relative_gap(self.primal, self.dual)
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"))
+@partial(jit, static_argnames=("loss", "penalty"))
 def init(program: Program, loss: Loss, penalty: Penalty, beta: Array, W: Array, L: Array) -> State:
     """State at starting weights W (P, d, C); L is a first guess of the Lipschitz constant."""
     z = apply(program, W)
@@ -181,7 +182,7 @@ def step(program: Program, loss: Loss, penalty: Penalty, h: Array, beta: Array, 
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty", "steps"))
+@partial(jit, static_argnames=("loss", "penalty", "steps"))
 def advance(
     program: Program,
     loss: Loss,

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -37,6 +36,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, build_program, spool_program
 from convex_heads.penalties import GROUP, Penalty, floored_metric
+from convex_heads.precision import Precision, full_precision, jit
 from convex_heads.sharding import agreed, place
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource, chunks, is_streamed
@@ -62,6 +62,8 @@ class Prepared(NamedTuple):
         beta_max: smallest group penalty at which all weights are zero.
         penalty: of the weights.
         key: JAX random key that the gates were drawn with.
+        precision: of the products that a solve begins with (:mod:`convex_heads.reduced`); those
+            of ``program`` itself are in float32. Default float32.
     """
 
     program: Program
@@ -74,6 +76,7 @@ class Prepared(NamedTuple):
     beta_max: float
     penalty: Penalty
     key: Array
+    precision: Precision = Precision.FLOAT32
 
 
 def prepare(
@@ -213,7 +216,7 @@ def _beta_max(program: Program, loss: Loss) -> float:
     return max(float(beta_max(program, loss)), float(beta_floor(program, loss)))
 
 
-@partial(jax.jit, static_argnames=("loss",))
+@partial(jit, static_argnames=("loss",))
 def beta_floor(program: Program, loss: Loss) -> Array:
     """The least beta_max that can be told from round-off, ()."""
     R = residual(program, loss, jnp.zeros_like(program.Y))
@@ -278,6 +281,7 @@ def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program
     return _rotated_program(X, prepared.Q.astype(X.dtype), D, Y, omega, prepared.program.z0)
 
 
+@full_precision
 def reweight(prepared: Prepared, omega: np.ndarray) -> Prepared:
     """The same features, gates and axes under other row weights (n,), not all zero."""
     program, loss = prepared.program, prepared.loss

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from convex_heads.precision import jit
 from convex_heads.sources import RowSource, chunks
 
 SAMPLERS = ("aligned", "gaussian", "geometric", "pairs")
@@ -125,13 +126,13 @@ def check_sampler(sampler: str) -> None:
         raise ValueError(f"gates must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
 
 
-@jax.jit
+@jit
 def _with_always_on(drawn: Array) -> Array:
     """Gates (m, d) after the one that is always on: (m + 1, d)."""
     return jnp.pad(drawn, ((1, 0), (0, 0))).at[0, -1].set(1)
 
 
-@partial(jax.jit, static_argnames=("m", "sampler"))
+@partial(jit, static_argnames=("m", "sampler"))
 def _coloured(key: Array, moment: Array, m: int, sampler: str) -> Array:
     """Rows f(S) xi with f(S) = Q f(Lambda) Q', (m, d), last entries zero.
 
@@ -176,7 +177,7 @@ def _index(ends: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(ends, u, side="right"), np.searchsorted(ends, ends[-1]))
 
 
-@jax.jit
+@jit
 def activation_patterns(X: Array, gates: Array) -> Array:
     """1[X g_i >= 0]: features (n, d), gates (P, d) -> bool (n, P)."""
     return X @ gates.T >= 0

@@ -27,10 +27,12 @@ from jax import Array
 
 from convex_heads.certificate import beta_max, climb
 from convex_heads.duality import residual
-from convex_heads.gated import SOLVERS, Prepared, fresh_gates, minimise
+from convex_heads.gated import SOLVERS, Prepared, fresh_gates
 from convex_heads.gates import check_sampler, patterns_of
 from convex_heads.limits import Limits
 from convex_heads.operators import rows
+from convex_heads.precision import full_precision
+from convex_heads.reduced import minimise
 from convex_heads.solution import Solution
 from convex_heads.sources import RowSource
 from convex_heads.subspace_state import State
@@ -191,6 +193,7 @@ def grow(
     return best[1]._replace(rounds=tuple(rounds))
 
 
+@full_precision
 def _candidates(
     prepared: Prepared, solution: Solution, key: Array, growth: Growth
 ) -> tuple[np.ndarray, np.ndarray]:

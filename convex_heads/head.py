@@ -27,6 +27,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
+from convex_heads.precision import Precision
 from convex_heads.programs import ACTIVATIONS, Options, default_tolerance
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
@@ -65,6 +66,7 @@ class ConvexHead(BaseEstimator):
         solver: str = "auto",
         max_passes: int = 1000,
         max_seconds: float | None = None,
+        precision: str = "float32",
         selection: str = "best",
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
@@ -77,6 +79,7 @@ class ConvexHead(BaseEstimator):
         self.solver = solver
         self.max_passes = max_passes
         self.max_seconds = max_seconds
+        self.precision = precision
         self.selection = selection
         self.random_state = random_state
 
@@ -178,6 +181,7 @@ class ConvexHead(BaseEstimator):
         self.path_ = path.points
         self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
         self.history_ = solution.history
+        self.precision_effect_ = solution.precision_effect
         self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
         self.block_rows_ = solution.stats.block_rows
 
@@ -222,6 +226,7 @@ class ConvexHead(BaseEstimator):
             activation=self.activation,
             solver=self.solver,
             limits=Limits(tolerance, self.max_passes, self.max_seconds),
+            precision=self.precision,
         )
 
     def _prepare(
@@ -240,6 +245,7 @@ class ConvexHead(BaseEstimator):
             PENALTIES[options.penalty],
             options.gates,
         )
+        prepared = prepared._replace(precision=Precision(options.precision))
         if not growing:
             return prepared, ()
         growth = Growth(batch=_GROWN_AT_ONCE, max_gates=options.n_gates, sampler=options.gates)

@@ -139,7 +139,7 @@ def _curvature(program: Program, loss: Loss, R: Array, U: Array) -> Array:
     def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
         X, D, Y, omega, r = rows
         a, u = loss.hessian(row_gradients(r, omega), Y)
-        Z = jnp.where(D[:, None, :], hidden(X, columns, P), 0)
+        Z = jnp.where(D[:, None, :], hidden(X, columns, P, program.precision), 0)
         scaled = (Z * (omega[:, None] * a)[:, :, None]).reshape(-1, P)
         along = jnp.einsum("bcp,bc->bp", Z, u)
         return total + scaled.T @ Z.reshape(-1, P) - (along * omega[:, None]).T @ along, None

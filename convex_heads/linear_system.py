@@ -25,6 +25,7 @@ from jax import Array
 from convex_heads.nystrom import Nystrom, adaptive_nystrom, nystrom, precondition
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.pcg import pcg
+from convex_heads.precision import full_precision, jit
 
 ADAPTIVE = "adaptive"
 _MAX_CG = 20
@@ -46,7 +47,7 @@ class System(NamedTuple):
     sketch: Nystrom | None = None
 
 
-@jax.jit
+@jit
 def structured(program: Program, h: Array) -> System:
     """The system with its structured preconditioner; T takes one sweep over the patterns."""
 
@@ -61,6 +62,7 @@ def structured(program: Program, h: Array) -> System:
     return System(h, jnp.maximum(share, 0), basis)
 
 
+@full_precision
 def sketched(program: Program, h: Array, rho: Array, rank: int | str, key: Array) -> System:
     """The system for penalties rho (3,), with a Nystrom preconditioner.
 

@@ -26,6 +26,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import DTypeLike
 
+from convex_heads.precision import jit
+
 
 class Loss(NamedTuple):
     """One row loss. Hashable, so that it can be a static argument under ``jit``.
@@ -75,7 +77,7 @@ def _probability(mean: Array) -> Array:
     return jnp.clip(mean, tiny, 1 - tiny)
 
 
-@jax.jit
+@jit
 def _squared_value(z: Array, y: Array) -> Array:
     return jnp.sum((z - y) ** 2, axis=-1) / 2
 
@@ -88,7 +90,7 @@ def _squared_conjugate(g: Array, y: Array) -> Array:
 # of 1: every formula below keeps the small quantity small instead of subtracting it from 1.
 
 
-@jax.jit
+@jit
 def _logistic_value(z: Array, y: Array) -> Array:
     return jnp.sum(jax.nn.softplus((1 - 2 * y) * z), axis=-1)
 
@@ -103,7 +105,7 @@ def _logistic_conjugate(g: Array, y: Array) -> Array:
     return jnp.sum(_entropy_term(a) + _entropy_term_from_one(a), axis=-1)
 
 
-@jax.jit
+@jit
 def _softmax_value(z: Array, y: Array) -> Array:
     z = z - jnp.sum(z * y, axis=-1, keepdims=True)
     top = jnp.maximum(jnp.max(jnp.where(y > 0, -jnp.inf, z), axis=-1), 0)
@@ -122,7 +124,7 @@ def _softmax_conjugate(g: Array, y: Array) -> Array:
     return jnp.sum(jnp.where(y > 0, _entropy_term_from_one(a), _entropy_term(a)), axis=-1)
 
 
-@jax.jit
+@jit
 def _logit(mean: Array) -> Array:
     p = _probability(mean)
     return jnp.log(p) - jnp.log1p(-p)

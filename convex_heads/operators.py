@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from convex_heads.precision import Precision, jit, product
 from convex_heads.scratch import spooled
 from convex_heads.sharding import devices_here, place, sum_blocks, to_host
 
@@ -40,6 +41,7 @@ class Program(NamedTuple):
         Y: targets (B, b, C).
         omega: row weights (B, b), summing to one; zero for padding and for held-out rows.
         z0: offset of the scores (C,).
+        precision: of the products that are streamed, F W and F'R. Default float32.
     """
 
     X: Array
@@ -47,6 +49,7 @@ class Program(NamedTuple):
     Y: Array
     omega: Array
     z0: Array
+    precision: Precision = Precision.FLOAT32
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -140,30 +143,30 @@ def weights_of(columns: Array, P: int) -> Array:
     return columns.reshape(d, -1, P).transpose(2, 0, 1)
 
 
-def hidden(X: Array, columns: Array, P: int) -> Array:
+def hidden(X: Array, columns: Array, P: int, precision: Precision = Precision.FLOAT32) -> Array:
     """Values of rows (b, d) before gating: (b, C, P)."""
-    return (X @ columns).reshape(len(X), -1, P)
+    return product(X, columns, precision).reshape(len(X), -1, P)
 
 
-def pull_back(X: Array, back: Array) -> Array:
+def pull_back(X: Array, back: Array, precision: Precision = Precision.FLOAT32) -> Array:
     """X' of values (b, C, P), as columns (d, C P)."""
-    return X.T @ back.reshape(len(X), -1)
+    return product(X.T, back.reshape(len(X), -1), precision)
 
 
-@jax.jit
+@jit
 def apply(program: Program, W: Array) -> Array:
     """F W: weights (P, d, C) -> scores without offset (B, b, C). Half a data pass."""
     columns, P = columns_of(W), W.shape[0]
 
     def block(XD: tuple[Array, Array]) -> Array:
         X, D = XD
-        Z = hidden(X, columns, P)
+        Z = hidden(X, columns, P, program.precision)
         return jnp.sum(jnp.where(D[:, None, :], Z, jnp.zeros_like(Z)), axis=2)
 
     return jax.lax.map(block, (program.X, program.D))
 
 
-@jax.jit
+@jit
 def adjoint(program: Program, R: Array) -> Array:
     """F' R: residuals (B, b, C) -> (P, d, C). Half a data pass."""
     (P, d, _), C = program.shape, R.shape[-1]
@@ -171,13 +174,13 @@ def adjoint(program: Program, R: Array) -> Array:
     def block(total: Array, XDR: tuple[Array, Array, Array]) -> tuple[Array, None]:
         X, D, r = XDR
         gated = jnp.where(D[:, None, :], r[:, :, None], jnp.zeros_like(r)[:, :, None])
-        return total + pull_back(X, gated), None
+        return total + pull_back(X, gated, program.precision), None
 
     total = sum_blocks(block, jnp.zeros((d, C * P), R.dtype), (program.X, program.D, R))
     return weights_of(total, P)
 
 
-@jax.jit
+@jit
 def adjoint_of_gates(program: Program, gates: Array, R: Array) -> Array:
     """X' D_g R of other gates (P', d), in the coordinates of program.X: (P', d, C).
 
@@ -198,7 +201,7 @@ def adjoint_of_gates(program: Program, gates: Array, R: Array) -> Array:
     return jax.lax.map(of_group, groups).reshape(-1, d, C)[: len(gates)]
 
 
-@jax.jit
+@jit
 def column_moments(program: Program) -> Array:
     """The diagonal (d,) of X' diag(omega) X."""
 

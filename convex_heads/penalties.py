@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from convex_heads.precision import jit
+
 # The reciprocal root of the sum below is concave and increasing in tau, so Newton from the left
 # rises monotonically to its root; 12 steps reach float64 round-off from any start met in practice.
 _NEWTON_STEPS = 12
@@ -56,7 +58,7 @@ class Penalty(NamedTuple):
     sparse: bool
 
 
-@jax.jit
+@jit
 def group_norms(W: Array) -> Array:
     """||W_i||_F of every gate: (P, d, C) -> (P,)."""
     return jnp.sqrt(jnp.sum(W * W, axis=(1, 2)))
@@ -77,14 +79,14 @@ def dual_norm(G: Array) -> Array:
     return jnp.max(group_norms(G))
 
 
-@jax.jit
+@jit
 def floored_metric(h: Array) -> Array:
     """A non-negative diagonal (d,) made a positive metric: at least 1e-4 of its largest entry."""
     top = jnp.max(h)
     return jnp.where(top > 0, jnp.maximum(h, _METRIC_FLOOR * top), jnp.ones_like(h))
 
 
-@jax.jit
+@jit
 def prox_group_l21(A: Array, h: Array, threshold: Array) -> Array:
     r"""Proximal map of the group penalty in a diagonal metric.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convex_heads import gated, relu
+from convex_heads import gated, reduced, relu
 from convex_heads.checkpoint import one_fit
 from convex_heads.decode import Network, TwoLayer
 from convex_heads.descent import network_scores
@@ -19,6 +19,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import PENALTIES
+from convex_heads.precision import Precision, check_precision
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource, is_streamed
 from convex_heads.traced import is_traced, solve_traced
@@ -63,7 +64,7 @@ ACTIVATIONS = {
         solvers=gated.SOLVERS,
         prepare=gated.prepare,
         reweight=gated.reweight,
-        minimise=gated.minimise,
+        minimise=reduced.minimise,
         resume=gated.resume,
         scores=apply,
         certify=gated.certify_prepared,
@@ -123,6 +124,10 @@ class Options:
             baseline); for ReLU programs ``descent`` (:mod:`convex_heads.descent`) and ``admm``
             (:mod:`convex_heads.cronos`).
         limits: tolerance, max_passes, max_seconds.
+        precision: of the streamed products that a solve of a gated program begins with:
+            ``float32`` (default), ``tf32`` or ``bfloat16``, summed in float32. The gap is always
+            computed in float32, and where it is above the tolerance the solve goes on in float32
+            (:mod:`convex_heads.reduced`).
 
     Raises:
         ValueError: a field is out of its range.
@@ -136,6 +141,7 @@ class Options:
     activation: str = "gated_relu"
     solver: str = "auto"
     limits: Limits = field(default_factory=Limits)
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -147,6 +153,11 @@ class Options:
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         check_sampler(self.gates)
+        if check_precision(self.precision) is not Precision.FLOAT32 and self.activation == "relu":
+            raise ValueError(
+                f"ReLU programs are solved in float32 throughout: use precision='float32', or "
+                f"activation='gated_relu'; got {self.precision!r}"
+            )
         if self.activation == "relu" and self.penalty != "group":
             raise ValueError(
                 "the ReLU program has the group penalty, a norm for every neuron: use "
@@ -225,6 +236,10 @@ def solve(
                 "under jit and vmap there is activation='gated_relu' with solver='auto' alone; got "
                 f"{options.activation!r} with {options.solver!r}"
             )
+        if options.precision != Precision.FLOAT32.value:
+            raise ValueError(
+                f"under jit and vmap there is precision='float32' alone; got {options.precision!r}"
+            )
         return solve_traced(
             jnp.asarray(X),
             jnp.asarray(Y),
@@ -248,6 +263,7 @@ def solve(
         PENALTIES[options.penalty],
         options.gates,
     )
+    prepared = prepared._replace(precision=Precision(options.precision))
     with one_fit(options, np.asarray(prepared.second_moment), prepared.gates, Y):
         solution, _ = activation.minimise(
             prepared,

@@ -43,6 +43,7 @@ from convex_heads.operators import (
     weights_of,
 )
 from convex_heads.penalties import GROUP, Penalty, dual_scale, neuron_norms
+from convex_heads.precision import full_precision, jit
 from convex_heads.scaling import Scaling
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource
@@ -214,6 +215,7 @@ def certify_network(
     )
 
 
+@full_precision
 def certify_neurons(
     program: Program,
     loss: Loss,
@@ -288,7 +290,7 @@ def _pattern_violation(program: Program, R: Array, beta: float, trial: Array) ->
     return best / beta
 
 
-@jax.jit
+@jit
 def _climb(program: Program, R: Array, v: Array) -> tuple[Array, Array]:
     """max |R_c'(X v)_+| / ||v|| of directions (m, d, C), and directions that are no worse.
 

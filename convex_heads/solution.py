@@ -84,6 +84,23 @@ class Record(NamedTuple):
         return self._replace(passes=self.passes + passes, seconds=round(self.seconds + seconds, 4))
 
 
+class PrecisionEffect(NamedTuple):
+    """What products in less than float32 did to the gap of a solve.
+
+    Attributes:
+        precision: of the products: ``tf32`` or ``bfloat16``.
+        passes: data passes with such products; the others were in float32.
+        believed_gap: relative gap that the solver saw through them at their end.
+        relative_gap: the gap of the same weights in float32. Above the tolerance, the solver
+            went on in float32 from there.
+    """
+
+    precision: str
+    passes: float
+    believed_gap: float
+    relative_gap: float
+
+
 class Solution(NamedTuple):
     """Result of a solve.
 
@@ -96,6 +113,7 @@ class Solution(NamedTuple):
         residual: R (B, b, C) of the best dual point found, before it is scaled into the dual
             ball; :func:`convex_heads.certificate.certify_program` checks it anew.
         gates: (P, d) in the coordinates of ``value``; None where the program was given.
+        precision_effect: of products in less than float32; None where there were none.
     """
 
     value: Array
@@ -105,3 +123,4 @@ class Solution(NamedTuple):
     scores: Array
     residual: Array
     gates: Array | None = None
+    precision_effect: PrecisionEffect | None = None

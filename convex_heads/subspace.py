@@ -51,6 +51,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import GROUP, Penalty
+from convex_heads.precision import Precision, jit, product
 from convex_heads.proximal import metric, proximal_step
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import roundoff, search, span_at
@@ -100,7 +101,7 @@ def step(
     places = jnp.array([slot, m, m + 1])
     kept = s.kept.at[places].set(jnp.array([True, True, due | s.kept[-1]]))
     first = jnp.zeros_like(W).at[0].set(W[0] - s.W[0])
-    own = jnp.where(program.D[:, :, :1], program.X @ first[0], 0)
+    own = jnp.where(program.D[:, :, :1], product(program.X, first[0], program.precision), 0)
     steps = s.steps.at[:, places].set(jnp.stack([W - s.W - first, first, even.move], 1))
     images = s.images.at[:, places].set(jnp.stack([z - s.z - own, own, even.image], 1))
     back = jnp.zeros(m + 2, z.dtype).at[places[:2]].set(-1)
@@ -169,7 +170,7 @@ def _stretched(L: Array, length: Array, shortest: Array) -> Array:
     return L / jnp.sqrt(jnp.clip(length, shortest, _LONGEST))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"), donate_argnames="s")
+@partial(jit, static_argnames=("loss", "penalty"), donate_argnames="s")
 def advance(
     program: Program,
     loss: Loss,
@@ -245,7 +246,7 @@ def minimise(
         max_idle=MAX_IDLE,
         on_record=on_record,
     )
-    if status is Status.STALLED:
+    if status is Status.STALLED and program.precision is Precision.FLOAT32:
         state, status, polished = _polish(
             program, loss, penalty, beta, state, limits, began, on_record
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -13,6 +12,7 @@ from convex_heads.duality import loss_value, relative_gap
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import Penalty
+from convex_heads.precision import jit
 from convex_heads.sharding import like_rows
 
 # Steps kept for the span.
@@ -90,7 +90,7 @@ def zero_state(program: Program, memory: int | None = None) -> State:
     return State(*(like_rows(a, axes.get(field)) for field, a in state.items()))
 
 
-@partial(jax.jit, static_argnames="memory")
+@partial(jit, static_argnames="memory")
 def zeros(program: Program, memory: int | None = None) -> State:
     """:func:`zero_state` as a part of a traced computation, which knows no places."""
     B, b, C = program.Y.shape
@@ -121,7 +121,7 @@ def state_at(program: Program, W: Array) -> State:
     return zero_state(program)._replace(W=W, z=apply(program, W))
 
 
-@partial(jax.jit, static_argnames=("loss", "penalty"), donate_argnames="s")
+@partial(jit, static_argnames=("loss", "penalty"), donate_argnames="s")
 def restate(program: Program, loss: Loss, penalty: Penalty, beta: Array, s: State) -> State:
     """The same weights and span under another penalty or other row weights, bounds forgotten.
 

@@ -21,6 +21,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, block_rows
 from convex_heads.penalties import Penalty
+from convex_heads.precision import full_precision
 from convex_heads.solution import Solution, Stats, Status
 
 _STATUSES = tuple(Status)
@@ -36,6 +37,7 @@ def status_of(code: Array | int) -> Status:
     return _STATUSES[int(code)]
 
 
+@full_precision
 def solve_traced(
     X: Array,
     Y: Array,

@@ -51,6 +51,7 @@ _HEAD = (
     "solver",
     "tolerance",
     "max_seconds",
+    "precision",
 )
 
 

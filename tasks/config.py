@@ -37,6 +37,7 @@ Calibration = Literal["none", "temperature"]
 Gates = Literal["aligned", "gaussian", "geometric", "pairs"]
 Engine = Literal["local", "ray"]
 Optimizer = Literal["adamw", "schedule-free", "prodigy"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 StoreDtype = Literal["float32", "float16", "int8"]
 
 _BETA = " (a fraction of beta_max), or auto"
@@ -128,6 +129,8 @@ class FitConfig(ExtractConfig):
     loss, or the largest beta within one standard error of it. penalty: "group" switches gates off,
     "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
     to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    precision: of the products that a solve of a gated head begins with; the gap is always computed
+    in float32, and a gap above the tolerance is closed in float32.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
     of train and validation. embed_samples: put 20 test rows that the head gets wrong into the
     artefact, as samples.jsonl; otherwise it holds no row. comparison: a folder of `compare`, whose
@@ -155,6 +158,7 @@ class FitConfig(ExtractConfig):
     penalty: Penalty = "group"
     solver: Solver = "auto"
     tolerance: float | None = None
+    precision: Precision = "float32"
     max_seconds: float | None = None
     class_weight: ClassWeight = "none"
     calibrate: Calibration = "temperature"
@@ -182,6 +186,8 @@ class FitConfig(ExtractConfig):
             )
         if self.activation == "relu" and self.penalty != "group":
             raise InputError(f"--penalty {self.penalty}: ReLU heads have the group penalty")
+        if self.activation == "relu" and self.precision != "float32":
+            raise InputError(f"--precision {self.precision}: ReLU heads are solved in float32")
         if self.activation == "relu" and self.n_gates == "grow":
             raise InputError("--n-gates grow: ReLU heads find their patterns by themselves")
         if not isinstance(self.n_gates, str):

@@ -20,7 +20,7 @@ from tasks.config import FitConfig
 from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import extract_features
-from tasks.fit_head import fit_head, history_lines
+from tasks.fit_head import fit_head, history_lines, precision_note
 from tasks.outcome import common_fields, default_folder, measure, save, usable_rows
 from tasks.records import FitRecord
 from tasks.streaming import is_larger_than_memory
@@ -64,6 +64,10 @@ def run_fit(
     for note in outcome.notes:
         reporter.note(note)
     notes = (*found.dataset.notes, *outcome.notes)
+    effect = classifier.precision_effect_
+    if effect is not None:
+        notes = (*notes, precision_note(effect))
+        reporter.note(notes[-1])
     if certificate.relative_gap > classifier.tolerance_:
         notes = (*notes, f"{classifier.status_.value} (gap {certificate.relative_gap:.1e})")
         reporter.note(notes[-1])
@@ -78,6 +82,8 @@ def run_fit(
         notes=notes,
         command=as_command("fit", config),
         tolerance=classifier.tolerance_,
+        precision=config.precision,
+        precision_effect=None if effect is None else effect._asdict(),
         history=history_lines(classifier.history_),
     )
     block_rows = {"block_rows": classifier.block_rows_}

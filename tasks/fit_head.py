@@ -15,7 +15,7 @@ from tasks.console import Reporter
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
-    from convex_heads.solution import Record
+    from convex_heads.solution import PrecisionEffect, Record
 
 
 def fit_head(
@@ -61,6 +61,7 @@ def fit_head(
         loss=config.loss,
         class_weight="balanced" if config.class_weight == "balanced" else None,
         max_seconds=config.max_seconds,
+        precision=config.precision,
         selection=config.selection.replace("-", "_"),
         random_state=config.seed,
         **options,
@@ -92,6 +93,14 @@ def fit_head(
             on_progress=on_progress,
             on_record=on_record,
         )
+
+
+def precision_note(effect: PrecisionEffect) -> str:
+    """What products in less than float32 did to the gap of the final solve, in a sentence."""
+    return (
+        f"{effect.precision} products took {effect.passes:.0f} passes and the gap to "
+        f"{effect.relative_gap:.1e} in float32 (through them it seemed {effect.believed_gap:.1e})"
+    )
 
 
 def history_lines(records: Sequence[Record]) -> list[dict[str, float]]:

@@ -84,6 +84,9 @@ Selection = Annotated[
 Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
 Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
+Precision = Annotated[
+    str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")
+]
 MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
 ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
 Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]

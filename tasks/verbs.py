@@ -32,7 +32,7 @@ _ROWS = (
 _SAVED_ROWS = "data_root text_column image_column label_column features_column on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
 _LONG = "long_text autocast"
-_HEAD = "activation loss n_gates gates beta selection penalty solver tolerance"
+_HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
 
@@ -107,8 +107,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
 
-    Features are extracted first where the store does not have them. The head is compared with a
-    linear probe that is tuned on the same validation rows.
+    Extracts the features that the store lacks; tunes a linear probe beside it.
 
     Example: convex-heads fit reviews.csv --backbone minilm --out my-head
     """

@@ -36,6 +36,7 @@ positive = st.floats(1e-9, 0.999)
         beta=st.just("auto") | positive,
         tolerance=st.none() | positive,
         loss=st.sampled_from(["auto", "softmax", "logistic", "squared"]),
+        precision=st.sampled_from(["float32", "tf32", "bfloat16"]),
     )
 )
 def test_options_survive_toml(tmp_path_factory, config):
@@ -121,11 +122,13 @@ def test_choices_of_the_command_line_are_those_of_the_library():
     from convex_heads.gates import SAMPLERS
     from convex_heads.losses import LOSSES
     from convex_heads.penalties import PENALTIES
+    from convex_heads.precision import Precision
     from convex_heads.programs import ACTIVATIONS
 
     assert set(get_args(config.Gates)) == set(SAMPLERS)
     assert set(get_args(config.Penalty)) == set(PENALTIES)
     assert set(get_args(config.Loss)) == {"auto", *LOSSES}
+    assert get_args(config.Precision) == tuple(each.value for each in Precision)
     solvers = {name: ("auto", *kind.solvers) for name, kind in ACTIVATIONS.items()}
     assert solvers == config.SOLVERS
     assert set(get_args(config.Activation)) == set(solvers)
