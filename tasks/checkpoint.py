@@ -58,7 +58,7 @@ class State:
         next_half: ``block`` or ``head``.
         rate: learning rate; None before it is known.
         highest: best validation accuracy of all half-steps, chance included; lowest: mean loss.
-        idle: rounds since either was bettered.
+        idle: rounds since either was bettered; a lower rate after a step back is none.
         seconds: spent so far, those before an interruption included.
         history: a line for each half-step.
     """

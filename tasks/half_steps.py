@@ -203,7 +203,8 @@ class HalfSteps:
             state.next_half = "head"
         else:
             joint.cut.restore(dict(state.now.blocks))
-            state.idle += 1
+            if self.options.optimizer == "prodigy":  # the others go on at a lower rate
+                state.idle += 1
         figures = {"steps": step.steps, "rate": step.rate, "share": share}
         figures["block_loss"] = step.loss
         self._judge(state, "block", kept, found, began, figures)

@@ -60,7 +60,7 @@ def test_objective_never_rises_and_the_delta_is_the_model(family, tmp_path):
     )
     before = problem.cut.state()
     options = BlockOptions(epochs=2, batch_size=8)
-    done = alternate(problem, rounds=2, options=options)
+    done = alternate(problem, rounds=3, options=options)
     assert never_rises(done.history) and saves_the_best(done.history)
     kept = [line for line in done.history if line["half"] == "block" and line["kept"]]
     assert kept and done.history[-1]["objective"] < 0.999 * done.history[0]["objective"]
