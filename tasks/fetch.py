@@ -15,7 +15,8 @@ from extractors.errors import InputError, MachineError
 from extractors.hub import plain_hub_errors
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+\Z")
-_FILES = ["config.json", "model.safetensors", "README.md", "report.html"]
+_TEXTS = ["config.json", "README.md", "report.html"]
+_FILES = [*_TEXTS, "model.safetensors"]
 _MOST_BYTES = 20 << 20
 _SECONDS = 20.0
 # Of a config, what says where a backbone is loaded from.
@@ -106,7 +107,7 @@ def hide_places(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     told = {name: value for name, value in config.items() if name not in _SOURCE}
     places = sorted(set(_places(told)), key=len, reverse=True)  # a folder after what is in it
-    for name in ("config.json", "README.md", "report.html"):
+    for name in _TEXTS:
         path = folder / name
         if path.is_file():
             text = path.read_text("utf-8")

@@ -130,7 +130,7 @@ class HalfSteps:
         self._solving = (time.monotonic() - solving) / 3
         network, certificate = head.network_, head.certificate_
         self._Y = targets(joint.train.labels, network.loss, joint.n_classes)
-        right = self._right(network)
+        right, loss = self._right(network), self._loss(network)
         model = Model(joint.cut.state(), network)
         state = State(
             first=network,
@@ -145,9 +145,9 @@ class HalfSteps:
             best_certificate=certificate._asdict(),
             rate=self.options.rate,
             highest=float(right.mean()),
-            lowest=self._loss(network),
+            lowest=loss,
         )
-        self._note(state, "head", True, state.objective, began, right)
+        self._note(state, "head", True, state.objective, began, right, loss)
         return state
 
     def use(self, state: State) -> None:
@@ -283,7 +283,7 @@ class HalfSteps:
         if kept and self._is_best(state, right):
             state.best, state.best_right = state.now, right
             state.best_certificate = state.certificate
-        self._note(state, half, kept, found, began, right, rose=rose, **figures)
+        self._note(state, half, kept, found, began, right, loss, rose=rose, **figures)
 
     def _is_best(self, state: State, right: np.ndarray) -> bool:
         """The highest validation accuracy, of those that are a reason to leave the frozen one."""
@@ -300,6 +300,7 @@ class HalfSteps:
         found: float,
         began: float,
         right: np.ndarray,
+        loss: float,
         **figures: Any,
     ) -> None:
         labels = self.joint.train.labels
@@ -315,7 +316,7 @@ class HalfSteps:
                     np.mean(_classes(state.now.network.scores(self._features)) == labels)
                 ),
                 "validation_accuracy": float(right.mean()),
-                "validation_loss": self._loss(state.now.network),
+                "validation_loss": loss,
                 "best_validation_accuracy": float(state.best_right.mean()),
                 "seconds": round(time.monotonic() - began, 3),
                 **figures,
