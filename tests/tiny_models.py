@@ -176,7 +176,7 @@ def save_image_model(kind: str, folder: Path, *, tower_only: bool = False) -> Pa
     return folder
 
 
-def save_timm_model(folder: Path, architecture: str, **arguments: Any) -> Path:
+def save_timm_model(folder: Path, architecture: str, *, side: int = 64, **arguments: Any) -> Path:
     """A random timm model in its local-dir form, with the preprocessing of its default weights."""
     tf = _transformers()
     del tf
@@ -189,7 +189,7 @@ def save_timm_model(folder: Path, architecture: str, **arguments: Any) -> Path:
         {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors"
     )
     found = model.pretrained_cfg
-    side = arguments.get("img_size", 64)
+    side = arguments.get("img_size", side)
     config = {
         "architecture": architecture,
         "num_classes": 5,

@@ -1,9 +1,10 @@
 """Rows per second of encoding, against the library's own best way on the same rows, paired.
 
 Texts: `encode_rows` with MiniLM, in float32 and in int8, against `SentenceTransformer.encode` with
-the best of several batch sizes. Images: `encode_rows` from encoded files against a bare loop of
-forward passes over the same images, decoded before the clock starts. Each repeat runs every way
-once, one after the other; a ratio is taken within a repeat, and the median over repeats is printed.
+the best of several batch sizes. Images: `encode_rows` from encoded files against a loop of forward
+passes over a `DataLoader` that decodes the same files in worker processes, and, as a bound, over
+images decoded before the clock starts. Each repeat runs every way once, one after the other; a
+ratio is taken within a repeat, and the median over repeats is printed.
 `--accuracy` also fits a logistic regression on the features of both precisions.
 """
 
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from shared import Row, parser, show
@@ -46,6 +47,19 @@ def photographs(n: int) -> list[bytes]:
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         found.append(file.getvalue())
     return found
+
+
+class Decoded:
+    """Encoded pictures as a data set of prepared tensors, for a `DataLoader`."""
+
+    def __init__(self, files: list[bytes], prepare: Callable[[bytes], Any]) -> None:
+        self.files, self.prepare = files, prepare
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.prepare(self.files[i])
 
 
 def paired(ways: dict[str, Encode], repeats: int) -> dict[str, list[tuple[float, float]]]:
@@ -105,25 +119,41 @@ def text_ways(inputs: list[str], batches: Sequence[int]) -> tuple[dict[str, Enco
 
 
 def image_ways(name: str, files: list[bytes]) -> tuple[dict[str, Encode], list[str]]:
-    """Bare forward passes over decoded images with several batch sizes, then ours from files."""
+    """Forward passes fed by a `DataLoader`, ours from files, and over images decoded before."""
     import torch
+    from torch.utils.data import DataLoader, Dataset
 
     extractor: Any = load_extractor(name, device="cpu")
     pixels = torch.stack([extractor.prepare(file) for file in files])
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
     ids = [str(i) for i in range(len(files))]
 
-    def bare(batch: int) -> np.ndarray:
+    def loop(batches: Iterable[torch.Tensor]) -> np.ndarray:
         with torch.inference_mode():
-            parts = [extractor._model(part) for part in pixels.split(batch)]
+            parts = [
+                extractor._model(part.contiguous(memory_format=torch.channels_last))
+                for part in batches
+            ]
             return torch.cat(parts).numpy()
 
-    ways: dict[str, Encode] = {
-        "bare forward, batch 8": lambda: bare(8),
-        "bare forward, batch 32": lambda: bare(32),
+    def loaded(batch: int, workers: int) -> Encode:
+        loader = DataLoader(
+            cast("Dataset[torch.Tensor]", Decoded(files, extractor.prepare)),
+            batch,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        return lambda: loop(loader)
+
+    ways = {
+        f"forward, DataLoader, batch {batch}, {workers} worker{'s' * (workers > 1)}": loaded(
+            batch, workers
+        )
+        for batch in (8, 32)
+        for workers in (1, 2)
     }
     rivals = list(ways)
     ways["float32, from JPEG files"] = lambda: encode_rows(extractor, files, ids).features
+    ways["forward alone, decoded before, batch 8"] = lambda: loop(pixels.split(8))
     return ways, rivals
 
 
