@@ -48,7 +48,9 @@ class State:
         first: the head of the frozen backbone.
         now: the model that goes on.
         best: the one that validation rows prefer.
-        best_right: which validation rows it gets right (m,) bool.
+        best_accuracy: of it on validation rows; best_loss: mean.
+        frozen_right: which validation rows the frozen backbone's head gets right (m,) bool;
+            frozen_losses: of them (m,).
         gates: all that the head may choose from (P, d + 1).
         usable: features that are not constant (d,) bool.
         beta: absolute penalty, of every round.
@@ -66,7 +68,10 @@ class State:
     first: TwoLayer
     now: Model
     best: Model
-    best_right: np.ndarray
+    best_accuracy: float
+    best_loss: float
+    frozen_right: np.ndarray
+    frozen_losses: np.ndarray
     gates: np.ndarray
     usable: np.ndarray
     beta: float
@@ -84,8 +89,8 @@ class State:
 
 
 _PLAIN = ("beta", "objective", "certificate", "best_certificate", "round", "next_half", "rate")
-_PLAIN += ("highest", "lowest", "idle", "seconds", "history")
-_ARRAYS = ("best_right", "gates", "usable")
+_PLAIN += ("best_accuracy", "best_loss", "highest", "lowest", "idle", "seconds", "history")
+_ARRAYS = ("frozen_right", "frozen_losses", "gates", "usable")
 
 
 def save(folder: Path, state: State, about: Mapping[str, Any]) -> None:
@@ -174,7 +179,8 @@ def load(folder: Path, about: Mapping[str, Any]) -> State:
         first=network_of(part("first/head/"), told["activation"], told["loss"]),
         now=model("now"),
         best=model("best"),
-        best_right=arrays["best_right"].astype(bool),
+        frozen_right=arrays["frozen_right"].astype(bool),
+        frozen_losses=arrays["frozen_losses"],
         gates=arrays["gates"],
         usable=arrays["usable"].astype(bool),
         **{name: told[name] for name in _PLAIN},

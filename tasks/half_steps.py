@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,22 +59,45 @@ class Joint:
     omega: np.ndarray | None = None
 
 
-def prefers(right: np.ndarray, before: np.ndarray) -> bool:
+class Answers(NamedTuple):
+    """What a model says of the validation rows: which it gets right (m,) bool, and losses (m,)."""
+
+    right: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of them that it gets right."""
+        return float(self.right.mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean over them."""
+        return float(self.losses.mean())
+
+
+def prefers(found: Answers, before: Answers) -> bool:
     """Whether validation rows prefer a model by more than one standard error.
 
-    Args:
-        right: rows that it gets right (m,) bool.
-        before: rows that the other one gets right.
+    More of them must be right, or no fewer of them with a lower loss, which says more where rows
+    are few.
 
     Example:
-        >>> one = np.array([True, True, True, True])
-        >>> prefers(one, ~one), prefers(one, np.array([True, True, True, False]))
-        (True, False)
+        >>> ones = np.ones(4)
+        >>> all_right, one_wrong = np.array([True] * 4), np.array([True] * 3 + [False])
+        >>> prefers(Answers(all_right, ones), Answers(~all_right, ones))
+        True
+        >>> prefers(Answers(all_right, ones), Answers(one_wrong, ones))
+        False
+        >>> prefers(Answers(all_right, ones / 2), Answers(one_wrong, ones))
+        True
     """
-    wins = int(np.sum(right & ~before))
-    losses = int(np.sum(~right & before))
-    # Under "both are as good", wins - losses has variance wins + losses.
-    return wins - losses > math.sqrt(wins + losses)
+    wins = int(np.sum(found.right & ~before.right))
+    losses = int(np.sum(~found.right & before.right))
+    lower = before.losses - found.losses
+    # Variances of the two sums under "both are as good".
+    more_right = wins - losses > math.sqrt(wins + losses)
+    return more_right or (wins >= losses and bool(lower.sum() > np.linalg.norm(lower)))
 
 
 def usable_features(X: np.ndarray) -> np.ndarray:
@@ -130,13 +153,16 @@ class HalfSteps:
         self._solving = (time.monotonic() - solving) / 3
         network, certificate = head.network_, head.certificate_
         self._Y = targets(joint.train.labels, network.loss, joint.n_classes)
-        right, loss = self._right(network), self._loss(network)
+        answers = self._answers(network)
         model = Model(joint.cut.state(), network)
         state = State(
             first=network,
             now=model,
             best=model,
-            best_right=right,
+            frozen_right=answers.right,
+            frozen_losses=answers.losses,
+            best_accuracy=answers.accuracy,
+            best_loss=answers.loss,
             gates=np.asarray(head.gates_),
             usable=self._usable,
             beta=float(certificate.beta),
@@ -144,10 +170,10 @@ class HalfSteps:
             certificate=certificate._asdict(),
             best_certificate=certificate._asdict(),
             rate=self.options.rate,
-            highest=float(right.mean()),
-            lowest=loss,
+            highest=answers.accuracy,
+            lowest=answers.loss,
         )
-        self._note(state, "head", True, state.objective, began, right, loss)
+        self._note(state, "head", True, state.objective, began, answers)
         return state
 
     def use(self, state: State) -> None:
@@ -276,21 +302,19 @@ class HalfSteps:
         began: float,
         figures: dict[str, Any],
     ) -> None:
-        right, loss = self._right(state.now.network), self._loss(state.now.network)
-        accuracy = float(right.mean())
-        rose = accuracy > state.highest or loss < state.lowest
-        state.highest, state.lowest = max(state.highest, accuracy), min(state.lowest, loss)
-        if kept and self._is_best(state, right):
-            state.best, state.best_right = state.now, right
-            state.best_certificate = state.certificate
-        self._note(state, half, kept, found, began, right, loss, rose=rose, **figures)
+        answers = self._answers(state.now.network)
+        rose = answers.accuracy > state.highest or answers.loss < state.lowest
+        state.highest = max(state.highest, answers.accuracy)
+        state.lowest = min(state.lowest, answers.loss)
+        if kept and self._is_best(state, answers):
+            state.best, state.best_certificate = state.now, state.certificate
+            state.best_accuracy, state.best_loss = answers.accuracy, answers.loss
+        self._note(state, half, kept, found, began, answers, rose=rose, **figures)
 
-    def _is_best(self, state: State, right: np.ndarray) -> bool:
+    def _is_best(self, state: State, answers: Answers) -> bool:
         """The highest validation accuracy, of those that are a reason to leave the frozen one."""
-        best = state.best_right
-        if best.mean() > state.history[0]["validation_accuracy"]:
-            return bool(right.sum() > best.sum())
-        return prefers(right, best)
+        higher = (answers.accuracy, -answers.loss) > (state.best_accuracy, -state.best_loss)
+        return higher and prefers(answers, Answers(state.frozen_right, state.frozen_losses))
 
     def _note(
         self,
@@ -299,8 +323,7 @@ class HalfSteps:
         kept: bool,
         found: float,
         began: float,
-        right: np.ndarray,
-        loss: float,
+        answers: Answers,
         **figures: Any,
     ) -> None:
         labels = self.joint.train.labels
@@ -315,9 +338,9 @@ class HalfSteps:
                 "train_accuracy": float(
                     np.mean(_classes(state.now.network.scores(self._features)) == labels)
                 ),
-                "validation_accuracy": float(right.mean()),
-                "validation_loss": loss,
-                "best_validation_accuracy": float(state.best_right.mean()),
+                "validation_accuracy": answers.accuracy,
+                "validation_loss": answers.loss,
+                "best_validation_accuracy": state.best_accuracy,
                 "seconds": round(time.monotonic() - began, 3),
                 **figures,
             }
@@ -333,14 +356,10 @@ class HalfSteps:
         with self.reporter.stage("features", len(rows)) as stage:
             return features_of(self.joint.cut, rows, advance=stage.advance) * self._usable
 
-    def _right(self, network: TwoLayer) -> np.ndarray:
-        return _classes(network.scores(self._validation)) == self.joint.validation.labels
-
-    def _loss(self, network: TwoLayer) -> float:
-        """Mean loss of the validation rows."""
-        labels = self.joint.validation.labels
-        Y = targets(labels, network.loss, self.joint.n_classes)
-        return objective(network, self._validation, Y, np.ones(len(labels)), 0.0)
+    def _answers(self, network: TwoLayer) -> Answers:
+        z, labels = network.scores(self._validation), self.joint.validation.labels
+        losses = row_losses(torch.from_numpy(z), torch.from_numpy(labels), network.loss)
+        return Answers(_classes(z) == labels, losses.double().numpy())
 
     def _objective(self, network: TwoLayer, beta: float) -> float:
         return objective(network, self._features, self._Y, self.omega, beta, self.penalty)

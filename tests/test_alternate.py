@@ -28,7 +28,7 @@ from tasks.activations import cached_rows
 from tasks.alternate import alternate
 from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.cli import main
-from tasks.half_steps import HalfSteps, prefers
+from tasks.half_steps import Answers, HalfSteps, prefers
 
 
 def saves_the_best(history: list[dict]) -> bool:
@@ -120,9 +120,15 @@ def test_a_step_that_raises_the_objective_is_rolled_back(tmp_path):
 
 
 def test_few_rows_need_a_reason():
-    right = np.array([True] * 9 + [False])
-    assert not prefers(right, np.array([True] * 8 + [False] * 2))  # one row is noise
-    assert prefers(right, np.array([True] * 4 + [False] * 6))
+    right, ones = np.array([True] * 9 + [False]), np.ones(10)
+    found, near = Answers(right, ones), np.array([True] * 8 + [False] * 2)
+    assert not prefers(found, Answers(near, ones))  # one row is noise
+    assert prefers(found, Answers(np.array([True] * 4 + [False] * 6), ones))
+    # Losses say more than answers do, but not against them.
+    one_row, rows = np.eye(10)[0], np.linspace(0.1, 0.3, 10)
+    assert prefers(Answers(right, ones - rows), Answers(near, ones))
+    assert not prefers(Answers(right, ones - one_row), Answers(near, ones))  # of one row alone
+    assert not prefers(Answers(near, ones - rows), Answers(right, ones))
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path):
