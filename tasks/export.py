@@ -123,7 +123,10 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
     if config.out.is_dir():
         raise InputError(f"--out {config.out} is a folder: name a file, such as head.onnx")
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device="cpu", trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device="cpu",
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     graph: Graph | None = None
     if config.with_backbone:

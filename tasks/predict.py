@@ -55,7 +55,10 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     from tasks.pipeline import ConvexHeadPipeline
 
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     items = find_items(config, pipeline.modality, columns_before(pipeline.facts))
     form = config.format or _format_of(config.output)

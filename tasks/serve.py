@@ -59,7 +59,10 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
     from tasks.pipeline import ConvexHeadPipeline
 
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     with reporter.stage("load", total=None):
         assert pipeline.extractor.dim  # loaded before the first request comes
