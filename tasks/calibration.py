@@ -21,15 +21,19 @@ _LOG_BOUNDS = (-4.0, 4.0)
 _PRIOR = 0.5
 
 
-def fit_temperature(scores: np.ndarray, loss: str, labels: np.ndarray) -> float | None:
+def fit_temperature(
+    scores: np.ndarray, loss: str, labels: np.ndarray, *, spread: float = _PRIOR
+) -> float | None:
     r"""The most probable temperature T > 0 of ``p = probabilities(scores, loss, T)``.
 
-    .. math:: \min_T\; -\sum_j \log p_{j, y_j} + (\log T)^2 / (2 \cdot 0.5^2)
+    .. math:: \min_T\; -\sum_j \log p_{j, y_j} + (\log T)^2 / (2\, \mathrm{spread}^2)
 
     Args:
         scores: (n, C), or (n, 1) for the logistic loss.
         loss: of the head. The squared loss has no temperature: None is returned.
         labels: (n,) class indices.
+        spread: standard deviation of log T before any row is seen; more for scores that are no
+            log-odds.
 
     Example:
         >>> z = np.array([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
@@ -46,7 +50,7 @@ def fit_temperature(scores: np.ndarray, loss: str, labels: np.ndarray) -> float 
     def negative(log_temperature: float) -> float:
         p = probabilities(scores, loss, float(np.exp(log_temperature)))
         right = np.maximum(p[np.arange(len(p)), labels], np.finfo(p.dtype).tiny)
-        return log_temperature**2 / (2 * _PRIOR**2) - float(np.log(right).sum())
+        return log_temperature**2 / (2 * spread**2) - float(np.log(right).sum())
 
     best: Any = minimize_scalar(negative, bounds=_LOG_BOUNDS)
     return float(np.exp(best.x))
