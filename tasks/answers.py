@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 
+from extractors.base import Modality
 from tasks.artefact import Head
 
 
@@ -46,6 +47,30 @@ def answers_of(
         for answer, radius in zip(answers, radii, strict=True):
             answer["robustness_radius"] = float(radius)
     return answers
+
+
+def many(items: Any, modality: Modality) -> Sequence[Any] | None:
+    """What was given as rows; None if it is a single one.
+
+    Rows have an order and a length: a list, an array, a column of a table. Text, bytes and a
+    mapping are single, and so is an array of pixels or of one vector's numbers.
+
+    >>> many("fine", "text"), many(["fine"], "text"), many(np.array(["fine"]), "text")
+    (None, ['fine'], ['fine'])
+    >>> many(np.zeros((4, 6, 3), np.uint8), "image"), len(many(np.zeros((2, 5)), "features"))
+    (None, 2)
+    """
+    if modality == "features":
+        array = np.asarray(items)
+        return None if array.ndim == 1 else cast(Sequence[Any], array)
+    if isinstance(items, np.ndarray):
+        one = 0 if items.dtype.kind in "OU" else 3  # axes of a single item: pixels have some
+        return None if items.ndim <= one else list(items)
+    single = isinstance(items, str | bytes | bytearray | memoryview | Mapping)
+    table = hasattr(items, "columns")
+    if single or table or not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+        return None
+    return list(items) if hasattr(items, "iloc") else items  # a column counts from its own labels
 
 
 def streamed(

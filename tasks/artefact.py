@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,8 @@ import numpy as np
 from convex_heads.decode import Network, ReluNetwork, TwoLayer
 from convex_heads.scaling import Scaling
 from extractors.errors import InputError
-from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors, write_atomically
+from extractors.storage import plain_disk_errors, write_atomically
+from tasks import publish
 from tasks.records import to_json
 from tasks.weights import check_weights
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+_FILES = ("README.md", "report.html", WEIGHTS_NAME, CONFIG_NAME)
 CHANGED = "backbone."  # before the names of the backbone's weights that were fine-tuned
 
 
@@ -100,13 +100,7 @@ def write_artefact(
         InputError: the folder holds something else.
         MachineError: the disk refuses; an older artefact is then untouched.
     """
-    check_destination(folder)
-    make_folder(folder.absolute().parent)
-    temporary = folder.absolute().with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}")
-    with plain_disk_errors(folder.parent):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    try:
+    with publish.whole_folder(folder, _FILES) as new:
         content = _tensors(head.network, changes or {})
         config = {
             "schema_version": SCHEMA_VERSION,
@@ -121,25 +115,16 @@ def write_artefact(
             "weights_sha256": hashlib.sha256(content).hexdigest(),
             **facts,
         }
-        write_atomically(temporary / WEIGHTS_NAME, content)
-        write_atomically(temporary / CONFIG_NAME, (to_json(config, indent=2) + "\n").encode())
-        with plain_disk_errors(folder.parent):
-            if write_more is not None:
-                write_more(temporary)
-            _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_atomically(new / WEIGHTS_NAME, content)
+        write_atomically(new / CONFIG_NAME, (to_json(config, indent=2) + "\n").encode())
+        if write_more is not None:
+            with plain_disk_errors(folder.parent):
+                write_more(new)
 
 
 def check_destination(folder: Path) -> None:
     """Raises InputError unless an artefact may be written there. Cheap: ask before the work."""
-    if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / CONFIG_NAME).is_file():
-            raise InputError(
-                f"--out {folder} is a folder with other things in it: name a new or an empty folder"
-            )
-    elif folder.exists():
-        raise InputError(f"--out {folder} is a file: name a folder")
+    publish.check_destination(folder, _FILES)
 
 
 def read_artefact(folder: Path) -> Artefact:
@@ -311,31 +296,3 @@ def _network(
         **{name: arrays[name] for name in own},
     )
     return network, {name.removeprefix(CHANGED): arrays[name] for name in changed}
-
-
-def _replace(new: Path, place: Path) -> None:
-    """Puts a finished folder in its place; the one that was there goes last."""
-    if not place.exists():
-        new.replace(place)
-        return
-    if _exchange(new, place):
-        shutil.rmtree(new, ignore_errors=True)
-        return
-    old = new.with_name(f"{new.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    place.replace(old)
-    new.replace(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step, so that there is no moment without one; False if it cannot."""
-    import ctypes
-
-    at_working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE; Linux since 3.15
-    try:
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    return swap(at_working_folder, names[0], at_working_folder, names[1], exchange) == 0

@@ -47,6 +47,7 @@ class CacheConfig(CommonConfig):
 class PredictConfig(CommonConfig):
     """Options of `predict`: a saved head, and texts or a file or folder of new rows.
 
+    backbone: its name where it is now, if it was in a folder that has moved; so of the other verbs.
     output: a file; None is stdout. format: None follows the suffix of output, otherwise a table.
     """
 
@@ -60,6 +61,7 @@ class PredictConfig(CommonConfig):
     features_column: str | None = None
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
+    backbone: str | None = None
     device: str | None = None
 
 
@@ -76,6 +78,7 @@ class LabelledRowsConfig(CommonConfig):
     features_column: str | None = None
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
+    backbone: str | None = None
     device: str | None = None
 
 
@@ -129,6 +132,7 @@ class ServeConfig(CommonConfig):
     timeout_seconds: float = 60.0
     shutdown_seconds: int = 30
     trust_remote_code: str | None = None
+    backbone: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -154,3 +158,4 @@ class ExportConfig(CommonConfig):
     format: ExportFormat = "onnx"
     with_backbone: bool = False
     trust_remote_code: str | None = None
+    backbone: str | None = None

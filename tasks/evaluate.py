@@ -39,7 +39,10 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
 
     began = time.perf_counter()
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     choice = ColumnChoice(
         config.text_column,

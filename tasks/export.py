@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of probabilities, exported against the head
 _OUTPUTS = ("logits", "probabilities")
+_MOST_ONNX = 2**31 - 2**20  # bytes; a protobuf message has less than 2 GB
 
 
 def to_torch(head: Head) -> TorchHead:
@@ -123,7 +124,10 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
     if config.out.is_dir():
         raise InputError(f"--out {config.out} is a folder: name a file, such as head.onnx")
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device="cpu", trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device="cpu",
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     graph: Graph | None = None
     if config.with_backbone:
@@ -178,10 +182,17 @@ def export_head(
         The largest difference of probabilities to those of the head, and the ONNX opset.
 
     Raises:
+        InputError: too large for ONNX.
         MachineError: the difference is above ``TOLERANCE``, or the exporter failed.
     """
     module = _Answers(to_torch(head), None if graph is None else graph.module).eval()
     module.requires_grad_(False)
+    size = sum(each.numel() * each.element_size() for each in module.state_dict().values())
+    if format == "onnx" and size > _MOST_ONNX:
+        raise InputError(
+            f"backbone and head have {size / 2**30:.1f} GB, and an ONNX file holds less than 2: "
+            "use --format torch, or export the head alone"
+        )
     batches = _check_batches(head, graph, rows)
     program = _traced(module, batches[0][0], tokens=graph is not None and graph.tokens)
     temporary = out.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{out.name}")

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from extractors.errors import MachineError
 from extractors.storage import plain_disk_errors
 from tasks.pipeline import Predicted
 
@@ -30,30 +31,50 @@ class Journal:
 
     Attributes:
         rows: how many rows are finished.
+
+    Raises:
+        OSError: it cannot be opened.
+        MachineError: another process holds it, or the disk refuses.
     """
 
     def __init__(self, path: Path, key: str, ids: Any, n_classes: int) -> None:
         self.path, self._ids, self._n_classes = path, ids, n_classes
         self.rows = 0
-        whole = 0
-        if path.is_file():
-            with path.open("rb") as file:
-                first = _line(file.readline())
-                if first is not None and first.get("key") == key:
-                    whole = file.tell()
-                    for line in file:
-                        entry = _line(line)
-                        if entry is None or not 0 < entry["n"] <= len(ids) - self.rows:
-                            break
-                        self.rows += entry["n"]
-                        whole += len(line)
+        self._file: IO[bytes] = path.open("a+b")
+        self._lock()
+        whole = self._finished(key)
         with plain_disk_errors(path.parent):
-            self._file: IO[bytes] = path.open("r+b" if whole else "wb")
             self._file.truncate(whole)
-            self._file.seek(whole)
             if not whole:
                 self._file.write(json.dumps({"key": key}).encode() + b"\n")
                 self._file.flush()
+
+    def _lock(self) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise MachineError(
+                f"another process is writing what {self.path} is kept for: wait for it, or name "
+                "another --output"
+            ) from error
+
+    def _finished(self, key: str) -> int:
+        """Counts the rows that are finished, and returns the bytes that are whole."""
+        self._file.seek(0)
+        first = _line(self._file.readline())
+        if first is None or first.get("key") != key:
+            return 0
+        whole = self._file.tell()
+        for line in self._file:
+            entry = _line(line)
+            if entry is None or not 0 < entry["n"] <= len(self._ids) - self.rows:
+                break
+            self.rows += entry["n"]
+            whole += len(line)
+        return whole
 
     def add(self, chunk: Predicted) -> None:
         """Keeps a chunk; the file system has it when this returns."""

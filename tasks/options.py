@@ -137,6 +137,9 @@ Backbones = Annotated[
     list[str] | None,
     Option("--backbone", help="May be repeated: also side by side.", metavar="NAME"),
 ]
+MovedBackbone = Annotated[
+    str | None, Option("--backbone", help="Where its folder is now.", metavar="NAME")
+]
 CompareOut = Annotated[
     Path | None, Option(help="Folder of the report [in the cache].", metavar="DIR")
 ]

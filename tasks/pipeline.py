@@ -13,13 +13,13 @@ from typing import Any, Self, cast
 import numpy as np
 
 from extractors.base import Extractor, Modality
-from extractors.changes import with_changes
 from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
 from extractors.errors import InputError
-from extractors.options import FeatureOptions
-from tasks.answers import answers_of, streamed
+from extractors.names import parse_name
+from tasks.answers import answers_of, many, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
 from tasks.fetch import find_artefact, hide_places, image_input, push_folder
+from tasks.fitted_backbone import fitted_backbone
 
 _BATCH_ROWS = 256
 _PAGES = ("README.md", "report.html")
@@ -51,6 +51,7 @@ class ConvexHeadPipeline:
         device: a torch device for the backbone; None takes a GPU when there is one.
         trust_remote_code: the backbone's own id, if its Python code may run; nothing in an artefact
             can ask for that.
+        backbone: its name where it is now, if it was in a folder that has moved.
         extractor: the backbone itself, where it has no name that can be loaded
             (`extractors.module.ModuleExtractor`).
 
@@ -73,9 +74,11 @@ class ConvexHeadPipeline:
         *,
         device: str | None = None,
         trust_remote_code: str | None = None,
+        backbone: str | None = None,
         extractor: Extractor | None = None,
     ) -> None:
         self._artefact = artefact
+        self._backbone = None if backbone is None else str(parse_name(backbone))
         self._device = device
         self._trust_remote_code = trust_remote_code
         self._given_extractor = extractor
@@ -91,6 +94,7 @@ class ConvexHeadPipeline:
         token: str | None = None,
         device: str | None = None,
         trust_remote_code: str | None = None,
+        backbone: str | None = None,
         extractor: Extractor | None = None,
     ) -> Self:
         """Opens an artefact. Nothing in it is executed.
@@ -103,6 +107,7 @@ class ConvexHeadPipeline:
                 on and kept nowhere.
             device: as of the class; so are the others.
             trust_remote_code: as of the class.
+            backbone: as of the class.
             extractor: as of the class.
 
         Raises:
@@ -114,6 +119,7 @@ class ConvexHeadPipeline:
             read_artefact(folder),
             device=device,
             trust_remote_code=trust_remote_code,
+            backbone=backbone,
             extractor=extractor,
         )
         made._folder = folder
@@ -199,7 +205,7 @@ class ConvexHeadPipeline:
     @property
     def backbone(self) -> str:
         """Its name, ``source:id[@revision]``."""
-        return self._artefact.config["backbone"]
+        return self._backbone or self._artefact.config["backbone"]
 
     @property
     def certificate(self) -> dict[str, Any]:
@@ -257,8 +263,8 @@ class ConvexHeadPipeline:
 
         Args:
             items: a text, an image (path, encoded bytes, PIL image, uint8 array) or a vector of
-                features; or a list of such (of vectors also an array (n, d)); or a generator or
-                iterator of such, of any length.
+                features; or a list of such, or whatever has an order and a length (an array, a
+                column of a table); or a generator or iterator of such, of any length.
             top_k: so many of the most probable classes too; None leaves them out.
             return_features: the backbone's vector too.
             return_certificate: a radius too within which no change of the features changes the
@@ -289,12 +295,8 @@ class ConvexHeadPipeline:
 
         if isinstance(items, Iterator):
             return streamed(items, answers, max(1, batch_rows))
-        single = not isinstance(items, list | tuple)
-        if self.modality == "features":
-            items = np.asarray(items)
-            single = items.ndim == 1
-        found = answers([items] if single else items)
-        return found[0] if single else found
+        rows = many(items, self.modality)
+        return answers([items])[0] if rows is None else answers(rows)
 
     def _answers(
         self,
@@ -332,10 +334,15 @@ class ConvexHeadPipeline:
             on_bad_row: "fail" raises InputError at an item that cannot be encoded, "skip" leaves
                 NaN in its row.
         """
-        ids = [f"item {i}" for i in range(1, len(items) + 1)] if ids is None else ids
-        if not len(items):
+        rows = many(items, self.modality)
+        if rows is None:
+            raise InputError(
+                "predict_proba takes a list of items, and this is one: put it in a list"
+            )
+        ids = [f"item {i}" for i in range(1, len(rows) + 1)] if ids is None else ids
+        if not len(rows):
             return np.full((0, len(self.classes)), np.nan, np.float32)
-        return next(self.predict_stream([(ids, items)], on_bad_row=on_bad_row)).probabilities
+        return next(self.predict_stream([(ids, rows)], on_bad_row=on_bad_row)).probabilities
 
     def predict_stream(
         self,
@@ -368,25 +375,11 @@ class ConvexHeadPipeline:
 
     @cached_property
     def _extractor(self) -> Extractor:
-        from extractors import load_extractor
-
-        options = FeatureOptions.from_chosen(
-            self._artefact.config.get("backbone_options", {}),
+        return fitted_backbone(
+            self.backbone,
+            self._artefact.config,
+            self.changes,
+            device=self._device,
             trust_remote_code=self._trust_remote_code,
+            given=self._given_extractor,
         )
-        extractor = self._given_extractor or load_extractor(
-            self.backbone, device=self._device, options=options
-        )
-        if self.changes:
-            extractor = with_changes(extractor, self.changes)
-        fitted = self._artefact.config["backbone_fingerprint"]
-        found = extractor.fingerprint()
-        if found != fitted:
-            differs = sorted(
-                key for key in fitted.keys() | found.keys() if fitted.get(key) != found.get(key)
-            )
-            raise InputError(
-                f"the backbone {self.backbone} is not the one this head was fitted on "
-                f"({', '.join(differs)} differ): restore that version, or fit again"
-            )
-        return extractor

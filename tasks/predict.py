@@ -55,10 +55,13 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     from tasks.pipeline import ConvexHeadPipeline
 
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     items = find_items(config, pipeline.modality, columns_before(pipeline.facts))
-    form = config.format or _format_of(config.output)
+    form = config.format or ("table" if as_json else _format_of(config.output))
     skipped = Skipped()
     if config.output is not None:
         _label_into_file(pipeline, items, config, form, as_json, skipped, reporter)
@@ -92,6 +95,8 @@ def _label_into_file(
         raise InputError(f"cannot write --output {output}: there is no such folder")
     if output.is_dir():
         raise InputError(f"cannot write --output {output}: it is a folder")
+    if config.input is not None and output.exists() and output.samefile(config.input):
+        raise InputError(f"--output {output} is the file to label: name another one")
     try:
         journal = Journal(
             output.with_name(f".{output.name}.partial"),
@@ -128,11 +133,12 @@ def _label_into_file(
                 temporary.replace(output)
             finally:
                 temporary.unlink(missing_ok=True)
+        told = output.with_name(f"{output.name}.skipped.jsonl")
         if skipped:
             lines = [to_json({"id": row, "reason": why}) + "\n" for row, why in skipped.items()]
-            write_atomically(
-                output.with_name(f"{output.name}.skipped.jsonl"), "".join(lines).encode()
-            )
+            write_atomically(told, "".join(lines).encode())
+        else:
+            told.unlink(missing_ok=True)  # of an earlier run
         done = True
     finally:
         journal.close(remove=done)
@@ -161,14 +167,25 @@ def _write(
         write_table(list(rows), classes, stream)
 
 
+_FORMATS: dict[str, OutputFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".txt": "table",
+    ".md": "table",
+    "": "table",
+}
+
+
 def _format_of(output: Path | None) -> OutputFormat:
-    by_suffix: dict[str, OutputFormat] = {
-        ".jsonl": "jsonl",
-        ".ndjson": "jsonl",
-        ".csv": "csv",
-        ".parquet": "parquet",
-    }
-    return by_suffix.get(output.suffix.lower() if output else "", "table")
+    suffix = output.suffix.lower() if output else ""
+    if suffix not in _FORMATS:
+        raise InputError(
+            f"--output {output}: files called *{suffix} are not written; name it .csv, .jsonl or "
+            ".parquet, or say --format"
+        )
+    return _FORMATS[suffix]
 
 
 def find_items(
@@ -259,21 +276,25 @@ def write_json_lines(predictions: Iterable[Prediction], stream: IO[str]) -> None
 def write_csv(predictions: Iterable[Prediction], classes: Sequence[str], stream: IO[str]) -> None:
     """A column for id, label and score, and one per class."""
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["id", "label", "score", *classes])
+    writer.writerow(["id", "label", "score", *_columns(classes)])
     for prediction in predictions:
         numbers = [f"{value:.6g}" for value in prediction.probabilities.values()]
         writer.writerow([prediction.id, prediction.label, f"{prediction.score:.6g}", *numbers])
 
 
+def _columns(classes: Sequence[str]) -> list[str]:
+    """The classes' names; one that is called like another column gets "class:" before it."""
+    return [f"class:{name}" if name in ("id", "label", "score") else name for name in classes]
+
+
 def write_parquet(
     chunks: Iterable[Predicted], classes: Sequence[str], path: Path, skipped: Skipped
 ) -> None:
-    """The columns of the CSV file; a class called like another column gets "class:" before it."""
+    """The columns of the CSV file."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    taken = ("id", "label", "score")
-    names = [f"class:{name}" if name in taken else name for name in classes]
+    names = _columns(classes)
     fields = [pa.field("id", pa.string()), pa.field("label", pa.string())]
     fields += [pa.field(name, pa.float32()) for name in ("score", *names)]
     with parquet.ParquetWriter(path, pa.schema(fields)) as writer:

@@ -56,7 +56,10 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     began = time.perf_counter()
     check_destination(config.out)
     pipeline = ConvexHeadPipeline.from_pretrained(
-        config.artefact, device=config.device, trust_remote_code=config.trust_remote_code
+        config.artefact,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        backbone=config.backbone,
     )
     network = pipeline.head.network
     certificate = pipeline.certificate

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_model_card", "write_report"]
 
+_OF_THE_RUN = ("features", "memory")  # facts that the report tells, and a card need not
+
 _LEVEL = 0.05  # of the paired test
 _MOST_CLASSES = 30  # rows of the table of classes; with more, the hardest ones
 
@@ -118,7 +120,11 @@ def write_model_card(
                 macro_f1=record.test_macro_f1,
             ),
             certificate=_certificate(record),
-            facts=[*_facts(record), *revision_facts(Path(directory))],
+            columns=_proven(record),
+            facts=[
+                *(fact for fact in _facts(record) if fact[0] not in _OF_THE_RUN),
+                *revision_facts(Path(directory)),
+            ],
             modality=record.modality,
             rows_are=rows_in_words(record.modality),
             dim=record.dim,
@@ -209,6 +215,21 @@ def _measured(record: FitRecord, head: Metrics, probe: Metrics) -> list[dict[str
 def _hundred(metrics: Metrics) -> tuple[float, float]:
     low, high = metrics.accuracy_interval
     return 100 * low, 100 * high
+
+
+def _proven(record: FitRecord) -> list[tuple[str, str]]:
+    """Columns of the card's table of what is proven."""
+    columns = [
+        ("objective", f"{record.primal:.6g}"),
+        ("lower bound", f"{record.dual:.6g}"),
+        ("relative gap", f"{record.relative_gap:.2g}"),
+        ("beta / beta_max", f"{record.beta / record.beta_max:.3g}"),
+    ]
+    if record.activation == "relu" and record.cone_violation is not None:
+        columns.append(("cone violation", f"{record.cone_violation:.2g}"))
+    if record.pattern_violation is not None:
+        columns.append(("pattern violation", f"{record.pattern_violation:.3g}"))
+    return columns
 
 
 def _facts(record: FitRecord) -> list[tuple[str, str]]:

@@ -73,6 +73,7 @@ def show_fit(record: FitRecord) -> None:
     print(f"artefact  {record.artefact}")
     print(f"report    {Path(record.artefact) / 'report.html'}")
     print(f"next      convex-heads predict {shlex.quote(record.artefact)} {example}")
+    print(f"          convex-heads serve {shlex.quote(record.artefact)}")
 
 
 def show_finetune(record: FinetuneRecord) -> None:

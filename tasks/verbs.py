@@ -35,6 +35,7 @@ _LONG = "long_text autocast"
 _HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
+_MOVED = {"backbone": o.MovedBackbone}
 
 
 @verb(DemoConfig, "out train_rows test_rows device")
@@ -186,8 +187,9 @@ def compare(config: CompareConfig, output: Output) -> None:
 
 @verb(
     PredictConfig,
-    "artefact text input output format text_column image_column features_column "
-    "on_bad_row trust_remote_code device",
+    "artefact text input output format text_column image_column features_column on_bad_row",
+    _MOVED,
+    "trust_remote_code device",
 )
 def predict(config: PredictConfig, output: Output) -> None:
     """Label new texts or images with a saved head.
@@ -199,7 +201,7 @@ def predict(config: PredictConfig, output: Output) -> None:
     run_predict(config, as_json=output.json, reporter=output.reporter)
 
 
-@verb(EvaluateConfig, "artefact data split by", _SAVED_ROWS, "trust_remote_code device")
+@verb(EvaluateConfig, "artefact data split by", _SAVED_ROWS, _MOVED, "trust_remote_code device")
 def evaluate(config: EvaluateConfig, output: Output) -> None:
     """Measure a saved head on other labelled rows.
 
@@ -219,7 +221,9 @@ def evaluate(config: EvaluateConfig, output: Output) -> None:
     "artefact data",
     {"out": o.RefitOut},
     _SAVED_ROWS,
-    "tolerance max_seconds trust_remote_code device",
+    "tolerance max_seconds",
+    _MOVED,
+    "trust_remote_code device",
 )
 def refit(config: RefitConfig, output: Output) -> None:
     """Add labelled rows, also of new classes, to a saved head.
@@ -240,7 +244,9 @@ def refit(config: RefitConfig, output: Output) -> None:
     "artefact",
     {"format": o.ExportFormat},
     {"out": o.ExportOut},
-    "with_backbone trust_remote_code",
+    "with_backbone",
+    _MOVED,
+    "trust_remote_code",
 )
 def export(config: ExportConfig, output: Output) -> None:
     """Write a saved head for ONNX or torch.
@@ -259,8 +265,9 @@ def export(config: ExportConfig, output: Output) -> None:
 
 @verb(
     ServeConfig,
-    "artefact host port max_batch max_queue max_rows max_body_mb timeout_seconds "
-    "shutdown_seconds trust_remote_code device",
+    "artefact host port max_batch max_queue max_rows max_body_mb timeout_seconds shutdown_seconds",
+    _MOVED,
+    "trust_remote_code device",
 )
 def serve(config: ServeConfig, output: Output) -> None:
     """Answer requests over HTTP with a saved head.

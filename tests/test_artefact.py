@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,66 @@ def test_an_older_artefact_is_replaced_and_other_folders_are_not_touched(folder,
     assert (other / "cat.png").read_bytes() == b"precious"
     with pytest.raises(InputError, match="is a file"):
         write(other / "cat.png")
+
+
+def test_links_are_followed_and_other_files_in_an_artefact_stay(folder, tmp_path):
+    (folder / "head.onnx").write_bytes(b"precious")
+    (folder / "report.html").write_text("of the older head")
+    (tmp_path / "link").symlink_to(folder)
+    write(tmp_path / "link", marker="second")
+    assert (tmp_path / "link").is_symlink()
+    assert read_artefact(folder).config["marker"] == "second"
+    assert (folder / "head.onnx").read_bytes() == b"precious"
+    assert not (folder / "report.html").exists()
+    assert sorted(os.listdir(tmp_path)) == ["head", "link"]
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with pytest.raises(InputError, match="a link to nothing"):
+        write(tmp_path / "nowhere")
+
+
+def test_the_folder_one_works_in_is_written_from_within(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("."))
+    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "report.html").write_text("of the older head")
+    inode = tmp_path.stat().st_ino
+    write(Path("."), marker="second")
+    assert read_artefact(Path(".")).config["marker"] == "second"
+    assert tmp_path.stat().st_ino == inode
+    assert sorted(os.listdir()) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+_ON_A_VOLUME = """
+import os, sys
+from pathlib import Path
+from tasks.artefact import read_artefact, write_artefact
+head = read_artefact(Path(sys.argv[1])).head
+for turn in range(2):
+    write_artefact(Path(sys.argv[2]), head, modality="text", backbone="toy:text-3",
+                   backbone_fingerprint={}, facts={"turn": turn})
+    assert read_artefact(Path(sys.argv[2])).config["turn"] == turn
+assert sorted(os.listdir(sys.argv[2])) == ["config.json", "model.safetensors"]
+"""
+
+
+def test_a_mounted_volume_is_written_from_within(folder, tmp_path):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    script = f"mount -t tmpfs none {volume} && exec {sys.executable} -c '{_ON_A_VOLUME}' "
+    how = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    try:
+        tried = subprocess.run([*how, f"mount -t tmpfs none {volume}"], capture_output=True)
+    except OSError:
+        pytest.skip("there is no unshare(1) to mount a volume with")
+    if tried.returncode:
+        pytest.skip("this user may not mount a volume")
+    done = subprocess.run(
+        [*how, f"{script} {folder} {volume}"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failure_on_the_way_leaves_the_older_artefact(folder, tmp_path):

@@ -194,6 +194,13 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_no_onnx_file_can_hold_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.export._MOST_ONNX", 100)
+    with pytest.raises(InputError, match="less than 2: use --format torch"):
+        export_head(make_head("relu", "softmax"), tmp_path / "head.onnx", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def export_with_backbone(name: str, path: Path, fmt: str, rows: list, **options) -> np.ndarray:
     from extractors.encode import encode_rows
     from extractors.graph import backbone_graph

@@ -123,6 +123,21 @@ def test_more_classes_features_and_radius_are_given_when_asked_for(small):
         small("a", top_k=0)
 
 
+def test_arrays_and_columns_are_lists_and_one_item_is_no_list(small):
+    pandas = pytest.importorskip("pandas")
+    texts = ["a fine film", "ants and bees"]
+    expected = small(texts)
+    column = pandas.Series(texts, index=[7, 3])
+    for given in (tuple(texts), np.array(texts), np.array(texts, object), column):
+        assert small(given) == expected
+        np.testing.assert_array_equal(small.predict_proba(given), small.predict_proba(texts))
+    with pytest.raises(InputError, match="put it in a list"):
+        small.predict_proba(texts[0])  # and not one answer a letter
+    for given in ({"text": "a"}, pandas.DataFrame({"text": texts}), {"a", "b"}, b"a", None):
+        with pytest.raises(InputError, match="text expected"):
+            small(given)
+
+
 def test_a_generator_is_answered_as_it_comes(small):
     taken = []
 
@@ -156,6 +171,7 @@ def test_images_come_in_every_form_and_addresses_only_when_allowed(fitted, tmp_p
     forms = [pixels, image, buffer.getvalue(), tmp_path / "a.png", str(tmp_path / "a.png")]
     answers = clf(forms)
     assert all(answer == answers[0] for answer in answers)
+    assert clf(np.stack([pixels, pixels])) == [clf(pixels), clf(pixels)]
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

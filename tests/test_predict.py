@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from extractors.errors import InputError
+from extractors.toy import ToyText
+from tasks.artefact import read_artefact, write_artefact
 from tasks.cli import main
 from tasks.evaluate import measure, slices_of
+from tasks.journal import Journal
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
 
@@ -134,6 +138,50 @@ def test_killed_on_the_way_the_same_command_goes_on(texts, tmp_path, capsys):
     journal.write_bytes(b'{"key": "of another job"}\n{"n": 256, "p": "", "skipped": {}}\n')
     assert predict(texts, target) == 0
     assert target.read_bytes() == whole.read_bytes()
+
+
+def test_no_file_is_overwritten_that_should_not_be(texts, tmp_path, capsys):
+    before = texts.read_bytes()
+    assert predict(texts, texts) == 2
+    assert "is the file to label" in capsys.readouterr().err
+    assert texts.read_bytes() == before
+    assert predict(texts, tmp_path / "out.xlsx") == 2
+    assert "say --format" in capsys.readouterr().err
+    assert predict(texts, tmp_path / "out.tsv", "--format", "csv") == 0
+    # A second process on the same output is told so, and does not write into the journal.
+    journal = Journal(tmp_path / ".out.csv.partial", "key", ["a"], 3)
+    assert predict(texts, tmp_path / "out.csv") == 1
+    assert "another process" in capsys.readouterr().err
+    journal.close(remove=False)
+    told = tmp_path / "out.csv.skipped.jsonl"
+    told.write_text("of an earlier run\n")
+    assert predict(texts, tmp_path / "out.csv") == 0
+    assert not told.exists()
+
+
+def test_classes_called_like_other_columns_have_columns_of_their_own(tmp_path):
+    head = replace(read_artefact(HEAD).head, classes=("label", "id", "film"))
+    write_artefact(
+        tmp_path / "head",
+        head,
+        modality="text",
+        backbone="toy:text-8",
+        backbone_fingerprint=ToyText(8).fingerprint(),
+        facts={},
+    )
+    for name in ("out.csv", "out.parquet"):
+        command = [
+            "predict",
+            str(tmp_path / "head"),
+            "--text",
+            "a",
+            "--output",
+            str(tmp_path / name),
+        ]
+        assert main([*command, "--quiet"]) == 0
+        assert list(read(tmp_path / name)[0]) == [
+            *("id", "label", "score", "class:label", "class:id", "film")
+        ]
 
 
 def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):

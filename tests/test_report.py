@@ -297,9 +297,8 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
     assert (accuracy.metric_type, accuracy.metric_value) == ("accuracy", record.test_accuracy)
     assert f1.metric_value == pytest.approx(record.test_macro_f1, abs=1e-6)
     for words in (
-        "| convex head | 0.9750 |",
-        "| linear probe on the same features | 0.9000 |",
-        "at the most",
+        f"| convex head | {record.n_test} | 0.9750 |",
+        f"| linear probe on the same features | {record.n_test} | 0.9000 |",
         "0.99 %",
         record.command,
         "ConvexHeadPipeline.from_pretrained",
@@ -307,6 +306,10 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
         assert words in card.text, words
     assert "The backbone is named here, not\ncontained." in card.text
     assert "/home/somebody" not in card.content
+    assert "\n\n\n" not in card.content and "{" not in card.text.partition("## Use")[0]
+    headings = re.findall(r"^## (.*)$", card.text, re.M)
+    parts = ["Measured", "Certificate", "Calibration", "Data and backbone", "Use", "Intended use"]
+    assert headings == [*parts, "Made by"]
     # Every row of every table has as many cells as its header.
     for table in re.findall(r"(?:^\|.*\|\n)+", card.content, re.M):
         assert len({row.count("|") for row in table.strip().splitlines()}) == 1, table

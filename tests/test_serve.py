@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extractors.toy import ToyText
 from tasks.batching import Batcher, Closed, QueueFull
 from tasks.pipeline import ConvexHeadPipeline
 
@@ -160,6 +162,76 @@ def test_other_places_methods_and_the_page(server):
     assert json.loads(server.ask("GET", "/health")[1])["status"] == "ok"
 
 
+def test_slow_and_vanished_clients_and_requests_no_queue_could_hold(tmp_path):
+    server = Server("--timeout-seconds", "0.5", "--max-queue", "5")
+    status, found = server.predict(inputs=["a"] * 6)
+    assert status == 413 and "at most 5 in one request" in found["error"]
+    sent = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        slow.sendall(sent)
+        answer = slow.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as vanishing:
+        vanishing.sendall(sent)
+    _until(lambda: 'requests_total{status="499"} 1' in server.ask("GET", "/metrics")[1])
+    assert "500" not in server.ask("GET", "/metrics")[1]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("HEAD", "/health")  # as load balancers ask
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert server.end() == (0, "")
+
+
+def test_bodies_that_are_held_together_have_a_limit():
+    from fastapi import Request
+
+    from tasks.serve_requests import Bodies, Refused
+
+    async def body(size: int) -> Request:
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+        return Request({"type": "http", "headers": []}, receive)
+
+    async def run() -> None:
+        bodies = Bodies(100 / 2**20, together=2, seconds=5)
+        async with bodies.of(await body(100)) as first, bodies.of(await body(90)):
+            assert first == b"x" * 100
+            with pytest.raises(Refused) as caught:
+                async with bodies.of(await body(11)):
+                    pass
+            assert caught.value.status == 503
+            async with bodies.of(await body(10)):
+                pass
+        with pytest.raises(Refused) as caught:
+            async with bodies.of(await body(101)):
+                pass
+        assert caught.value.status == 413
+        async with bodies.of(await body(100)), bodies.of(await body(100)):
+            pass  # whatever was refused or answered has given its room back
+
+    asyncio.run(run())
+
+
+def test_a_failure_of_the_head_is_told_without_the_request(caplog):
+    from fastapi.testclient import TestClient
+
+    from tasks.config_saved import ServeConfig
+    from tasks.serve import make_app
+
+    class Failing(ToyText):
+        def encode(self, prepared):
+            raise RuntimeError(f"could not encode {prepared}")
+
+    clf = ConvexHeadPipeline.from_pretrained(HEAD, extractor=Failing(8))
+    with TestClient(make_app(clf, ServeConfig(artefact=str(HEAD)))) as client:
+        answer = client.post("/predict", json={"inputs": ["a secret"]})
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "the head failed (RuntimeError)"}
+        assert "RuntimeError" in caplog.text and "test_serve.py line" in caplog.text
+        assert "secret" not in caplog.text
+
+
 def test_metrics_count_what_happened(server):
     def counted() -> dict[str, float]:
         lines = server.ask("GET", "/metrics")[1].splitlines()
@@ -260,7 +332,7 @@ def test_images_and_features_are_read_from_the_request_alone(tmp_path):
     from PIL import Image
 
     from tasks.config_saved import ServeConfig
-    from tasks.serve import Refused, parse_request
+    from tasks.serve_requests import Refused, parse_request
 
     class Head:
         modality = "image"

@@ -151,13 +151,19 @@ def standardised(train: Part) -> Callable[[Part], NDArray[np.float32]]:
     return transform
 
 
+# Margins and votes have a unit of their own, unlike log-odds: a factor of e^2 is no news.
+_SPREAD_OF_SCORES = 2.0
+
+
 def scored(
     scores: Callable[[Part], NDArray[np.floating]], validation: Part
 ) -> Callable[[Part], NDArray[np.floating]]:
     """Probabilities of a method that gives scores: their softmax at the validation rows' best T."""
     from scipy.special import softmax
 
-    temperature = fit_temperature(scores(validation), "softmax", validation.labels)
+    temperature = fit_temperature(
+        scores(validation), "softmax", validation.labels, spread=_SPREAD_OF_SCORES
+    )
     assert temperature is not None  # the softmax has one
 
     def predict_proba(part: Part) -> NDArray[np.floating]:

@@ -5,7 +5,7 @@ models of --models. For each backbone the gated and the ReLU head, with the soft
 (two classes) and the squared loss. Differences are the largest over all test rows; a gated head
 jumps at its gates, and rows within float32 round-off of a gate are counted and left out.
 
-    python tests/benchmarks/parity.py --models DIR [--data-root DIR] [--cache-dir DIR]
+    python tests/benchmarks/parity.py --models DIR [--backbones NAME ...]
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def main() -> None:
     """Runs and prints the tables."""
     made = parser(__doc__)
     made.add_argument("--models", type=Path, required=True, help="folder of the timm backbones")
+    made.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=list(BACKBONES))
     made.add_argument("--data-root", type=Path)
     made.add_argument("--cache-dir", type=Path)
     made.add_argument("--train-rows", type=int, default=2000)
@@ -53,7 +54,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     heads: list[Row] = []
     whole: list[Row] = []
-    for name, (data, backbone) in BACKBONES.items():
+    for name in options.backbones:
+        data, backbone = BACKBONES[name]
         small = {"train_rows": options.train_rows, "test_rows": options.test_rows}
         config = ExtractConfig(
             data=data,
