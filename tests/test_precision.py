@@ -52,7 +52,7 @@ def _asked(function, *args) -> set[str]:
 
 def _solver(program) -> set[str]:
     beta, tolerance = jnp.float32(0.01), jnp.float32(1e-3)
-    state = zeros(program)
+    state = zeros(program, GROUP)
     return _asked(subspace.advance, program, SOFTMAX, GROUP, beta, tolerance, state, 8)
 
 
