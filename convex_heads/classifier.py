@@ -91,6 +91,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             for "float32".
         network_: :class:`convex_heads.decode.Network` (or ``ReluNetwork``), what predicts.
         passes_: data passes spent in all.
+        reduced_passes_: those of them with products in less than float32, of which each is two.
 
     Equal rows are merged into weights and rows are ordered by content first, so neither their
     order nor repeating a row instead of weighting it changes the result.

@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         n, d, P, C = self
         rows = 2 * n * d * _BYTES + 2 * n * P
         hidden = 4 * n * P * C * _BYTES
-        span = 3 * (kept_steps(n, C) + 3) * (n * C + P * d * C) * _BYTES
+        span = 3 * (kept_steps(n, P, C) + 3) * (n * C + P * d * C) * _BYTES
         return float(rows + hidden + span)
 
     @property
@@ -52,7 +52,7 @@ class Shape(NamedTuple):
         """
         n, d, P, C = self
         program = n * (d + C) * _BYTES + n * P
-        state = (kept_steps(n, C) + 4) * (n * C + P * d * C) * _BYTES
+        state = (kept_steps(n, P, C) + 4) * (n * C + P * d * C) * _BYTES
         passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * P * d * C) * _BYTES
         rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
         return float(rows + program + state + passing)

@@ -271,7 +271,7 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
         return fista.init(
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
-    return subspace_state.state_at(program, W)
+    return subspace_state.state_at(program, prepared.penalty, W)
 
 
 def held_out_program(prepared: Prepared, X: RowSource, Y: np.ndarray) -> Program:

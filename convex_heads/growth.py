@@ -92,6 +92,7 @@ class Round(NamedTuple):
         violation: max over the trial gates of ||X' D_g R||_F / beta.
         passes: data passes of the solve.
         loss: validation loss; NaN without a judge.
+        reduced_passes: those with products in less than float32.
     """
 
     n_gates: int
@@ -100,6 +101,7 @@ class Round(NamedTuple):
     violation: float
     passes: float
     loss: float
+    reduced_passes: float = 0.0
 
 
 class Grown(NamedTuple):
@@ -178,6 +180,7 @@ def grow(
                 violation=float(norms[0]) / beta,
                 passes=solution.stats.passes,
                 loss=float("nan") if judge is None else judge(prepared, solution),
+                reduced_passes=solution.reduced_passes,
             )
         )
         if judge is None or best is None or rounds[-1].loss < rounds[best[0]].loss:

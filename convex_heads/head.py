@@ -43,6 +43,9 @@ from convex_heads.training import (
 # Rows for each gate offered by "auto": with fewer of them single rows would have gates of their
 # own.
 _ROWS_PER_GATE = 8
+# Numbers in the weights (P, d, C) of a default head, 256 MB; solvers hold some twenty such arrays.
+# Features of 768 numbers and 1,000 classes get all gates, 10,000 classes an eighth of them.
+_WEIGHTS = 1 << 26
 _FIXED_BETA = 0.1
 # Few large rounds: each compiles the solver for its number of gates.
 _GROWN_AT_ONCE = 32
@@ -183,6 +186,8 @@ class ConvexHead(BaseEstimator):
         self.history_ = solution.history
         self.precision_effect_ = solution.precision_effect
         self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
+        before = (*rounds, *path.points)
+        self.reduced_passes_ = sum(each.reduced_passes for each in before) + solution.reduced_passes
         self.block_rows_ = solution.stats.block_rows
 
     def _check_rows(self, X: Any, y: Any, **options: Any) -> tuple[RowSource, np.ndarray]:
@@ -207,7 +212,8 @@ class ConvexHead(BaseEstimator):
         # An unknown activation is refused below, whatever the gates.
         known = ACTIVATIONS.get(self.activation, ACTIVATIONS["gated_relu"])
         if n_gates in ("auto", "grow"):
-            n_gates = min(known.gates, max(1, len(data.X) // _ROWS_PER_GATE))
+            held = _WEIGHTS // ((data.X.shape[1] + 1) * data.target.shape[1])
+            n_gates = max(1, min(known.gates, len(data.X) // _ROWS_PER_GATE, held))
         if tolerance == "auto":
             tolerance = default_tolerance(self.activation, loss_name)
         if isinstance(tolerance, str):

@@ -121,7 +121,9 @@ def _softmax_gradient(z: Array, y: Array) -> Array:
 
 def _softmax_conjugate(g: Array, y: Array) -> Array:
     a = jnp.clip((1 - 2 * y) * g, 0, 1)  # distance of p = y + g from y, per entry
-    return jnp.sum(jnp.where(y > 0, _entropy_term_from_one(a), _entropy_term(a)), axis=-1)
+    others = jnp.sum(jnp.where(y > 0, 0, _entropy_term(a)), axis=-1)
+    # y is one-hot: one entry of a row is near one, and one logarithm of it is enough.
+    return others + _entropy_term_from_one(jnp.sum(a * y, axis=-1))
 
 
 @jit

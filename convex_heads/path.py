@@ -42,6 +42,7 @@ class PathPoint:
         active_gates: gates with non-zero weights.
         gate_norms: ||W_i||_F of every gate, the always-on gate first: (P,).
         history: records of this solve, in order of time.
+        reduced_passes: of the passes those with products in less than float32, two for each.
     """
 
     beta: float
@@ -57,6 +58,7 @@ class PathPoint:
     active_gates: int
     gate_norms: tuple[float, ...]
     history: tuple[Record, ...]
+    reduced_passes: float = 0.0
 
 
 class PathResult(NamedTuple):
@@ -199,4 +201,5 @@ def _point(
         active_gates=sum(norm > 0 for norm in norms),
         gate_norms=tuple(norms),
         history=solution.history,
+        reduced_passes=solution.reduced_passes,
     )

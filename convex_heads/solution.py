@@ -124,3 +124,8 @@ class Solution(NamedTuple):
     residual: Array
     gates: Array | None = None
     precision_effect: PrecisionEffect | None = None
+
+    @property
+    def reduced_passes(self) -> float:
+        """Data passes with products in less than float32, of which each is two products."""
+        return 0.0 if self.precision_effect is None else self.precision_effect.passes

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from convex_heads.duality import row_gradients
 from convex_heads.losses import Loss
 from convex_heads.operators import Program
 from convex_heads.penalties import Penalty, group_norms
@@ -76,22 +77,16 @@ def _model(
     program: Program, loss: Loss, penalty: Penalty, beta: Array, span: Span, t: Array
 ) -> _Model:
     k = t.shape[0]
-    ones = jnp.ones(span.z.shape[-1], t.dtype)
 
     def block(total: tuple, rows: tuple[Array, ...]) -> tuple[tuple, None]:
         value, gradient, hessian = total
         Y, omega, z, Z = rows
         score = program.z0 + z + jnp.tensordot(t, Z, 1)
         g = loss.gradient(score, Y)
-        a, u = loss.hessian(g, Y)
-        flat = Z.reshape(k, -1)
-        # A sum over classes, written as a product: the compiler is slow at short sums.
-        along = ((Z * u).reshape(-1, ones.size) @ ones).reshape(k, -1)
-        curved = (Z * (omega[:, None] * a)).reshape(k, -1) @ flat.T - (along * omega) @ along.T
         return (
             value + jnp.sum(omega * loss.value(score, Y)),
-            gradient + flat @ (omega[:, None] * g).ravel(),
-            hessian + curved,
+            gradient + Z.reshape(k, -1) @ (omega[:, None] * g).ravel(),
+            hessian + _curvature(loss, Y, omega, g, Z),
         ), None
 
     zero = jnp.zeros((), span.z.dtype)
@@ -101,6 +96,45 @@ def _model(
     )
     h, slope, curvature = penalty.on_span(span.q, span.b, span.B, t)
     return _Model(t, value + beta * h, gradient + beta * slope, hessian + beta * curvature)
+
+
+def _curvature(loss: Loss, Y: Array, omega: Array, g: Array, Z: Array) -> Array:
+    """Hessian (k, k) of a block's loss where its gradient is g (b, C), on scores Z (k, b, C)."""
+    k, ones = len(Z), jnp.ones(Z.shape[-1], Z.dtype)
+    a, u = loss.hessian(g, Y)
+    # A sum over classes, written as a product: the compiler is slow at short sums.
+    along = ((Z * u).reshape(-1, ones.size) @ ones).reshape(k, -1)
+    return (Z * (omega[:, None] * a)).reshape(k, -1) @ Z.reshape(k, -1).T - (
+        along * omega
+    ) @ along.T
+
+
+def newton(
+    program: Program,
+    loss: Loss,
+    penalty: Penalty,
+    beta: Array,
+    span: Span,
+    t: Array,
+    R: Array,
+    slope: Array,
+) -> tuple[Array, Array]:
+    """One step of Newton's method from t (k,), and what its model says that it gains, ().
+
+    R (B, b, C) is the residual at t, so that the curvature takes no exponential, and slope (k,) the
+    gradient of the loss there.
+    """
+
+    def block(total: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
+        Y, omega, r, Z = rows
+        return total + _curvature(loss, Y, omega, row_gradients(r, omega), Z), None
+
+    rows = program.Y, program.omega, R, span.Z
+    hessian, _ = jax.lax.scan(block, jnp.zeros((t.size, t.size), t.dtype), rows)
+    h, along, curvature = penalty.on_span(span.q, span.b, span.B, t)
+    at = _Model(t, h, slope + beta * along, hessian + beta * curvature)
+    move = _newton_direction(at, span.kept)
+    return t + move, -(at.gradient @ move) / 2
 
 
 def _newton_direction(model: _Model, kept: Array) -> Array:

@@ -27,6 +27,12 @@ gate is always on, and does alone what all do together: its part e of W+ - W has
 is a direction of its own, as the coarse level of a two-level preconditioner is (Smith, Bjorstad &
 Gropp 1996, section 1.3). Its image is all that it costs, 1/(2P) of a pass.
 
+A ridge penalty is a quadratic and has no zeros to keep. There the span is searched by the quadratic
+model at W, whose gradient and residuals are at hand, in one round over the images without an
+exponential; where the objective is not what the model says, the exact search follows. A single gate
+has no part beside it, and needs no more than its last step: this is preconditioned conjugate
+gradients, and scarcely more than its products with the data.
+
 Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.duality`), so the gap is
 known at every step without extra passes. Now and then the gates are levelled
 (:mod:`convex_heads.levelling`), which yields a much better dual point, and another direction. Where
@@ -54,8 +60,8 @@ from convex_heads.penalties import GROUP, Penalty
 from convex_heads.precision import Precision, jit, product
 from convex_heads.proximal import metric, proximal_step
 from convex_heads.solution import Record, Solution, Status
-from convex_heads.span import roundoff, search, span_at
-from convex_heads.subspace_state import State, objective, restate, zero_state
+from convex_heads.span import newton, roundoff, search, span_at
+from convex_heads.subspace_state import State, objective, own_directions, restate, zero_state
 
 # Steps between two looks at the clock: a step on real data takes 0.05 to 0.2 s.
 _CHUNK = 8
@@ -63,6 +69,8 @@ _CHUNK = 8
 _REFRESH = 32
 # Steps between two levellings, which cost a pass and a half each, or a few times that.
 _LEVEL = 6
+# Where the model at W tells the gain to this share, there is no search.
+_TOLD = 0.25
 # What one step may divide L by, squared; the first where W+ went so far that nothing was gained.
 _USELESS, _SHORTEST, _LONGEST = 1e-3, 0.25, 2.0
 # So many steps in which neither objective nor bound gained this share of the gap mean that
@@ -87,35 +95,59 @@ def step(
     weights of round-off size at gates that are off at the optimum.
     """
     at = proximal_step(program, loss, penalty, beta, s.W, s.z, s.first_L, s.L)
-    W, z = at.W, at.z
-    m = len(s.kept) - 2
-    # Under a ridge penalty every residual is a dual point as it is.
-    due = penalty.sparse & ~last & (s.iterations % _LEVEL == _LEVEL - 1)
-    even = jax.lax.cond(
-        due,
-        lambda: levelled(program, loss, beta, s.W, s.z, at.R, at.G, s.primal),
-        lambda: Levelled(s.steps[:, -1], s.images[:, -1], at.R, at.G, at.dual, jnp.int32(0)),
-    )
-    R, dual = jnp.where(even.dual > at.dual, even.R, at.R), jnp.maximum(even.dual, at.dual)
+    m = len(s.kept) - own_directions(len(s.W), penalty)
     slot = s.iterations % m
-    places = jnp.array([slot, m, m + 1])
-    kept = s.kept.at[places].set(jnp.array([True, True, due | s.kept[-1]]))
-    first = jnp.zeros_like(W).at[0].set(W[0] - s.W[0])
-    own = jnp.where(program.D[:, :, :1], product(program.X, first[0], program.precision), 0)
-    steps = s.steps.at[:, places].set(jnp.stack([W - s.W - first, first, even.move], 1))
-    images = s.images.at[:, places].set(jnp.stack([z - s.z - own, own, even.image], 1))
-    back = jnp.zeros(m + 2, z.dtype).at[places[:2]].set(-1)
-    span = span_at(W, z, steps, images, kept)
-    t, plain = jax.lax.cond(
-        last,
-        lambda: (jnp.zeros_like(back), s.primal),
-        lambda: search(program, loss, penalty, beta, s.primal, span, back),
-    )
-    # Gate by gate and block by block: in one product, the compiler would transpose a copy of all.
-    combine = partial(jnp.tensordot, t, axes=1)
-    W, z = W + jax.lax.map(combine, steps), z + jax.lax.map(combine, images)
+    R, dual, kept, rounds = at.R, at.dual, s.kept, jnp.zeros_like(s.passes)
+    places, moves, scores, known = [slot], [at.W - s.W], [at.z - s.z], [jnp.array(True)]
+    if len(s.W) > 1:
+        first = jnp.zeros_like(s.W).at[0].set(moves[0][0])
+        own = jnp.where(program.D[:, :, :1], product(program.X, first[0], program.precision), 0)
+        places, known = [slot, m], known * 2
+        moves, scores = [moves[0] - first, first], [scores[0] - own, own]
+        rounds = rounds + 0.5 / len(s.W)
+    back = jnp.zeros(len(kept), s.z.dtype).at[jnp.array(places)].set(-1)
+    # Under a ridge penalty every residual is a dual point as it is.
+    if penalty.sparse:
+        due = ~last & (s.iterations % _LEVEL == _LEVEL - 1)
+        even = jax.lax.cond(
+            due,
+            lambda: levelled(program, loss, beta, s.W, s.z, at.R, at.G, s.primal),
+            lambda: Levelled(s.steps[:, -1], s.images[:, -1], at.R, at.G, at.dual, jnp.int32(0)),
+        )
+        R, dual = jnp.where(even.dual > dual, even.R, R), jnp.maximum(even.dual, dual)
+        places, known = [*places, len(kept) - 1], [*known, due | kept[-1]]
+        moves, scores = [*moves, even.move], [*scores, even.image]
+        rounds = rounds + even.passes
+    kept = kept.at[jnp.array(places)].set(jnp.stack(known))
+    steps = s.steps.at[:, jnp.array(places)].set(jnp.stack(moves, 1))
+    images = s.images.at[:, jnp.array(places)].set(jnp.stack(scores, 1))
+    span = span_at(at.W, at.z, steps, images, kept)
+
+    def point(t: Array, plain: Array) -> tuple[Array, ...]:
+        """Where the coefficients t lead: t, objective at W+, W, F W, objective."""
+        # Gate by gate, block by block: in one product, the compiler would transpose a copy of all.
+        combine = partial(jnp.tensordot, t, axes=1)
+        W, z = at.W + jax.lax.map(combine, steps), at.z + jax.lax.map(combine, images)
+        return t, plain, W, z, objective(program, loss, penalty, beta, W, z)
+
+    def searched() -> tuple[Array, ...]:
+        return point(
+            *jax.lax.cond(
+                last,
+                lambda: (jnp.zeros_like(back), s.primal),
+                lambda: search(program, loss, penalty, beta, s.primal, span, back),
+            )
+        )
+
+    if penalty.sparse:
+        t, plain, W, z, primal = searched()
+    else:
+        slope = jnp.einsum("pkdc,pdc->k", steps, at.G)
+        t, gain = newton(program, loss, penalty, beta, span, back, at.R, slope)
+        near = point(t, jnp.full_like(s.primal, jnp.inf))
+        told = jnp.abs(s.primal - near[-1] - gain) <= _TOLD * gain
+        t, plain, W, z, primal = jax.lax.cond(told, lambda: near, searched)
     move, image = W - s.W, z - s.z
-    primal = objective(program, loss, penalty, beta, W, z)
     noise = roundoff(s.primal)
     higher = dual > s.dual
     dual = jnp.maximum(dual, s.dual)
@@ -155,11 +187,11 @@ def step(
         kept=kept & sound & ~drifted,
         R=jnp.where(higher, R, s.R),
         L=_stretched(s.L, 1 + t[slot], shortest),
-        first_L=_stretched(s.first_L, 1 + t[m], shortest),
+        first_L=_stretched(s.first_L, 1 + t[places[len(s.W) > 1]], shortest),
         primal=primal,
         lowest=jnp.minimum(s.lowest, primal),
         dual=dual,
-        passes=s.passes + jnp.where(refresh, 1.5, 1) + even.passes + 0.5 / len(W),
+        passes=s.passes + jnp.where(refresh, 1.5, 1) + rounds,
         iterations=s.iterations + 1,
         idle=jnp.where(sound, jnp.where(progress, 0, s.idle + 1), s.idle + _UNSOUND),
     )
@@ -233,7 +265,7 @@ def minimise(
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     if warm is None:
-        start = zero_state(program, memory)
+        start = zero_state(program, penalty, memory)
     else:
         # The span is taken over; these are a part of the solution that they came with.
         theirs = {field: jnp.copy(getattr(warm, field)) for field in ("W", "z", "R")}
@@ -251,7 +283,8 @@ def minimise(
             program, loss, penalty, beta, state, limits, began, on_record
         )
         history += polished
-    state = run(state, 0)
+    if penalty.sparse:
+        state = run(state, 0)
     figures = stats(state, time.perf_counter() - began, program.X.shape[1])
     return Solution(state.W, status, figures, history, state.z, state.R), state
 

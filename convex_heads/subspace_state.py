@@ -15,8 +15,9 @@ from convex_heads.penalties import Penalty
 from convex_heads.precision import jit
 from convex_heads.sharding import like_rows
 
-# Steps kept for the span.
-_MEMORY = 16
+# Steps kept for the span, and of the only gate, whose metric is its curvature: on a quadratic the
+# last step is all that conjugate gradients need, and each more costs as much as half a product.
+_MEMORY, _MEMORY_ALONE = 16, 2
 # Entries of their images, which are as large as the scores: many rows and classes get fewer steps.
 _IMAGE_ENTRIES = 1 << 26
 
@@ -27,10 +28,10 @@ class State(NamedTuple):
     Attributes:
         W: weights (P, d, C), the best so far: no step goes up by more than round-off.
         z: F W (B, b, C).
-        steps: the last steps of W, the first gate's part e, and the last levelling's move
-            (P, m + 2, d, C).
-        images: F of each (B, m + 2, b, C).
-        kept: which of them the search may use (m + 2,).
+        steps: the last steps of W, then the first gate's part e and the last levelling's move,
+            where there are such (:func:`own_directions`): (P, k, d, C).
+        images: F of each (B, k, b, C).
+        kept: which of them the search may use (k,).
         R: residual of the best dual point so far (B, b, C).
         L: multiple of the metric that the last steps were worth, ().
         first_L: the same of the first gate's own steps, ().
@@ -70,34 +71,46 @@ def objective(
     return loss_value(program, loss, z) + beta * penalty.value(W)
 
 
-def kept_steps(n: int, C: int) -> int:
-    """Steps kept for the span, of n rows and C outputs.
+def kept_steps(n: int, P: int, C: int) -> int:
+    """Steps kept for the span, of n rows, P gates and C outputs.
 
     Example:
-        >>> kept_steps(14_622, 6), kept_steps(20_018, 1000), kept_steps(1_281_167, 1000)
+        >>> kept_steps(14_622, 64, 6), kept_steps(20_018, 8, 1000), kept_steps(14_622, 1, 6)
         (16, 3, 2)
     """
-    return min(_MEMORY, max(2, _IMAGE_ENTRIES // (n * C)))
+    return min(_MEMORY if P > 1 else _MEMORY_ALONE, max(2, _IMAGE_ENTRIES // (n * C)))
 
 
-def zero_state(program: Program, memory: int | None = None) -> State:
+def own_directions(P: int, penalty: Penalty) -> int:
+    """Directions of the span beside the last steps: the first of several gates' part, levelling's.
+
+    Example:
+        >>> from convex_heads.penalties import GROUP, RIDGE
+        >>> own_directions(64, GROUP), own_directions(1, GROUP), own_directions(1, RIDGE)
+        (2, 1, 0)
+    """
+    return (P > 1) + penalty.sparse
+
+
+def zero_state(program: Program, penalty: Penalty, memory: int | None = None) -> State:
     """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`.
 
     Its rows are where those of the program are, everything else is on every device.
     """
     axes = {"z": 1, "R": 1, "images": 2}
-    state = zeros(program, memory)._asdict()
+    state = zeros(program, penalty, memory)._asdict()
     return State(*(like_rows(a, axes.get(field)) for field, a in state.items()))
 
 
-@partial(jit, static_argnames="memory")
-def zeros(program: Program, memory: int | None = None) -> State:
+@partial(jit, static_argnames=("penalty", "memory"))
+def zeros(program: Program, penalty: Penalty, memory: int | None = None) -> State:
     """:func:`zero_state` as a part of a traced computation, which knows no places."""
     B, b, C = program.Y.shape
-    m = (kept_steps(B * b, C) if memory is None else memory) + 2
+    P, *rest = program.shape
+    m = kept_steps(B * b, P, C) if memory is None else memory
+    m += own_directions(P, penalty)
     dtype = program.X.dtype
     z, zero = jnp.zeros((B, b, C), dtype), jnp.zeros((), dtype)
-    P, *rest = program.shape
     return State(
         W=jnp.zeros((P, *rest), dtype),
         z=z,
@@ -116,9 +129,9 @@ def zeros(program: Program, memory: int | None = None) -> State:
     )
 
 
-def state_at(program: Program, W: Array) -> State:
+def state_at(program: Program, penalty: Penalty, W: Array) -> State:
     """State at weights W (P, d, C) without a span, for a warm start. Half a data pass."""
-    return zero_state(program)._replace(W=W, z=apply(program, W))
+    return zero_state(program, penalty)._replace(W=W, z=apply(program, W))
 
 
 @partial(jit, static_argnames=("loss", "penalty"), donate_argnames="s")

@@ -79,11 +79,12 @@ def solve_traced(
     program = _blocked(X @ Q, activation_patterns(X, gates), Y, loss.offset(jnp.mean(Y, axis=0)))
     beta = fraction * jnp.maximum(beta_max(program, loss), gated.beta_floor(program, loss))
     tolerance = jnp.asarray(limits.tolerance, dtype)
-    start = subspace_state.zeros(program)
+    start = subspace_state.zeros(program, penalty)
     run = partial(subspace.advance, program, loss, penalty, beta, tolerance)
     state = run(subspace_state.restate(program, loss, penalty, beta, start), limits.max_passes)
     idle = state.idle >= subspace.MAX_IDLE
-    state = run(state, 0)
+    if penalty.sparse:
+        state = run(state, 0)
     code = jnp.where(
         state.gap <= tolerance,
         _STATUSES.index(Status.CONVERGED),

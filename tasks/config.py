@@ -267,6 +267,10 @@ class FinetuneConfig(FitConfig):
         above_zero("--budget-seconds", self.budget_seconds)
         if self.n_gates == "grow":
             raise InputError("--n-gates grow: gates stay as they are here; leave it out")
+        if self.precision != "float32":
+            raise InputError(
+                f"--precision {self.precision}: heads are solved in float32 here; leave it out"
+            )
         if self.accumulate > self.batch_size:
             raise InputError(f"--accumulate {self.accumulate}: a step has {self.batch_size} rows")
         if self.optimizer == "prodigy" and self.layer_decay != 1:

@@ -60,6 +60,10 @@ def test_few_rows_are_predicted_by_the_fit_itself(tmp_path, capsys):
     assert told["flops"] == pytest.approx(
         told["pilot"]["passes"] * 4 * record["n_train"] * 17 * 4 * 10
     )
+    assert main([*FIT, *where, "--dry-run", "--precision", "bfloat16"]) == 0
+    doubled = json.loads(capsys.readouterr().out)
+    per_pass = 4 * record["n_train"] * 17 * 4 * 10
+    assert 1.5 < doubled["flops"] / (doubled["pilot"]["passes"] * per_pass) < 2
     assert main([*FIT, *where, "--dry-run", "--as", "1xH200"]) == 0
     there = json.loads(capsys.readouterr().out)
     assert there["machine"] == "1xH200" and there["fits"] is True

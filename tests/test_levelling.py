@@ -23,7 +23,7 @@ def _after_steps(seed: int, loss: str, steps: int, fraction: float = 0.05):
     program = build_program(problem.X, problem.D, problem.Y, problem.omega, problem.z0)
     beta = jnp.asarray(fraction * problem.beta_max())
     start = subspace_state.restate(
-        program, LOSSES[loss], GROUP, beta, subspace_state.zero_state(program)
+        program, LOSSES[loss], GROUP, beta, subspace_state.zero_state(program, GROUP)
     )
     state = subspace.advance(program, LOSSES[loss], GROUP, beta, jnp.zeros(()), start, steps)
     R = residual(program, LOSSES[loss], state.z)

@@ -22,7 +22,7 @@ from convex_heads.precision import Precision, product
 from convex_heads.sharding import rows_over
 from convex_heads.subspace_state import zeros
 from extractors.errors import InputError
-from tasks.config import FitConfig
+from tasks.config import FinetuneConfig, FitConfig
 from tasks.config_files import load_config
 
 N, K, P, C = 40, 4, 3, 2
@@ -52,7 +52,7 @@ def _asked(function, *args) -> set[str]:
 
 def _solver(program) -> set[str]:
     beta, tolerance = jnp.float32(0.01), jnp.float32(1e-3)
-    state = zeros(program)
+    state = zeros(program, GROUP)
     return _asked(subspace.advance, program, SOFTMAX, GROUP, beta, tolerance, state, 8)
 
 
@@ -157,6 +157,7 @@ def test_a_head_begun_in_bfloat16_is_as_good_as_one_in_float32():
         for precision in ("float32", "bfloat16")
     )
     assert full.precision_effect_ is None
+    assert full.reduced_passes_ == 0 < begun.reduced_passes_ < begun.passes_
     effect = begun.precision_effect_
     assert effect is not None and effect.precision == "bfloat16"
     assert begun.certificate_.relative_gap <= begun.tolerance_
@@ -184,6 +185,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path):
         ConvexHeadClassifier(precision="bf16").fit(X, Y[:, 0])
     with pytest.raises(InputError, match="--precision tf32: ReLU heads are solved in float32"):
         FitConfig(data="imdb", activation="relu", precision="tf32")
+    with pytest.raises(InputError, match="--precision tf32: heads are solved in float32 here"):
+        FinetuneConfig(data="imdb", precision="tf32")
     (tmp_path / "f.toml").write_text('data = "imdb"\nprecision = "half"\n')
     with pytest.raises(InputError, match=r"precision.*float32.*tf32.*bfloat16"):
         load_config(FitConfig, tmp_path / "f.toml")

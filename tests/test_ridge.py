@@ -77,6 +77,20 @@ def test_weights_equal_an_independent_solution(solver, loss):
 
 @pytest.mark.x64
 @pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_one_gate_is_solved_by_little_more_than_its_products(loss):
+    problem = random_problem(7, loss, P=1)
+    program, beta = _program(problem), 0.01
+    limits = Limits(tolerance=1e-7, max_passes=100)
+    solution, state = subspace.minimise(program, LOSSES[loss], beta, penalty=RIDGE, limits=limits)
+    optimum = _objective(problem, _optimum(problem, beta), beta)
+    assert solution.stats.primal == pytest.approx(optimum, rel=1e-6)
+    # A pass a step, and F W anew at the end; the last two steps are all that is kept.
+    assert solution.stats.iterations < solution.stats.passes <= solution.stats.iterations + 1
+    assert state.images.shape[1] == 2
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_the_bound_holds_for_any_weights_and_any_residual(loss):
     problem = random_problem(3, loss)
     program, beta = _program(problem), 0.05

@@ -4,6 +4,12 @@ The plain product is X (n, d) times a dense (d, P C) matrix: what F costs where 
 taken. Then n, P and C are doubled three times each from a base size; the slope is that of log time
 against log size, 1 for linear growth. Every time is the median of the rounds, and a round measures
 everything once, so that a slow moment of the machine meets all of them.
+
+--devices 1 2 4 8 measures instead the pass of the rates with its rows over so many devices:
+`speed-up` is seconds on the first count over seconds here, `efficiency` that over the ratio of the
+counts. Devices forced upon one processor (XLA_FLAGS=--xla_force_host_platform_device_count=8) share
+its cores, of which one device takes all, so there no speed-up is to be had: below 1 it says what
+dividing the rows and summing F'R cost.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import numpy as np
 from shared import Row, parser, random_program, show
 
 from convex_heads.operators import Program, adjoint, apply
+from convex_heads.sharding import like_rows, rows_over
 
 DOUBLINGS = 3
 
@@ -108,6 +115,39 @@ def row(case: Case, seconds: float, of_plain: float | None, slope: float | None)
     }
 
 
+def device_rows(sizes: list[int], dtype: str, counts: list[int], rounds: int) -> list[Row]:
+    """A line for each count of devices."""
+    n, d, P, C = sizes
+    seconds: list[list[float]] = [[] for _ in counts]
+    cases: list[tuple[int, Program, jax.Array]] = []
+    for count in counts:
+        with rows_over(count):
+            program = random_program(n, d, P, C, dtype)
+            W = jnp.asarray(np.random.default_rng(1).normal(size=program.shape), dtype)
+            cases.append((count, program, like_rows(W, None)))
+    for k in range(rounds + 1):
+        for (count, program, W), times in zip(cases, seconds, strict=True):
+            with rows_over(count):
+                start = time.perf_counter()
+                jax.block_until_ready(data_pass(program, W))
+                if k:  # the first one compiles
+                    times.append(time.perf_counter() - start)
+    taken = [float(np.median(times)) for times in seconds]
+    return [
+        {
+            "devices": count,
+            "n": n,
+            "d": d,
+            "P": P,
+            "C": C,
+            "ms": 1e3 * mine,
+            "speed-up": taken[0] / mine,
+            "efficiency": taken[0] / mine * counts[0] / count,
+        }
+        for count, mine in zip(counts, taken, strict=True)
+    ]
+
+
 def main() -> None:
     """The command line."""
     command = parser(__doc__)
@@ -116,8 +156,14 @@ def main() -> None:
     add("--base", nargs=4, type=int, default=[4096, 385, 32, 6], help="n d P C before doubling")
     add("--dtype", choices=("float32", "float64"), default="float32", help="of everything")
     add("--rounds", type=int, default=7, help="measurements per line, the median counts")
+    add("--devices", type=int, nargs="+", metavar="N", help="rows over so many, first one first")
     options = command.parse_args()
     jax.config.update("jax_enable_x64", options.dtype == "float64")
+    title = f"{options.dtype} on {jax.devices()[0].device_kind}"
+    if options.devices:
+        rows = device_rows(options.size, options.dtype, options.devices, options.rounds)
+        show(title, rows, options)
+        return
 
     n, d, P, C = options.size
     cases = rate_cases(n, d, P, C, options.dtype)
@@ -131,7 +177,7 @@ def main() -> None:
         slope = float(np.polyfit(np.arange(len(times)), np.log2(times), 1)[0])
         rows += [row(case, seconds[case.name], None, None) for case in cases[:-1]]
         rows.append(row(cases[-1], times[-1], None, slope))
-    show(f"{options.dtype} on {jax.devices()[0].device_kind}", rows, options)
+    show(title, rows, options)
 
 
 if __name__ == "__main__":
