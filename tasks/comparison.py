@@ -65,6 +65,7 @@ def compare(
     curve: bool = False,
     embed_samples: bool = False,
     out: str | Path | None = None,
+    classes: Sequence[str] = (),
     train_rows: int | None = None,
     test_rows: int | None = None,
     data_root: str | Path | None = None,
@@ -83,6 +84,7 @@ def compare(
         curve: learning curves over train size.
         embed_samples: show rows in the report: texts or thumbnails, from the data.
         out: folder for records and report; what is finished there is not done again.
+        classes: take rows of these classes alone; none: of all.
         train_rows: so many rows to train and choose; None: all.
         test_rows: so many test rows; None: all.
         data_root: where named tasks lie.
@@ -111,6 +113,7 @@ def compare(
         curve=curve,
         embed_samples=embed_samples,
         out=None if out is None else Path(out),
+        classes=tuple(classes),
         train_rows=train_rows,
         test_rows=test_rows,
         data_root=None if data_root is None else Path(data_root),

@@ -382,6 +382,7 @@ def _page(pipeline: ConvexHeadPipeline) -> str:
         .get_template("serve.html.j2")
         .render(
             modality=pipeline.modality,
+            pairs=pipeline.describe()["backbone_options"].get("pairs") == "embeddings",
             classes=pipeline.classes,
             backbone=shown_backbone(pipeline.backbone),
             fine_tuned=bool(pipeline.changes),

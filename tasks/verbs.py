@@ -26,12 +26,12 @@ from tasks.verb import Output, app, verb
 __all__ = ["app"]
 
 _ROWS = (
-    "data_root text_column image_column label_column features_column train_rows test_rows "
-    "on_bad_row"
+    "data_root text_column image_column label_column features_column classes train_rows "
+    "test_rows on_bad_row"
 )
-_SAVED_ROWS = "data_root text_column image_column label_column features_column on_bad_row"
+_SAVED_ROWS = "data_root text_column image_column label_column features_column classes on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
-_LONG = "long_text autocast"
+_LONG = "long_text pairs autocast"
 _HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
