@@ -68,7 +68,9 @@ def test_each_text_is_encoded_once_and_the_longer_one_counts(bert, monkeypatch):
     one = load_extractor(bert, device="cpu")
     rows = [(SHORT, LONG), (LONG, SHORT), (SHORT, SHORT)]
     counts = both.token_counts([both.prepare(row) for row in rows])
-    short, long = one.token_counts([SHORT, LONG])
+    each = one.token_counts([SHORT, LONG])
+    assert counts is not None and each is not None
+    short, long = each.tolist()
     assert counts.tolist() == [long, long, short]
     assert long > both.max_length == one.max_length == 40
     read: list[int] = []
