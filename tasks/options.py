@@ -154,6 +154,9 @@ Shots = Annotated[
 EmbedRows = Annotated[
     bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
 ]
+EachBudget = Annotated[
+    float | None, Option(help="Each seed of lora, finetune, ...", metavar="SECONDS")
+]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
 
 Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]

@@ -158,7 +158,7 @@ def finetune(config: FinetuneConfig, output: Output) -> None:
     {"backbone": o.Backbones},
     "methods seeds shots curve",
     {"embed_samples": o.EmbedRows},
-    "budget_seconds",
+    {"budget_seconds": o.EachBudget},
     {"out": o.CompareOut},
     _ROWS,
     _FEATURES,
@@ -173,7 +173,9 @@ def compare(config: CompareConfig, output: Output) -> None:
     """Compare the head with other methods on DATA.
 
     All are tuned on validation rows, over several seeds; paired tests say what is worth its time.
-    The same command goes on from what is finished.
+    The same command goes on from what is finished. Methods: linear, convex, ridge, knn, svm, mlp,
+    ntk, cronos, tfidf; if named, relu, tabicl, tabpfn, cronos-am, lora, finetune, setfit. Options
+    from --activation to --max-seconds are the convex head's.
 
     Example: convex-heads compare reviews.csv --backbone minilm --out comparison
     """
