@@ -70,15 +70,12 @@ def test_batches_hold_every_row_once(store: FeatureStore) -> None:
 
 
 def test_the_order_follows_seed_and_epoch(store: FeatureStore) -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return [
-            int(row)
-            for batch in store.batches("train", 9, seed=seed, epoch=epoch)
-            for row in batch[0]
-        ]
+    def order(seed: int, **epoch: int) -> list[int]:
+        batches = store.batches("train", 9, seed=seed, **epoch)
+        return [int(row) for batch in batches for row in batch.rows]
 
-    assert order(1, 0) == order(1, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+    assert order(1) == order(1, epoch=0) == order(1, epoch=0)
+    assert len({tuple(order(seed, epoch=epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
 @given(rows=st.lists(st.integers(0, sum(COUNTS) - 1), max_size=40))
