@@ -200,6 +200,7 @@ def test_pattern_violation_finds_a_gate_that_is_missing():
     own = residual(one, loss, apply(one, linear.value))
     missing = pattern_violation(one, own, beta, jnp.asarray(trial))
     assert missing > 1.5
+    assert pattern_violation(one, own, 0.0, jnp.asarray(trial)) == np.inf
     # With the trial gates in the program, no trial gate is left to add.
     D = np.c_[np.ones(500, bool), X @ trial.T >= 0]
     many = build_program(X, D, Y, np.ones(500), np.log([0.5, 0.5]))
