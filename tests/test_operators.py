@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from convex_heads import operators
 from convex_heads.operators import (
     adjoint,
+    adjoint_of_gates,
     apply,
     block_rows,
     build_program,
@@ -79,6 +80,19 @@ def test_blocks_are_equal_bounded_and_cover_all_rows():
         (1_281_167, 16, 1000): 262,
     }.items():
         assert block_rows(n, P, C) == b
+
+
+@pytest.mark.x64
+def test_other_gates_switch_on_the_rows_on_their_boundary_too():
+    X, _, Y, program = _random(7, 30, 3, 2, 2, np.float64)
+    gates = np.r_[
+        np.random.default_rng(7).normal(size=(4, 3)), np.zeros((1, 3))
+    ]  # 5 of 2 at a time
+    on = X @ gates.T >= 0
+    assert on[:, -1].all()
+    found = adjoint_of_gates(program, jnp.asarray(gates), program.Y)
+    expected = np.stack([X.T @ (on[:, [i]] * Y) for i in range(5)])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.x64
