@@ -84,10 +84,8 @@ def test_blocks_are_equal_bounded_and_cover_all_rows():
 
 @pytest.mark.x64
 def test_other_gates_switch_on_the_rows_on_their_boundary_too():
-    X, _, Y, program = _random(7, 30, 3, 2, 2, np.float64)
-    gates = np.r_[
-        np.random.default_rng(7).normal(size=(4, 3)), np.zeros((1, 3))
-    ]  # 5 of 2 at a time
+    X, _, Y, program = _random(7, 30, 3, 3, 2, np.float64)
+    gates = np.r_[np.random.default_rng(7).normal(size=(4, 3)), np.zeros((1, 3))]  # three at a time
     on = X @ gates.T >= 0
     assert on[:, -1].all()
     found = adjoint_of_gates(program, jnp.asarray(gates), program.Y)
