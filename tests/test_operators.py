@@ -82,6 +82,11 @@ def test_blocks_are_equal_bounded_and_cover_all_rows():
         assert block_rows(n, P, C) == b
 
 
+def test_rows_of_a_block_are_divided_among_devices(monkeypatch):
+    monkeypatch.setattr(operators, "devices_here", lambda: 4)
+    assert block_rows(1000, 1, 1) == 4 * 256  # 250 rows each, in round numbers
+
+
 @pytest.mark.x64
 def test_other_gates_switch_on_the_rows_on_their_boundary_too():
     X, _, Y, program = _random(7, 30, 3, 3, 2, np.float64)
