@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 
 from extractors.errors import InputError
+from extractors.pairs import PairExtractor
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,8 @@ class CutBackbone:
     """
 
     def __init__(self, extractor: Any, k: int, probe: Sequence[Any]) -> None:
+        if isinstance(extractor, PairExtractor):
+            raise InputError("--pairs embeddings: blocks are trained with --pairs text")
         if not is_trainable(extractor):
             raise InputError(
                 f"{extractor.name} has no blocks to train: name a backbone of sentence-transformers"

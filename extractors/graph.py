@@ -17,6 +17,7 @@ from extractors.base import Extractor
 from extractors.errors import InputError
 from extractors.hf_image import TransformerImageExtractor
 from extractors.module import ModuleExtractor
+from extractors.pairs import PairExtractor
 from extractors.pooling import pool_layers
 from extractors.sentence import SentenceExtractor
 from extractors.text import pad_tokens
@@ -75,7 +76,7 @@ def backbone_graph(extractor: Extractor) -> Graph:
 
     Raises:
         InputError: it is no torch module (a toy, features computed elsewhere), or it does more
-            with a row than one forward pass (texts in windows, half precision, int8).
+            with a row than one forward pass (texts in windows, pairs, half precision, int8).
 
     Example:
         >>> from extractors.module import ModuleExtractor
@@ -86,6 +87,11 @@ def backbone_graph(extractor: Extractor) -> Graph:
         torch.Size([1, 3])
     """
     options = getattr(extractor, "options", None)
+    if isinstance(extractor, PairExtractor):
+        raise InputError(
+            f"{extractor.name} reads the two texts of a pair apart, which no single forward pass "
+            "does: export the head alone, or fit with --pairs text"
+        )
     if isinstance(extractor, SentenceExtractor | TransformerTextExtractor):
         assert options is not None
         if options.long_text == "windows":

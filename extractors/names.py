@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,6 +148,11 @@ def load_extractor(
         >>> load_extractor("toy:text-16").encode(["a fine film"]).shape
         (1, 16)
     """
+    if options is not None and options.pairs == "embeddings":
+        from extractors.pairs import PairExtractor
+
+        each = replace(options, pairs="text")
+        return PairExtractor(load_extractor(name, device=device, options=each))
     parsed = parse_name(name)
     if parsed.source == "module":
         raise InputError(

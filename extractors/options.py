@@ -20,6 +20,7 @@ Normalize = Literal["none", "l2"]
 LongText = Literal["truncate", "windows"]
 Autocast = Literal["none", "bfloat16", "float16"]
 Quantize = Literal["none", "int8"]
+Pairs = Literal["text", "embeddings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class FeatureOptions:
         max_length: tokens read of a text, special tokens included.
         long_text: texts above ``max_length`` are cut off ("truncate"), or read in consecutive
             windows whose vectors are averaged by their number of tokens ("windows").
+        pairs: rows of two texts are read as one ("text"), or encoded apart and combined
+            ("embeddings", see ``pairs.py``).
         autocast: compute matrix products in half precision; the error is measured and recorded.
         quantize: "int8" computes the linear layers in 8-bit integers, on a CPU (see
             ``quantize.py``); the error is measured and recorded.
@@ -62,6 +65,7 @@ class FeatureOptions:
     normalize: Normalize | None = None
     max_length: int | None = None
     long_text: LongText = "truncate"
+    pairs: Pairs = "text"
     autocast: Autocast = "none"
     quantize: Quantize = "none"
     trust_remote_code: str | None = None
@@ -135,6 +139,7 @@ _WORDS: dict[str, tuple[str | None, ...]] = {
     "projection": (None, *get_args(Projection)),
     "normalize": (None, *get_args(Normalize)),
     "long_text": get_args(LongText),
+    "pairs": get_args(Pairs),
     "autocast": get_args(Autocast),
     "quantize": get_args(Quantize),
 }

@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from extractors.errors import InputError
+from extractors.pairs import PAIR_SEPARATOR
+from tasks.columns import PAIR_MARK
 from tasks.records import RefitRecord
 
 if TYPE_CHECKING:
@@ -88,12 +90,21 @@ def rows_in_words(modality: str) -> str:
     return {"text": "texts", "image": "images"}.get(modality, "vectors of features")
 
 
+def _settings(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def a_text(directory: Path) -> str:
+    """What a text for this head looks like: one, or two where it was fitted on two columns."""
+    columns = _settings(directory).get("columns") or {}
+    pair = PAIR_MARK in (columns.get("text") or "")
+    return f"first text{PAIR_SEPARATOR}second text" if pair else "a text"
+
+
 def revision_facts(directory: Path) -> list[tuple[str, str]]:
     """The commit or the weights of the backbone, where the artefact's settings say them."""
-    path = directory / "config.json"
-    if not path.is_file():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))["backbone_fingerprint"]
+    found = _settings(directory).get("backbone_fingerprint", {})
     names = {
         "revision": "backbone revision",
         "weights_sha256": "backbone weights (sha256)",
@@ -209,6 +220,7 @@ def write_refit_card(
         ),
         backbone=shown_backbone(pipeline.backbone),
         modality=pipeline.modality,
+        a_text=a_text(folder),
         rows_are=rows_in_words(pipeline.modality),
         dim=pipeline.head.network.dim,
         n_classes=len(record.classes),

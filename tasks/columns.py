@@ -9,13 +9,13 @@ from typing import Any
 
 from extractors.base import Modality
 from extractors.errors import InputError
+from extractors.pairs import PAIR_SEPARATOR
 
 TEXT_COLUMNS = ("text", "sentence", "review")
 IMAGE_COLUMNS = ("image",)
 FEATURES_COLUMNS = ("features", "embedding", "embeddings", "vector", "x")
 LABEL_COLUMNS = ("label", "labels", "class")
 PAIR_MARK = "+"  # between the names of two columns of texts
-PAIR_SEPARATOR = " [SEP] "  # between the two texts; BERT's own mark, to others a word
 _ARRAY_LABEL_COLUMNS = (*LABEL_COLUMNS, "y")  # beside features, the habit of arrays
 
 

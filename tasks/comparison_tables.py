@@ -97,7 +97,7 @@ def class_table(record: CompareRecord) -> Table | None:
         ]
         for c in found["classes"][:_MOST_CLASSES]
     ]
-    header = ["class", "test rows", "precision, %", "recall, %", "F1, %", "most mistaken for"]
+    header = ["class", "test rows", "precision, %", "recall, %", "F1, %", "mistaken for (rows)"]
     return Table(header, lines)
 
 

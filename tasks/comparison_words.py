@@ -133,10 +133,12 @@ def protocol_in_words(record: CompareRecord) -> str:
     """How the figures came about."""
     K = len(record.seeds)
     few = any(row["shots"] is not None for row in record.rows)
-    held = (
-        "at most 4 further rows of every class choose"
+    pool = f"the {record.n_pool:,} rows that are not test rows"
+    drawn = (
+        f"training rows are drawn anew from {pool}, at most 4 further rows of every class choose"
         if few
-        else f"{record.validation_fraction:.0%} of them choose and the others train"
+        else f"{pool} are divided anew, {record.validation_fraction:.0%} choose and the others"
+        " train"
     )
     temperature = record.calibrate == "temperature" and not record.several_labels
     sets = ""
@@ -149,15 +151,16 @@ def protocol_in_words(record: CompareRecord) -> str:
         )
     calibrated = ", and a temperature for its probabilities," if temperature else ""
     return (
-        f"{K} seed{'s' if K > 1 else ''}: for each, {held} among {record.n_pool:,} rows, drawn"
-        " anew, and so are gates and first weights. Every method chooses its settings"
+        f"{K} seed{'s' if K > 1 else ''}. For each, {drawn}, and gates and first weights are drawn"
+        " anew. Every method chooses its settings"
         f"{calibrated} on those validation rows; the {record.n_test:,} test rows are read once,"
         " after that. Accuracies are means over seeds; +- is the standard error and the"
         " interval is 95%, over seeds and test rows together (bootstrap). Better means: the exact"
         " test over test rows (McNemar's, for several seeds), corrected by Holm, is below 0.05,"
         " and the interval of the difference does not hold zero. Seconds include"
         " tuning and not the extraction of features;"
-        f" warm is without compiling.{sets}"
+        " cold is the first fit of a process, warm, of which the sentences speak, without"
+        f" compiling.{sets}"
     )
 
 

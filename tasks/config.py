@@ -16,6 +16,7 @@ from extractors.options import (
     FeatureOptions,
     LongText,
     Normalize,
+    Pairs,
     Pooling,
     Projection,
     Quantize,
@@ -49,12 +50,13 @@ class ExtractConfig(CommonConfig):
 
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. The columns: None
-    means find it. train_rows, test_rows: None means all. layer to trust_remote_code: which
-    features, see `extractors.options.FeatureOptions`; layer is a number, or several with commas.
-    store_dtype: of the features on disk; what float16 and int8 lose is reported; None is float32,
-    and float16 for imagenet-1k. device: as torch
-    names it; None means the best there is. engine: "ray" encodes in so many workers (default 2) of
-    a Ray started here, or of the one whose address is in RAY_ADDRESS.
+    means find it. classes: only rows of these, see `tasks.classes`; none: all. train_rows,
+    test_rows: None means all. layer to trust_remote_code: which features, see
+    `extractors.options.FeatureOptions`; layer is a number, or several with commas. store_dtype: of
+    the features on disk; what float16 and int8 lose is reported; None is float32, and float16 for
+    imagenet-1k. device: as torch names it; None means the best there is. engine: "ray" encodes in
+    so many workers (default 2) of a Ray started here, or of the one whose address is in
+    RAY_ADDRESS.
 
     >>> ExtractConfig(data="imdb", train_rows=5000).on_bad_row
     'fail'
@@ -69,6 +71,7 @@ class ExtractConfig(CommonConfig):
     image_column: str | None = None
     label_column: str | None = None
     features_column: str | None = None
+    classes: tuple[str, ...] = ()
     train_rows: int | None = None
     test_rows: int | None = None
     on_bad_row: OnBadRow = "fail"
@@ -79,6 +82,7 @@ class ExtractConfig(CommonConfig):
     normalize: Normalize | None = None
     max_length: int | None = None
     long_text: LongText = "truncate"
+    pairs: Pairs = "text"
     autocast: Autocast = "none"
     quantize: Quantize = "none"
     trust_remote_code: str | None = None
@@ -114,6 +118,7 @@ class ExtractConfig(CommonConfig):
             normalize=self.normalize,
             max_length=self.max_length,
             long_text=self.long_text,
+            pairs=self.pairs,
             autocast=self.autocast,
             quantize=self.quantize,
             trust_remote_code=self.trust_remote_code,

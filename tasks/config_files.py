@@ -94,8 +94,10 @@ def to_toml(config: CommonConfig) -> str:
     >>> print(to_toml(ExtractConfig(data="imdb")), end="")
     seed = 0
     data = "imdb"
+    classes = []
     on_bad_row = "fail"
     long_text = "truncate"
+    pairs = "text"
     autocast = "none"
     quantize = "none"
     engine = "local"
@@ -136,9 +138,9 @@ def as_command(verb: str, config: CommonConfig) -> str:
             continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
-        elif field.name == "backbone" and isinstance(value, tuple):
-            for each in value:
-                words += ["--backbone", each]
+        elif field.name in ("backbone", "classes") and isinstance(value, tuple):
+            for each in value:  # a class may have a comma in its name
+                words += [f"--{name}", each]
         elif isinstance(value, tuple):
             words += [f"--{name}", ",".join(map(str, value))]
         else:

@@ -76,6 +76,7 @@ class LabelledRowsConfig(CommonConfig):
     image_column: str | None = None
     label_column: str | None = None
     features_column: str | None = None
+    classes: tuple[str, ...] = ()
     on_bad_row: OnBadRow = "fail"
     trust_remote_code: str | None = None
     backbone: str | None = None

@@ -117,7 +117,8 @@ class _Lines:
     def _say_now_and_then(self, now: float) -> None:
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
-            self._say(f"{self._done}/{self._total or '?'}{self._time_left(now)}{self._detail}")
+            times = self._time_left(now) or f", {duration(now - self._began)} so far"
+            self._say(f"{self._done}/{self._total or '?'}{times}{self._detail}")
 
     def _time_left(self, now: float) -> str:
         if self._total is None or self._done == self._before or not self._moving:

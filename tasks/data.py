@@ -13,6 +13,7 @@ import numpy as np
 
 from extractors.base import Modality, Rows
 from extractors.errors import InputError
+from tasks.classes import only_classes
 from tasks.columns import ColumnChoice
 from tasks.divide import NumberedSplit, divide, shrink
 from tasks.labels import (
@@ -67,6 +68,7 @@ def load_task(
     image_column: str | None = None,
     label_column: str | None = None,
     features_column: str | None = None,
+    classes: Sequence[str] = (),
     train_rows: int | None = None,
     test_rows: int | None = None,
     seed: int = 0,
@@ -82,6 +84,7 @@ def load_task(
         image_column: as text_column.
         label_column: as text_column.
         features_column: of vectors that were computed elsewhere.
+        classes: take rows of these classes alone, see `tasks.classes`; none: of all.
         train_rows: take so many rows, stratified and seeded, after splitting; where the validation
             split was taken from train, this counts both and keeps their ratio.
         test_rows: as train_rows.
@@ -106,6 +109,8 @@ def load_task(
             raise InputError(f"{option} {size}: ask for at least one row")
     raw = read_source(str(name_or_path), resolve_data_root(data_root), choice)
     splits, skipped = check_rows(raw, on_bad_row)
+    n_rows = sum(len(split.ids) for split in splits.values())
+    splits = only_classes(splits, raw.class_names, classes)
     sets = None
     if gives_several(splits):
         if not several_labels:
@@ -113,10 +118,10 @@ def load_task(
                 f"the labels of {raw.name} are lists: `convex-heads compare` takes rows with"
                 " several labels, everything else one label a row"
             )
-        classes, sets = encode_label_sets(splits, raw.class_names)
+        names, sets = encode_label_sets(splits, raw.class_names)
         labels = rarest_label(sets)
     else:
-        classes, labels = encode_labels(splits, raw.class_names)
+        names, labels = encode_labels(splits, raw.class_names)
     digests = {name: content_digests(split) for name, split in splits.items()}
     rows = {
         name: NumberedSplit(
@@ -129,16 +134,19 @@ def load_task(
         for name, split in splits.items()
     }
     carved = "validation" not in rows
-    _check_classes(classes, sum(len(split.ids) for split in splits.values()))
+    n_kept = sum(len(split.ids) for split in splits.values())
+    _check_classes(names, n_kept)
     rows = divide(rows)
-    _check_unseen(rows, classes)
+    _check_unseen(rows, names)
     notes = raw.notes + _notes(skipped) + _empty_texts(splits)
-    fingerprint = _fingerprint(rows, classes)
-    rows = shrink(rows, classes, train_rows, test_rows, seed, carved)
+    if classes:
+        notes += (f"rows of the classes {', '.join(names)} alone: {n_kept:,} of {n_rows:,}",)
+    fingerprint = _fingerprint(rows, names)
+    rows = shrink(rows, names, train_rows, test_rows, seed, carved)
     return Dataset(
         name=raw.name,
         modality=raw.modality,
-        classes=classes,
+        classes=names,
         splits={name: Rows(list(s.ids), list(s.inputs), s.labels) for name, s in rows.items()},
         fingerprint=fingerprint,
         notes=notes,
@@ -181,20 +189,11 @@ def check_rows(
             raise InputError(
                 f"{called} has no rows left after {len(split.ids)} bad ones were dropped"
             )
-        checked[name] = split if len(good) == len(split.ids) else _keep(split, good)
+        checked[name] = split if len(good) == len(split.ids) else split.take(good)
     if fault is not None and on_bad_row == "fail":
         more = f"; rows that cannot be used: {len(skipped):,}" if len(skipped) > 1 else ""
         raise InputError(f"{fault}{more} (--on-bad-row skip leaves such rows out)")
     return checked, tuple(skipped)
-
-
-def _keep(split: RawSplit, rows: Sequence[int]) -> RawSplit:
-    return RawSplit(
-        [split.ids[i] for i in rows],
-        [split.inputs[i] for i in rows],
-        [split.labels[i] for i in rows],
-        lambda i: split.where(rows[i]),
-    )
 
 
 def _is_empty(value: Any) -> bool:

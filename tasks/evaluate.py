@@ -58,6 +58,7 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         choice=choice,
         split=config.split,
         by=config.by,
+        classes=config.classes,
         on_bad_row=config.on_bad_row,
     )
     y = class_numbers(rows, pipeline.classes)

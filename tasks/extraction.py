@@ -138,6 +138,7 @@ def extract_features(
         image_column=config.image_column,
         label_column=config.label_column,
         features_column=config.features_column,
+        classes=config.classes,
         train_rows=config.train_rows,
         test_rows=config.test_rows,
         seed=config.seed,

@@ -11,10 +11,11 @@ import numpy as np
 
 from extractors.base import Modality
 from extractors.errors import InputError
+from tasks.classes import pick_classes
 from tasks.columns import ColumnChoice
 from tasks.files import find_split_files
 from tasks.labels import encode_labels, is_missing
-from tasks.raw import WHOLE, RawSplit
+from tasks.raw import WHOLE
 from tasks.registry import TASKS, resolve_data_root
 from tasks.sources import read_source
 from tasks.tables import SUFFIXES, open_table
@@ -53,6 +54,7 @@ def read_labelled(
     choice: ColumnChoice,
     split: str | None = None,
     by: str | None = None,
+    classes: Sequence[str] = (),
     on_bad_row: str = "fail",
 ) -> Labelled:
     """Reads one split of any data set.
@@ -64,6 +66,7 @@ def read_labelled(
         choice: columns that were named.
         split: train, validation or test; None takes test where there is one, otherwise all rows.
         by: a column of the table, for slices.
+        classes: take rows of these classes alone, see `tasks.classes`; none: of all.
         on_bad_row: what a row without a label does, "fail" or "skip".
 
     Raises:
@@ -93,19 +96,18 @@ def read_labelled(
             )
     if not good:
         raise InputError(f"{raw.name} holds no row with a label")
-    kept = RawSplit(
-        [rows.ids[i] for i in good],
-        [rows.inputs[i] for i in good],
-        [rows.labels[i] for i in good],
-        lambda i: rows.where(good[i]),
-    )
-    names, numbers = encode_labels({found: kept}, raw.class_names)
+    names, numbers = encode_labels({found: rows.take(good)}, raw.class_names)
+    labels = numbers[found]
+    if classes:
+        keep = np.flatnonzero(np.isin(labels, pick_classes(names, classes)))
+        good, labels = [good[i] for i in keep], labels[keep]
+    kept = rows.take(good)
     return Labelled(
         name=raw.name,
         split=found,
         ids=kept.ids,
         inputs=kept.inputs,
-        labels=[names[i] for i in numbers[found]],
+        labels=[names[i] for i in labels],
         slices=None if slices is None else [slices[i] for i in good],
         skipped=tuple(skipped),
     )

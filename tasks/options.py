@@ -30,6 +30,7 @@ FeaturesColumn = Annotated[
     str | None, Option(help="Column with vectors computed before.", metavar="NAME")
 ]
 LabelColumn = Annotated[str | None, Option(help="Column with the labels.", metavar="NAME")]
+Classes = Annotated[list[str] | None, Option(help="Rows of these classes only.", metavar="A,B,...")]
 TrainRows = Annotated[int | None, Option(help="Learn from so many rows only.", metavar="N")]
 TestRows = Annotated[int | None, Option(help="Test on so many rows only.", metavar="N")]
 OnBadRow = Annotated[
@@ -48,6 +49,9 @@ Prompt = Annotated[str | None, Option(help="Put before every text.", metavar="TE
 Normalize = Annotated[str | None, Option(help="[the model's]", metavar="none|l2")]
 MaxLength = Annotated[int | None, Option(help="Tokens read of a text.", metavar="N")]
 LongText = Annotated[str | None, Option(help="[truncate]", metavar="truncate|windows")]
+Pairs = Annotated[
+    str | None, Option(help="One text of A+B, or two [text].", metavar="text|embeddings")
+]
 Autocast = Annotated[
     str | None, Option(help="[none]; the error is recorded.", metavar="none|bfloat16|float16")
 ]
@@ -68,7 +72,7 @@ Engine = Annotated[str | None, Option(help="Where rows are encoded [local].", me
 Workers = Annotated[int | None, Option(help="Processes of --engine ray [2].", metavar="N")]
 
 Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
-Loss = Annotated[str | None, Option(help="[auto]", metavar="auto|softmax|logistic|squared")]
+Loss = Annotated[str | None, Option(metavar="auto|softmax|logistic|squared")]
 NGates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|grow|N")]
 Gates = Annotated[str | None, Option(help="[aligned]", metavar="aligned|gaussian|geometric|pairs")]
 Beta = Annotated[
@@ -82,7 +86,7 @@ Selection = Annotated[
     ),
 ]
 Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
-Solver = Annotated[str | None, Option(help="[auto]", metavar="auto|subspace|fista|descent|admm")]
+Solver = Annotated[str | None, Option(metavar="auto|subspace|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")
@@ -152,6 +156,9 @@ Shots = Annotated[
 ]
 EmbedRows = Annotated[
     bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
+]
+EachBudget = Annotated[
+    float | None, Option(help="Each seed of lora, finetune, ...", metavar="SECONDS")
 ]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
 

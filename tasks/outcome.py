@@ -25,6 +25,7 @@ from tasks.artefact import Head, write_artefact
 from tasks.baselines import SETTINGS, LinearProbe, linear_probe
 from tasks.calibration import fit_temperature
 from tasks.card import read_comparison
+from tasks.columns import ColumnChoice
 from tasks.config import FitConfig
 from tasks.console import Reporter
 from tasks.extraction import Extracted
@@ -33,6 +34,7 @@ from tasks.memory import peak_rss_mb
 from tasks.metrics import Metrics, evaluate
 from tasks.mistakes import write_samples
 from tasks.records import FitRecord
+from tasks.registry import named_columns
 from tasks.report import write_model_card, write_report
 from tasks.streaming import in_memory
 
@@ -277,12 +279,15 @@ def save(
                 "certificate": dict(certificate),
                 **(facts or {}),
                 "backbone_options": found.extractor.fingerprint().get("options", {}),
-                "columns": {
-                    "text": config.text_column,
-                    "image": config.image_column,
-                    "label": config.label_column,
-                    "features": config.features_column,
-                },
+                "columns": named_columns(
+                    config.data,
+                    ColumnChoice(
+                        config.text_column,
+                        config.image_column,
+                        config.label_column,
+                        config.features_column,
+                    ),
+                ),
                 "record": record,
                 "stores": [str(found.extraction.store.path.absolute())],
             },

@@ -23,6 +23,15 @@ class RawSplit:
     labels: Sequence[Any]
     where: Callable[[int], str]
 
+    def take(self, rows: Sequence[int]) -> RawSplit:
+        """The rows of these numbers, in this order."""
+        return RawSplit(
+            [self.ids[i] for i in rows],
+            [self.inputs[i] for i in rows],
+            [self.labels[i] for i in rows],
+            lambda i: self.where(rows[i]),
+        )
+
 
 @dataclass(frozen=True)
 class RawData:

@@ -25,6 +25,7 @@ from extractors.extract import extract
 from extractors.store import FeatureStore, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
+from tasks.classes import only_classes
 from tasks.columns import ColumnChoice, columns_before
 from tasks.config_files import as_command
 from tasks.config_saved import RefitConfig
@@ -252,6 +253,7 @@ def _new_rows(
             f"{raw.name} holds {raw.modality} rows, this head was fitted on {pipeline.modality}"
         )
     splits, skipped = check_rows(raw, config.on_bad_row)
+    splits = only_classes(splits, raw.class_names, config.classes)
     classes, labels = encode_labels(splits, raw.class_names)
     rows = {
         name: NumberedSplit(split.ids, split.inputs, labels[name], content_digests(split))

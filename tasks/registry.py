@@ -42,11 +42,11 @@ class HubSource:
         return PAIR_MARK in (self.columns.text or "")
 
 
-def _glue(config: str, first: str, second: str, validation: str | None) -> HubSource:
-    """A task of GLUE on pairs; where test labels are secret, `validation` is the test split."""
+def _glue(config: str, text: str, validation: str | None) -> HubSource:
+    """A task of GLUE; where test labels are secret, `validation` is the test split."""
     return HubSource(
         "nyu-mll/glue",
-        ColumnChoice(text=f"{first}{PAIR_MARK}{second}"),
+        ColumnChoice(text=text),
         config,
         None if validation is None else {"train": "train", validation: "test"},
     )
@@ -154,13 +154,23 @@ TASKS: Mapping[str, TaskSpec] = {
             "emotion of short messages",
             HubSource("dair-ai/emotion"),
         ),
+        # Of GLUE, sst2 is above, and stsb asks for a number between 0 and 5, not for a class.
+        TaskSpec(
+            "cola",
+            "text",
+            2,
+            {"train": 8551, "validation": 1043},
+            "whether a sentence is grammatical English (GLUE)",
+            _glue("cola", "sentence", "validation"),
+            ("unacceptable", "acceptable"),
+        ),
         TaskSpec(
             "mrpc",
             "text",
             2,
             {"train": 3668, "validation": 408, "test": 1725},
             "whether two sentences of the news say the same (GLUE)",
-            _glue("mrpc", "sentence1", "sentence2", None),
+            _glue("mrpc", "sentence1+sentence2", None),
             ("not_equivalent", "equivalent"),
         ),
         TaskSpec(
@@ -169,7 +179,7 @@ TASKS: Mapping[str, TaskSpec] = {
             2,
             {"train": 2490, "validation": 277},
             "whether a text entails a sentence (GLUE)",
-            _glue("rte", "sentence1", "sentence2", "validation"),
+            _glue("rte", "sentence1+sentence2", "validation"),
             ("entailment", "not_entailment"),
         ),
         TaskSpec(
@@ -178,7 +188,7 @@ TASKS: Mapping[str, TaskSpec] = {
             2,
             {"train": 104743, "validation": 5463},
             "whether a sentence answers a question (GLUE)",
-            _glue("qnli", "question", "sentence", "validation"),
+            _glue("qnli", "question+sentence", "validation"),
             ("entailment", "not_entailment"),
         ),
         TaskSpec(
@@ -187,7 +197,7 @@ TASKS: Mapping[str, TaskSpec] = {
             2,
             {"train": 363846, "validation": 40430},
             "whether two questions ask the same (GLUE)",
-            _glue("qqp", "question1", "question2", "validation"),
+            _glue("qqp", "question1+question2", "validation"),
             ("not_duplicate", "duplicate"),
         ),
         TaskSpec(
@@ -196,8 +206,17 @@ TASKS: Mapping[str, TaskSpec] = {
             3,
             {"train": 392702, "validation_matched": 9815},
             "what follows from a premise: the hypothesis, nothing, its opposite (GLUE)",
-            _glue("mnli", "premise", "hypothesis", "validation_matched"),
+            _glue("mnli", "premise+hypothesis", "validation_matched"),
             ("entailment", "neutral", "contradiction"),
+        ),
+        TaskSpec(
+            "wnli",
+            "text",
+            2,
+            {"train": 635, "validation": 71},
+            "whether a text entails a sentence in which its pronoun is resolved (GLUE)",
+            _glue("wnli", "sentence1+sentence2", "validation"),
+            ("not_entailment", "entailment"),
         ),
         TaskSpec(
             "cifar10",
@@ -269,6 +288,18 @@ _WORDNET_KINDS = (
     ("person", 9500000, 10790000),
     ("plant", 11500000, 13200000),
 )
+
+
+def named_columns(data: str, chosen: ColumnChoice) -> dict[str, str | None]:
+    """The columns that a person named, and where there is none that of the task, by their kind.
+
+    >>> named_columns("qnli", ColumnChoice())["text"]
+    'question+sentence'
+    """
+    spec = TASKS.get(data)
+    usual = spec.hub.columns if spec and spec.hub else ColumnChoice()
+    kinds = ("text", "image", "label", "features")
+    return {kind: getattr(chosen, kind) or getattr(usual, kind) for kind in kinds}
 
 
 def resolve_data_root(data_root: str | os.PathLike[str] | None) -> Path | None:

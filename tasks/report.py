@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.card import card_metadata, revision_facts, rows_in_words, shown_backbone
+from tasks.card import a_text, card_metadata, revision_facts, rows_in_words, shown_backbone
 from tasks.console import duration
 from tasks.leak_words import examples_in_words, leaks_in_words
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
@@ -126,6 +126,7 @@ def write_model_card(
                 *revision_facts(Path(directory)),
             ],
             modality=record.modality,
+            a_text=a_text(Path(directory)),
             rows_are=rows_in_words(record.modality),
             dim=record.dim,
             n_classes=record.n_classes,

@@ -267,6 +267,7 @@ def _page(pipeline: ConvexHeadPipeline) -> str:
         .render(
             task=pipeline.facts.get("record", {}).get("task"),
             modality=pipeline.modality,
+            pairs=pipeline.describe()["backbone_options"].get("pairs") == "embeddings",
             classes=pipeline.classes,
             backbone=shown_backbone(pipeline.backbone),
             fine_tuned=bool(pipeline.changes),

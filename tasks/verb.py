@@ -171,7 +171,7 @@ def read(kind: type[Config], given: Mapping[str, Any]) -> Config:
     """
     values = {name: value for name, value in given.items() if name not in _FLAGS}
     path: Path | None = values.pop("config", None)
-    for repeated in ("text", "stores"):
+    for repeated in ("text", "stores", "classes"):
         if repeated in values:
             values[repeated] = values[repeated] or None
     for listed in ("methods", "shots"):

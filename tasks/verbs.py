@@ -26,12 +26,12 @@ from tasks.verb import Output, app, verb
 __all__ = ["app"]
 
 _ROWS = (
-    "data_root text_column image_column label_column features_column train_rows test_rows "
-    "on_bad_row"
+    "data_root text_column image_column label_column features_column classes train_rows "
+    "test_rows on_bad_row"
 )
-_SAVED_ROWS = "data_root text_column image_column label_column features_column on_bad_row"
+_SAVED_ROWS = "data_root text_column image_column label_column features_column classes on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
-_LONG = "long_text autocast"
+_LONG = "long_text pairs autocast"
 _HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
@@ -159,7 +159,7 @@ def finetune(config: FinetuneConfig, output: Output) -> None:
     {"backbone": o.Backbones},
     "methods seeds shots curve",
     {"embed_samples": o.EmbedRows},
-    "budget_seconds",
+    {"budget_seconds": o.EachBudget},
     {"out": o.CompareOut},
     _ROWS,
     _FEATURES,
@@ -174,7 +174,9 @@ def compare(config: CompareConfig, output: Output) -> None:
     """Compare the head with other methods on DATA.
 
     All are tuned on validation rows, over several seeds; paired tests say what is worth its time.
-    The same command goes on from what is finished.
+    The same command goes on from what is finished. Methods: linear, convex, ridge, knn, svm, mlp,
+    ntk, cronos, tfidf; if named, relu, tabicl, tabpfn, cronos-am, lora, finetune, setfit. Options
+    from --activation to --max-seconds are the convex head's.
 
     Example: convex-heads compare reviews.csv --backbone minilm --out comparison
     """

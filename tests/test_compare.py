@@ -21,7 +21,7 @@ from tasks.cli import main
 from tasks.config import CompareConfig
 from tasks.config_files import as_command
 from tasks.ledger import MEASURED, RECORDS
-from tasks.methods import check_methods, default_methods
+from tasks.methods import METHODS, check_methods, default_methods
 
 
 def test_misspelt_methods_and_options_are_refused(capsys) -> None:
@@ -37,6 +37,15 @@ def test_misspelt_methods_and_options_are_refused(capsys) -> None:
     ):
         assert main(["compare", "digits", *wrong]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_help_names_every_method(capsys) -> None:
+    assert main(["compare", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.partition("Arguments:")[0].split())
+    default, _, if_named = text.partition("Methods: ")[2].partition("; if named, ")
+    assert default.split(", ") == list(default_methods("text"))
+    others = [name for name in METHODS if not METHODS[name].default]
+    assert if_named.partition(".")[0].split(", ") == others
 
 
 def test_command_can_be_typed_again() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rows import row_errors
 from tiny_models import save_image_model, save_text_model
 
 from extractors import FeatureOptions, FeatureStore, InputError, Rows, load_extractor
@@ -39,11 +40,6 @@ def two_threads() -> Iterator[None]:
 
 def load(name: str, **options: Any) -> Any:
     return load_extractor(name, device="cpu", options=FeatureOptions(**options))
-
-
-def row_errors(found: np.ndarray, expected: np.ndarray) -> float:
-    scale = np.abs(expected).max(axis=1)
-    return float((np.abs(found - expected).max(axis=1) / scale).max())
 
 
 def test_batches_hold_every_row_once_and_stay_within_their_budget() -> None:

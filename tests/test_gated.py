@@ -12,9 +12,10 @@ from reference import Problem, random_problem
 
 from convex_heads import Limits, Options, Status, fista, gated, solve, subspace
 from convex_heads.certificate import beta_max, certify_program, pattern_violation
-from convex_heads.duality import residual
+from convex_heads.duality import dual_value, residual
+from convex_heads.levelling import levelled
 from convex_heads.losses import LOSSES
-from convex_heads.operators import apply, build_program, rows
+from convex_heads.operators import adjoint, apply, build_program, rows
 from convex_heads.traced import status_of
 
 pytestmark = pytest.mark.x64
@@ -76,6 +77,28 @@ def test_the_bound_holds_for_any_weights_and_any_residual(loss):
             assert certificate.dual <= optimum * (1 + 1e-9)
             assert certificate.primal >= optimum * (1 - 1e-9)
             assert certificate.primal == pytest.approx(problem.objective(np.asarray(W), beta))
+
+
+def test_the_bound_is_the_best_of_three():
+    problem, loss = random_problem(3, "softmax"), LOSSES["softmax"]
+    program, beta = _program(problem), 0.05 * problem.beta_max()
+    best = jnp.asarray(problem.solve(beta)[1])
+    W = best + 0.1 * jax.random.normal(jax.random.key(0), best.shape, best.dtype)
+
+    def plain(W: jax.Array) -> float:
+        R = residual(program, loss, apply(program, W))
+        return float(dual_value(program, loss, R, adjoint(program, R), jnp.asarray(beta)))
+
+    z = apply(program, W)
+    R = residual(program, loss, z)
+    primal = jnp.asarray(problem.objective(np.asarray(W), beta))
+    G = adjoint(program, R)
+    level = float(levelled(program, loss, jnp.asarray(beta), W, z, R, G, primal).dual)
+    near = residual(program, loss, apply(program, best))
+    assert plain(W) < level < plain(best)
+    assert certify_program(program, loss, W, beta).dual == pytest.approx(level, rel=1e-9)
+    with_hint = certify_program(program, loss, W, beta, R=near).dual
+    assert with_hint == pytest.approx(plain(best), rel=1e-9)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -177,6 +200,7 @@ def test_pattern_violation_finds_a_gate_that_is_missing():
     own = residual(one, loss, apply(one, linear.value))
     missing = pattern_violation(one, own, beta, jnp.asarray(trial))
     assert missing > 1.5
+    assert pattern_violation(one, own, 0.0, jnp.asarray(trial)) == np.inf
     # With the trial gates in the program, no trial gate is left to add.
     D = np.c_[np.ones(500, bool), X @ trial.T >= 0]
     many = build_program(X, D, Y, np.ones(500), np.log([0.5, 0.5]))

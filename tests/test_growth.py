@@ -14,7 +14,7 @@ from convex_heads.gated import certify_prepared, minimise, prepare
 from convex_heads.growth import Growth, grow
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
-from convex_heads.operators import adjoint
+from convex_heads.operators import adjoint, rows
 from convex_heads.solution import Status
 
 LIMITS = Limits(tolerance=1e-3, max_passes=2000)
@@ -103,6 +103,14 @@ def test_climbing_keeps_the_trial_gates_and_reports_true_norms():
     G = np.asarray(adjoint(program._replace(D=D), R))
     np.testing.assert_allclose(norms, np.sqrt((G**2).sum(axis=(1, 2))), rtol=1e-4)
     assert norms[20:].max() > norms[:20].max()
+    assert len(gates) == 20 + 2 * 16
+    # The first step, from the sixteen with the largest norms: sum_j (x_j' V r_j) x_j, V = X' D_g R.
+    n = len(X)
+    x, r = rows(program.X, n).astype(float), rows(R, n).astype(float)
+    for start_at, found in zip(np.argsort(-norms[:20])[:16], gates[20:36], strict=True):
+        V = x.T @ ((x @ np.asarray(trial[start_at]) >= 0)[:, None] * r)
+        uphill = x.T @ ((x @ V) * r).sum(axis=1)
+        np.testing.assert_allclose(found, uphill, atol=1e-4 * np.abs(uphill).max())
 
 
 @pytest.mark.slow

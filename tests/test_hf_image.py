@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rows import row_errors
 from tiny_models import IMAGE_KINDS, save_image_model
 
 from extractors import BadRow, InputError, load_extractor
@@ -57,12 +58,6 @@ def outputs(kind: str, folder: Path, images: list[Image.Image]) -> Any:
                 out["projected"] = model.visual_projection(out.pooler_output)
         found.append(out)
     return found
-
-
-def row_errors(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference in any row, relative to that row's largest value."""
-    scale = np.abs(expected).max(axis=1)
-    return float((np.abs(found - expected).max(axis=1) / scale).max())
 
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)

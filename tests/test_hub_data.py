@@ -75,7 +75,9 @@ def test_images_of_a_hub_data_set_stay_encoded(hub_folder):
 HIDDEN = ("train", "validation", "test")
 MATCHED = ("matched", "mismatched")
 # GLUE on the Hub is one repository with a folder for each task; -1 stands for a secret label.
-PAIRS = [
+GLUE = [
+    ("cola", ("sentence", "label", "idx"), HIDDEN),
+    ("wnli", ("sentence1", "label", "sentence2", "idx"), HIDDEN),
     ("mrpc", ("sentence1", "label", "sentence2", "idx"), ("train", "validation", "test")),
     ("rte", ("sentence1", "label", "sentence2", "idx"), HIDDEN),
     ("qnli", ("question", "label", "sentence", "idx"), HIDDEN),
@@ -106,7 +108,7 @@ PAIRS = [
         ("food101", ("image", "label"), ("train", "validation")),
         ("hymenoptera", ("image", "label"), ("train", "validation")),
         ("imagenet-1k", ("image", "label"), ("train", "validation", "test")),
-        *PAIRS,
+        *GLUE,
     ],
 )
 def test_named_tasks_in_the_layout_of_the_hub(tmp_path, monkeypatch, task, columns, splits):

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convex_heads import operators
-from convex_heads.operators import adjoint, apply, block_rows, build_program, rows
+from convex_heads.operators import (
+    adjoint,
+    adjoint_of_gates,
+    apply,
+    block_rows,
+    build_program,
+    column_moments,
+    rows,
+    spool_program,
+)
 
 
 def _random(seed, n, d, P, C, dtype):
@@ -61,6 +70,50 @@ def test_blocks_are_equal_bounded_and_cover_all_rows():
         assert 1 <= b <= max(n, 64)
         assert b * P * C <= max(operators._BLOCK_ENTRIES, P * C)
         assert -n % b < b
+    # As few blocks as fit, and no longer than they need to be: 28 of 505 rows are 28 of 512.
+    for (n, P, C), b in {
+        (14_130, 64, 6): 512,
+        (600, 4, 3): 304,
+        (300, 4, 3): 320,
+        (1, 1, 1): 64,
+        (10, 0, 3): 64,  # a head without gates
+        (1_281_167, 16, 1000): 262,
+    }.items():
+        assert block_rows(n, P, C) == b
+
+
+def test_rows_of_a_block_are_divided_among_devices(monkeypatch):
+    monkeypatch.setattr(operators, "devices_here", lambda: 4)
+    assert block_rows(1000, 1, 1) == 4 * 256  # 250 rows each, in round numbers
+
+
+@pytest.mark.x64
+def test_other_gates_switch_on_the_rows_on_their_boundary_too():
+    X, _, Y, program = _random(7, 30, 3, 3, 2, np.float64)
+    gates = np.r_[np.random.default_rng(7).normal(size=(4, 3)), np.zeros((1, 3))]  # three at a time
+    on = X @ gates.T >= 0
+    assert on[:, -1].all()
+    found = adjoint_of_gates(program, jnp.asarray(gates), program.Y)
+    expected = np.stack([X.T @ (on[:, [i]] * Y) for i in range(5)])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.x64
+def test_column_moments_are_the_weighted_squares():
+    X, D, Y, _ = _random(4, 600, 3, 2, 1, np.float64)
+    omega = np.random.default_rng(4).random(600)
+    program = build_program(X, D, Y, omega, np.zeros(1))
+    expected = (omega / omega.sum()) @ X**2
+    np.testing.assert_allclose(column_moments(program), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 512, 600])
+def test_a_spooled_program_is_the_one_in_memory(n):
+    X, D, Y, program = _random(6, n, 3, 2, 2, np.float32)
+    omega, z0 = np.ones(n, np.float32), np.zeros(2, np.float32)
+    spooled = spool_program([X[: n // 2], X[n // 2 :]], 3, D, Y, omega, z0)
+    for one, other in zip(spooled[:5], program[:5], strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_row_weights_are_normalised_and_padding_weighs_nothing():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import manifest, some_rows
 
 from extractors import FeatureStore, InputError
+from extractors.base import Modality
 from extractors.codec import DTYPES
 from extractors.gather import Gatherer
 from extractors.manifest import Manifest
@@ -70,15 +74,12 @@ def test_batches_hold_every_row_once(store: FeatureStore) -> None:
 
 
 def test_the_order_follows_seed_and_epoch(store: FeatureStore) -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return [
-            int(row)
-            for batch in store.batches("train", 9, seed=seed, epoch=epoch)
-            for row in batch[0]
-        ]
+    def order(seed: int, **epoch: int) -> list[int]:
+        batches = store.batches("train", 9, seed=seed, **epoch)
+        return [int(row) for batch in batches for row in batch.rows]
 
-    assert order(1, 0) == order(1, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+    assert order(1) == order(1, epoch=0) == order(1, epoch=0)
+    assert len({tuple(order(seed, epoch=epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
 @given(rows=st.lists(st.integers(0, sum(COUNTS) - 1), max_size=40))
@@ -93,6 +94,24 @@ def test_rows_that_are_not_there_are_never_reached(store: FeatureStore) -> None:
     for row in (-1, gatherer.n, gatherer.n + 10**6):
         with pytest.raises(IndexError):
             gatherer.encoded(np.array([0, row]))
+
+
+@pytest.mark.parametrize(
+    ("modality", "limit", "n"), [("text", None, 3), ("image", 2, 3), ("text", 2, 0)]
+)
+def test_nothing_is_cut_off_without_a_limit_without_texts_and_without_rows(
+    tmp_path: Path, modality: Modality, limit: int | None, n: int
+) -> None:
+    new = replace(manifest(), modality=modality, max_length=limit)
+    rows = some_rows(0, 3)
+    with FeatureStore.writer(tmp_path / "store", new) as writer:
+        if n:
+            tokens = rows.tokens if modality == "text" else None
+            writer.append("train", rows._replace(tokens=tokens))
+    store = FeatureStore.open(tmp_path / "store")
+    assert store.n_rows == n
+    assert store.truncated_fraction() == 0
+    assert store.truncated_fraction({"train": store.ids("train")}) == 0
 
 
 # ---- on a device ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rows import row_errors
 from tiny_models import POSITIONS, TEXT_KINDS, save_text_model
 
 from extractors import InputError, load_extractor
@@ -57,12 +58,6 @@ def hidden_states(folder: Path, texts: list[str], limit: int) -> list[list[np.nd
         states[-1] = out.last_hidden_state[0].numpy()
         found.append(states)
     return found
-
-
-def row_errors(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference in any row, relative to that row's largest value."""
-    scale = np.abs(expected).max(axis=1)
-    return float((np.abs(found - expected).max(axis=1) / scale).max())
 
 
 def power_mean(values: np.ndarray) -> np.ndarray:

@@ -65,6 +65,7 @@ def test_weights_from_anywhere_get_an_honest_gap(loss):
         assert proof.primal == pytest.approx(problem.objective(W, beta), rel=1e-12)
         assert proof.beta_max == pytest.approx(problem.beta_max(), rel=1e-12)
         assert proof.dual <= optimum * (1 + 1e-7) <= proof.primal * (1 + 2e-7)
+        assert proof.relative_gap == max(0, proof.primal - proof.dual) / proof.primal
         assert proof.n_gates == 5
         assert proof.active_gates == np.count_nonzero(W.any(axis=(1, 2)))
         assert proof.cone_violation == 0

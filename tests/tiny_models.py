@@ -53,6 +53,52 @@ def save_backbone(kind: str, folder: Path) -> str:
     return f"st:{folder / kind}"
 
 
+def save_half_sentence_model(folder: Path) -> Path:
+    """A BERT of width 16 that reads 24 tokens, in float16, as sentence-transformers saves it."""
+    tf = _transformers()
+    import torch
+
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef,", "##n", "##e", "##i"]
+    words += ["fine", "dull", "film", "the", "that", "nobody", "has", "eyes", "for", "and", "yet"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tf.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    # Half precision on disk: the extractor must not compute in it.
+    tf.BertModel(config).to(torch.float16).save_pretrained(folder)
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": f"{i}_{kind}" if i else "",
+                    "type": f"sentence_transformers.models.{kind}",
+                }
+                for i, kind in enumerate(kinds)
+            ]
+        )
+    )
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 24, "do_lower_case": False})
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
+    )
+    return folder
+
+
 def save_text_model(kind: str, folder: Path) -> Path:
     """A random BERT, RoBERTa, GPT-2 or Llama of width 32 and four layers with its tokenizer."""
     tf = _transformers()
