@@ -343,6 +343,12 @@ def test_two_columns_of_texts_make_one_input(tmp_path):
         (folder / f"{split}.csv").write_text("sentence1,sentence2,label\n" + text + "\n")
     found = load_task("rte", data_root=tmp_path / "root")
     assert "who 1? [SEP] it was 1" in found.splits["test"].inputs
+    # With the test file that GLUE publishes, whose labels are secret.
+    text = "\n".join(f"{line.rpartition(',')[0]},-1" for line in lines)
+    (folder / "test.csv").write_text("sentence1,sentence2,label\n" + text + "\n")
+    again = load_task("rte", data_root=tmp_path / "root")
+    assert again.splits["test"].inputs == found.splits["test"].inputs
+    assert any("secret (-1)" in note for note in again.notes)
 
 
 # ---- fewer rows, and the fingerprint ----
