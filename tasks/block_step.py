@@ -142,12 +142,15 @@ def train_blocks(
         optimizer, train_mode = _optimizer(options, trained, extra, rate, total)
         base = [group["lr"] for group in optimizer.param_groups]
         losses: list[float] = []
+        began = time.monotonic()
         with train_mode():
             for step, batch in enumerate(_endless(rows, options.batch_size, rng)):
                 if step == total or (step and time.monotonic() >= deadline):
                     break
                 if options.optimizer == "adamw":  # the others have schedules of their own
-                    _set_rates(optimizer, base, step, total)
+                    # Whatever ends first, steps or time, ends with the rate at zero.
+                    spent = min(1.0, (time.monotonic() - began) / max(deadline - began, 1e-9))
+                    _set_rates(optimizer, base, max(step, int(spent * total)), total)
                 losses.append(_backward(cut, rows, batch, loss, options))
                 parameters = [p for p, _ in trained] + extra
                 torch.nn.utils.clip_grad_norm_(parameters, _CLIP)
