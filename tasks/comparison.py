@@ -108,7 +108,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     plan = make_plan(config, reporter)
     out = config.out or _default_out(config, plan)
     extracted = time.perf_counter() - began
-    with Ledger.open(out, about(config, plan.found, plan.fraction)) as ledger:
+    with Ledger.open(out, about(config, plan)) as ledger:
         began = time.perf_counter()
         skipped = run_trials(
             ledger,

@@ -182,16 +182,16 @@ def _head_options(config: CompareConfig) -> dict[str, Any]:
     return options
 
 
-def about(config: CompareConfig, found: Sequence[Extracted], fraction: float) -> dict[str, Any]:
+def about(config: CompareConfig, plan: Plan) -> dict[str, Any]:
     """What makes two comparisons different ones."""
     return {
-        "data": found[0].dataset.fingerprint,
-        "backbones": {each.extractor.name: each.extractor.fingerprint() for each in found},
+        "data": plan.dataset.fingerprint,
+        "backbones": {each.extractor.name: each.extractor.fingerprint() for each in plan.found},
         "store dtype": config.stored_as,
         "train rows": config.train_rows,
         "test rows": config.test_rows,
         "seed of the rows": config.seed if config.train_rows or config.test_rows else None,
-        "validation fraction": fraction,
+        "validation fraction": plan.fraction,
         "duplicates left out": config.drop_leaks,
         "calibration": config.calibrate,
         "head": _head_options(config),

@@ -137,9 +137,7 @@ def published(
 
 def correct(network: TwoLayer, X: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows that are answered right."""
-    z = network.scores(X)
-    answers = (z[:, 0] > 0).astype(np.int64) if z.shape[1] == 1 else z.argmax(axis=1)
-    return float(np.mean(answers == labels))
+    return float(np.mean(network.probabilities(X).argmax(axis=1) == labels))
 
 
 def first(points: list[Point], accuracy: float) -> float:
