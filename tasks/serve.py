@@ -65,7 +65,7 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
         backbone=config.backbone,
     )
     with reporter.stage("load", total=None):
-        assert pipeline.extractor.dim  # loaded before the first request comes
+        app = make_app(pipeline, config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,7 +83,7 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
     reporter.note(f"serving {config.artefact} on http://{shown}:{port}")
     server = _ending_quietly(uvicorn.Server)(
         uvicorn.Config(
-            make_app(pipeline, config),
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -114,7 +114,7 @@ def _ending_quietly(kind: type[uvicorn.Server]) -> type[uvicorn.Server]:
 
 
 def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
-    """The application, for any ASGI server.
+    """The application, for any ASGI server; its backbone is loaded here.
 
     Args:
         pipeline: answers.
@@ -130,6 +130,7 @@ def make_app(pipeline: ConvexHeadPipeline, config: ServeConfig) -> FastAPI:
         lambda items: _answers(pipeline, items),
         most_batch=config.max_batch,
         most_queue=config.max_queue,
+        first=lambda: pipeline.extractor.dim,
         on_batch=metrics.batch,
     )
 

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from extractors.toy import ToyText
-from tasks.batching import Batcher, Closed, QueueFull
 from tasks.pipeline import ConvexHeadPipeline
 
 pytest.importorskip("fastapi")
@@ -356,43 +355,3 @@ def test_options_and_an_address_in_use_are_refused(server, capsys):
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
     assert main(["serve", str(HEAD), "--port", "99999"]) == 2
     assert main(["serve", str(HEAD), "--max-batch", "0"]) == 2
-
-
-# ---- the queue itself ----
-
-
-def test_a_failing_request_harms_no_other_and_limits_hold():
-    release = threading.Event()
-    sizes: list[int] = []
-
-    def answer(items):
-        sizes.append(len(items))
-        release.wait(10)
-        if "bad" in items:
-            raise ValueError("bad")
-        return [item.upper() for item in items]
-
-    async def run() -> None:
-        batcher = Batcher(answer, most_batch=4, most_queue=6)
-        first = asyncio.create_task(batcher.submit(["a"]))
-        while not sizes:
-            await asyncio.sleep(0.001)
-        waiting = [asyncio.create_task(batcher.submit([x])) for x in ("b", "bad", "c", "d", "e")]
-        await asyncio.sleep(0.01)
-        assert batcher.waiting == 5
-        with pytest.raises(QueueFull):
-            await batcher.submit(["f", "g"])
-        waiting[3].cancel()
-        await asyncio.sleep(0)
-        release.set()
-        assert await first == ["A"]
-        found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [found[i] for i in (0, 2, 4)] == [["B"], ["C"], ["E"]]
-        assert isinstance(found[1], ValueError)
-        assert isinstance(found[3], asyncio.CancelledError)
-        assert sizes[:2] == [1, 4]
-        batcher.close()
-        with pytest.raises(Closed):
-            await batcher.submit(["h"])
-
-    asyncio.run(run())

@@ -1,0 +1,63 @@
+"""The queue of the server: batches, limits, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from tasks.batching import Batcher, Closed, QueueFull
+
+
+def test_the_thread_that_answers_is_the_one_that_loads_and_says_what_failed():
+    threads: list[str] = []
+
+    def note(*_):
+        threads.append(threading.current_thread().name)
+        return ["A"]
+
+    batcher = Batcher(note, most_batch=4, most_queue=6, first=note)
+    assert threads == ["batches"]
+    assert asyncio.run(batcher.submit(["a"])) == ["A"]
+    assert threads == ["batches", "batches"]
+    batcher.close()
+    with pytest.raises(ZeroDivisionError):
+        Batcher(note, most_batch=4, most_queue=6, first=lambda: 1 / 0)
+
+
+def test_a_failing_request_harms_no_other_and_limits_hold():
+    release = threading.Event()
+    sizes: list[int] = []
+
+    def answer(items):
+        sizes.append(len(items))
+        release.wait(10)
+        if "bad" in items:
+            raise ValueError("bad")
+        return [item.upper() for item in items]
+
+    async def run() -> None:
+        batcher = Batcher(answer, most_batch=4, most_queue=6)
+        first = asyncio.create_task(batcher.submit(["a"]))
+        while not sizes:
+            await asyncio.sleep(0.001)
+        waiting = [asyncio.create_task(batcher.submit([x])) for x in ("b", "bad", "c", "d", "e")]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 5
+        with pytest.raises(QueueFull):
+            await batcher.submit(["f", "g"])
+        waiting[3].cancel()
+        await asyncio.sleep(0)
+        release.set()
+        assert await first == ["A"]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [found[i] for i in (0, 2, 4)] == [["B"], ["C"], ["E"]]
+        assert isinstance(found[1], ValueError)
+        assert isinstance(found[3], asyncio.CancelledError)
+        assert sizes[:2] == [1, 4]
+        batcher.close()
+        with pytest.raises(Closed):
+            await batcher.submit(["h"])
+
+    asyncio.run(run())
