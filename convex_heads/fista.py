@@ -215,6 +215,7 @@ def minimise(
     L: ArrayLike = 1.0,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
+    sharpen: Callable[[State], State] | None = None,
 ) -> tuple[Solution, State]:
     """Solves one gated program for one beta.
 
@@ -228,6 +229,7 @@ def minimise(
         L: first guess of the Lipschitz constant in that metric; it adapts.
         limits: when to stop.
         on_record: called with every history record, every few steps.
+        sharpen: looks for a better dual point every few steps while the gap is open.
 
     Returns:
         The solution and the final state (its L serves warm starts).
@@ -238,8 +240,13 @@ def minimise(
     h = jnp.ones(program.X.shape[2], dtype) if h is None else h
     W = jnp.zeros(program.shape, dtype) if W is None else W
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
+
+    def forward(s: State) -> State:
+        s = advance(program, loss, penalty, h, beta_, tolerance, s, steps=_CHUNK)
+        return s if sharpen is None or float(s.gap) <= limits.tolerance else sharpen(s)
+
     state, status, history = drive(
-        lambda s: advance(program, loss, penalty, h, beta_, tolerance, s, steps=_CHUNK),
+        forward,
         init(program, loss, penalty, beta_, W, jnp.asarray(L, dtype)),
         limits,
         max_idle=_MAX_IDLE,

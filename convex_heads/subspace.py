@@ -36,7 +36,8 @@ gradients, and scarcely more than its products with the data.
 Every R, scaled into the dual ball, is a dual point (:mod:`convex_heads.duality`), so the gap is
 known at every step without extra passes. Now and then the gates are levelled
 (:mod:`convex_heads.levelling`), which yields a much better dual point, and another direction. Where
-comparing objectives drowns in round-off, FISTA (:mod:`convex_heads.fista`) goes on from there.
+comparing objectives drowns in round-off, FISTA (:mod:`convex_heads.fista`) goes on from there, its
+gates levelled now and then too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from convex_heads.duality import relative_gap, residual
 from convex_heads.levelling import Levelled, levelled
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
-from convex_heads.operators import Program, apply
+from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import GROUP, Penalty
 from convex_heads.precision import Precision, jit, product
 from convex_heads.proximal import metric, proximal_step
@@ -71,8 +72,10 @@ _REFRESH = 32
 _LEVEL = 6
 # Where the model at W tells the gain to this share, there is no search.
 _TOLD = 0.25
-# What one step may divide L by, squared; the first where W+ went so far that nothing was gained.
+# What one step may divide L by, squared; the first where W+ went so far that nothing was gained,
+# by so many times round-off: within it, the search takes lengths from noise, and L would run away.
 _USELESS, _SHORTEST, _LONGEST = 1e-3, 0.25, 2.0
+_FAR = 32
 # So many steps in which neither objective nor bound gained this share of the gap mean that
 # round-off has been reached; a span that proved unsound counts for several.
 _PROGRESS = 1e-4
@@ -158,7 +161,8 @@ def step(
         primal <= s.primal + noise,
     )
     # A short step is a reason for a larger L only where W+ itself went too far.
-    shortest = jnp.where(primal < s.primal - noise, _SHORTEST, _USELESS)
+    far = (primal >= s.primal - noise) & (plain > s.primal + _FAR * noise)
+    shortest = jnp.where(far, _USELESS, _SHORTEST)
     shortest = jnp.where(plain > s.primal + noise, shortest, 1)
     W, believed = jnp.where(good, W, s.W), jnp.where(good, primal, s.primal)
     # Scores are summed up over many steps, and every search prefers the directions whose images
@@ -319,6 +323,9 @@ def _polish(
         W=s.W,
         limits=limits.after(passes, spent),
         on_record=later,
+        sharpen=partial(sharpened, program, loss, jnp.asarray(beta, h.dtype))
+        if penalty.sparse
+        else None,
     )
     higher = end.dual > s.dual
     state = s._replace(
@@ -332,3 +339,18 @@ def _polish(
         iterations=s.iterations + end.iterations,
     )
     return state, solution.status, tuple(history)
+
+
+@partial(jit, static_argnames="loss", donate_argnames="s")
+def sharpened(program: Program, loss: Loss, beta: Array, s: fista.State) -> fista.State:
+    """The best dual point, or that of the levelled gates at the best weights if it is better."""
+    R = residual(program, loss, s.z_best)
+    G = adjoint(program, R)
+    even = levelled(program, loss, beta, s.best, s.z_best, R, G, s.primal)
+    higher = even.dual > s.dual
+    return s._replace(
+        R=jnp.where(higher, even.R, s.R),
+        dual=jnp.maximum(even.dual, s.dual),
+        passes=s.passes + 0.5 + even.passes,
+        idle=jnp.where(higher, 0, s.idle),
+    )

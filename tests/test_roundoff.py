@@ -1,0 +1,50 @@
+"""Solves in float32 that end where objectives drown in round-off."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convex_heads import Limits, fista, gated, subspace
+from convex_heads.losses import SOFTMAX
+from convex_heads.penalties import GROUP
+from convex_heads.subspace import sharpened
+from convex_heads.subspace_state import restate, zero_state
+
+
+def _prepared(seed: int, n: int, d: int, C: int) -> gated.Prepared:
+    """A mixture of C classes that a linear head all but separates, and 32 gates."""
+    rng = np.random.default_rng(seed)
+    centres, label = rng.normal(size=(C, d)), rng.integers(C, size=n)
+    X = np.c_[centres[label] + 1.5 * rng.normal(size=(n, d)), np.ones(n)].astype(np.float32)
+    Y = np.eye(C, dtype=np.float32)[label]
+    return gated.prepare(X, Y, np.ones(n), SOFTMAX, 32, jax.random.key(seed))
+
+
+def test_steps_do_not_vanish_when_a_search_is_lost_in_roundoff():
+    at = _prepared(1, 1500, 60, 40)
+    beta = jnp.float32(0.005 * at.beta_max)
+    state = restate(at.program, SOFTMAX, GROUP, beta, zero_state(at.program, GROUP))
+    lengths = []
+    while float(state.gap) > 1e-5 and int(state.idle) < subspace.MAX_IDLE:
+        state = subspace.advance(
+            at.program, SOFTMAX, GROUP, beta, jnp.float32(1e-5), state, jnp.int32(1)
+        )
+        lengths.append(float(state.L))
+    assert float(state.gap) <= 1e-4
+    assert max(lengths) < 1e4  # P = 32 gates are worth about as much; it was 6e5
+
+
+def test_levelled_bounds_close_the_gap_of_fista_sooner():
+    at = _prepared(3, 500, 20, 6)
+    beta, limits = 0.002 * at.beta_max, Limits(1e-4, 2000)
+    begun, _ = gated.minimise(at, beta, limits=Limits(1e-2))
+    solve = {"program": at.program, "loss": SOFTMAX, "beta": beta, "h": at.h, "W": begun.value}
+    plain, _ = fista.minimise(**solve, limits=limits)
+    sharp, _ = fista.minimise(
+        **solve, limits=limits, sharpen=lambda s: sharpened(at.program, SOFTMAX, beta, s)
+    )
+    assert sharp.stats.relative_gap <= 1e-4
+    assert sharp.stats.passes < 0.8 * plain.stats.passes
+    assert sharp.stats.dual <= plain.stats.primal * (1 + 1e-6)
