@@ -29,7 +29,7 @@ def test_steps_do_not_vanish_when_a_search_is_lost_in_roundoff():
     lengths = []
     while float(state.gap) > 1e-5 and int(state.idle) < subspace.MAX_IDLE:
         state = subspace.advance(
-            at.program, SOFTMAX, GROUP, beta, jnp.float32(1e-5), state, jnp.int32(1)
+            at.program, SOFTMAX, GROUP, beta, jnp.float32(1e-5), state, jnp.int32(4)
         )
         lengths.append(float(state.L))
     assert float(state.gap) <= 1e-4
