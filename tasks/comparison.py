@@ -130,7 +130,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
 
 
 def _default_out(config: CompareConfig, plan: Plan) -> Path:
-    folder = f"{Path(plan.dataset.name).stem}-{parse_name(plan.names[0]).slug}"
+    folder = f"{plan.dataset.slug}-{parse_name(plan.names[0]).slug}"
     return (config.cache_dir or default_cache_dir()) / "comparisons" / folder
 
 
