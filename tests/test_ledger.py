@@ -55,7 +55,7 @@ def test_another_comparison_in_the_folder_is_refused(tmp_path: Path) -> None:
             pass
 
     opened(tmp_path / "out", {"data": 1, "head": {}})
-    with pytest.raises(InputError, match="another head: choose another --out"):
+    with pytest.raises(InputError, match="another head: choose another out"):
         opened(tmp_path / "out", {"data": 1, "head": {"beta": 0.1}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("three years")

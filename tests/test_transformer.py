@@ -126,7 +126,7 @@ def test_the_limit_is_what_the_positions_allow(kind: str, folders: dict[str, Pat
     expected = [states[-1].mean(0) for states in hidden_states(folders[kind], TEXTS, 8)]
     assert short.max_length == 8
     assert row_errors(short.encode(TEXTS), np.array(expected)) <= 1e-5
-    with pytest.raises(InputError, match=rf"--max-length 99: .* at most {LIMIT[kind]} tokens"):
+    with pytest.raises(InputError, match=rf"max_length 99: .* at most {LIMIT[kind]} tokens"):
         load(folders[kind], max_length=99).encode(["a"])
 
 
