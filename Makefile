@@ -27,7 +27,8 @@ TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NPROC=1 H
 PYTEST := $(TEST_ENV) $(PY) -m pytest
 # Most of the time of tests is compiling, and without its fusion emitters XLA compiles 2.6 times faster (for code that is
 # as fast). The fast tests, whose programs are small and run a few times, compile without optimisation, in half the time
-# again; the slow tests keep it, and the main job in .ci/run has what users have.
+# again. The slow tests, among them the programs and the hard features of test_gated and test_numerics for every solver and
+# loss, are optimised, and the main job in .ci/run has what users have.
 FAST_COMPILER := --xla_cpu_use_fusion_emitters=false
 FASTEST_COMPILER := $(FAST_COMPILER) --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
