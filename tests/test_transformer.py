@@ -235,9 +235,9 @@ def test_every_option_changes_the_fingerprint_and_none_does_not(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"layer": (5,)}, "--layer 5: .* has 4 layers; -1 to -4"),
-        ({"layer": (-6,)}, "--layer -6: .* has 4 layers"),
-        ({"projection": "after"}, "--projection: the text model .* has no such choice"),
+        ({"layer": (5,)}, "layer 5: .* has 4 layers; -1 to -4"),
+        ({"layer": (-6,)}, "layer -6: .* has 4 layers"),
+        ({"projection": "after"}, "projection: the text model .* has no such choice"),
         ({"trust_remote_code": "somebody/else"}, "somebody/else: this backbone is /"),
     ],
     ids=str,
