@@ -1,22 +1,58 @@
 """The three ways in which work on raw data can fail, told apart by who can cure them.
 
-Every message is one line: what is wrong, then what would be right.
+Every message is one line: what is wrong, then what would be right. Messages are written with
+options as the command line has them, ``--train-rows``; in Python they are read as the names of
+parameters, ``train_rows``, unless a command line is being answered (`command_line`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-class InputError(ValueError):
+# What is between backticks is a command to type, in Python too.
+_OPTION = re.compile(r"`[^`]*`|(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)")
+_answering = False
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """While it lasts, messages in this process name options as a command line does."""
+    global _answering
+    before, _answering = _answering, True
+    try:
+        yield
+    finally:
+        _answering = before
+
+
+class _Sayable(Exception):
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if _answering else _OPTION.sub(_parameter, said)
+
+
+def _parameter(option: re.Match[str]) -> str:
+    switched_off, name = option.groups()
+    if name is None:
+        return option[0]
+    return name.replace("-", "_") + ("=False" if switched_off else "")
+
+
+class InputError(_Sayable, ValueError):
     """Misuse or unusable input: the person who asked can cure it (exit code 2).
 
     Example:
         >>> from extractors.errors import InputError
         >>> issubclass(InputError, ValueError)
         True
+        >>> print(InputError("--train-rows 0: ask for at least one row"))
+        train_rows 0: ask for at least one row
     """
 
 
-class MachineError(RuntimeError):
+class MachineError(_Sayable, RuntimeError):
     """The machine around us failed: disk full, read-only, no network (exit code 1)."""
 
 

@@ -55,7 +55,7 @@ class FeatureOptions:
         >>> FeatureOptions(max_length=2)
         Traceback (most recent call last):
         ...
-        extractors.errors.InputError: --max-length 2: must be at least 4 tokens
+        extractors.errors.InputError: max_length 2: must be at least 4 tokens
     """
 
     layer: tuple[int, ...] | None = None

@@ -19,19 +19,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from convex_heads.scaling import Scaling
 from convex_heads.sources import RowSource, chunks, is_streamed
+from tasks.methods.settings import SETTINGS as METHOD_SETTINGS
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 __all__ = ["SETTINGS", "LinearProbe", "linear_probe"]
 
-# C times the number of features. Standardised rows have a squared norm of about d, so the useful
-# values of C scale like 1/d; the best one of every named task lies well inside this range.
-SETTINGS = 12
+_TRIED = METHOD_SETTINGS["linear"]
+_C_TIMES_D = np.array(_TRIED["C_times_d"])
+SETTINGS = len(_C_TIMES_D)
 _WORTH_THREADS = 2**25  # numbers in the feature matrix; with 2**22 a fit took a quarter longer
-_MIN_SETTINGS = 8
-_PATIENCE = 3
-_C_TIMES_D = np.geomspace(0.03, 300.0, SETTINGS)
+_MIN_SETTINGS, _PATIENCE = _TRIED["fewest"], _TRIED["patience"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from extractors.errors import InputError, MachineError
+from extractors.errors import InputError, MachineError, command_line
 from tasks.verbs import app
 
 
@@ -29,14 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--quiet" in arguments:  # downloads too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    try:
-        code = app(arguments, prog_name="convex-heads", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in arguments:
-            raise
-        code, message = explain(error)
-        print(f"error: {message}", file=sys.stderr)
-        return code
+    with command_line():
+        try:
+            code = app(arguments, prog_name="convex-heads", standalone_mode=False)
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in arguments:
+                raise
+            code, message = explain(error)
+            print(f"error: {message}", file=sys.stderr)
+            return code
     if code == 130:
         print(_INTERRUPTED, file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -26,10 +26,13 @@ from tasks.config_files import as_command
 from tasks.console import QuietReporter, Reporter
 from tasks.data import Dataset
 from tasks.ledger import Ledger, write_whole
+from tasks.methods import METHODS
+from tasks.methods.settings import settings_of
 from tasks.records import CompareRecord
 from tasks.summary import summarise, trust_of
 from tasks.trial import Rows
 from tasks.trials import run_trials
+from tasks.verdict import order
 
 _PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn", "faiss-cpu")
 
@@ -108,7 +111,16 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     plan = make_plan(config, reporter)
     out = config.out or _default_out(config, plan)
     extracted = time.perf_counter() - began
-    with Ledger.open(out, about(config, plan)) as ledger:
+    several = plan.dataset.targets is not None
+    settings = {method: settings_of(method, several) for method in METHODS}
+    with Ledger.open(out, about(config, plan), settings) as ledger:
+        if ledger.outdated:
+            methods = order(list({trial.method for trial in ledger.outdated}))
+            titles = ", ".join(METHODS[method].title for method in methods)
+            reporter.note(
+                f"finished trials of {titles} are of other settings than are tried now: they are "
+                "done again where they are asked for, and left out otherwise"
+            )
         began = time.perf_counter()
         skipped = run_trials(
             ledger,
@@ -130,7 +142,7 @@ def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
 
 
 def _default_out(config: CompareConfig, plan: Plan) -> Path:
-    folder = f"{Path(plan.dataset.name).stem}-{parse_name(plan.names[0]).slug}"
+    folder = f"{plan.dataset.slug}-{parse_name(plan.names[0]).slug}"
     return (config.cache_dir or default_cache_dir()) / "comparisons" / folder
 
 

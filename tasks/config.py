@@ -149,7 +149,7 @@ class FitConfig(ExtractConfig):
     'auto'
     >>> FitConfig(data="imdb", beta=-1.0)
     Traceback (most recent call last):
-    extractors.errors.InputError: --beta -1.0: must be above 0 (a fraction of beta_max), or auto
+    extractors.errors.InputError: beta -1.0: must be above 0 (a fraction of beta_max), or auto
     """
 
     several_labels: ClassVar[bool] = False

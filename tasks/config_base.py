@@ -28,7 +28,7 @@ def at_least(option: str, value: int | None, least: int, more: str = "") -> None
 
     >>> at_least("--seeds", 0, 1)
     Traceback (most recent call last):
-    extractors.errors.InputError: --seeds 0: must be at least 1
+    extractors.errors.InputError: seeds 0: must be at least 1
     """
     if value is not None and value < least:
         raise InputError(f"{option} {value}: must be at least {least}{more}")

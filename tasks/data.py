@@ -13,7 +13,7 @@ import numpy as np
 
 from extractors.base import Modality, Rows
 from extractors.errors import InputError
-from tasks.classes import only_classes
+from tasks.classes import classes_slug, only_classes
 from tasks.columns import ColumnChoice
 from tasks.divide import NumberedSplit, divide, shrink
 from tasks.labels import (
@@ -47,6 +47,7 @@ class Dataset:
         targets: for rows with several labels, (n, C) of 0 and 1 by split, in the order of its rows;
             a row's label in `splits` is then its rarest one, which stratifies. None: one label a
             row.
+        left_out_classes: those of the rows that were not asked for.
     """
 
     name: str
@@ -58,6 +59,13 @@ class Dataset:
     skipped: tuple[tuple[str, str], ...] = ()
     digests: Mapping[str, Sequence[bytes]] = field(default_factory=dict, repr=False)
     targets: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
+    left_out_classes: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """For names of folders: the name, and the classes where they are not all."""
+        name = Path(self.name).stem
+        return f"{name}-{classes_slug(self.classes)}" if self.left_out_classes else name
 
 
 def load_task(
@@ -110,7 +118,7 @@ def load_task(
     raw = read_source(str(name_or_path), resolve_data_root(data_root), choice)
     splits, skipped = check_rows(raw, on_bad_row)
     n_rows = sum(len(split.ids) for split in splits.values())
-    splits = only_classes(splits, raw.class_names, classes)
+    splits, left_out = only_classes(splits, raw.class_names, classes)
     sets = None
     if gives_several(splits):
         if not several_labels:
@@ -153,6 +161,7 @@ def load_task(
         skipped=skipped,
         digests={name: s.digests for name, s in rows.items()},
         targets=None if sets is None else {name: _sets(s) for name, s in rows.items()},
+        left_out_classes=left_out,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from extractors.errors import InputError
+from tasks.classes import left_out_before, left_out_note
 from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import EvaluateConfig
 from tasks.console import Reporter
@@ -59,9 +60,12 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         split=config.split,
         by=config.by,
         classes=config.classes,
+        left_out=left_out_before(pipeline.facts),
         on_bad_row=config.on_bad_row,
     )
     y = class_numbers(rows, pipeline.classes)
+    if rows.left_out and not config.classes:
+        reporter.note(left_out_note(rows.left_out))
     chunks = label(
         pipeline,
         Items(rows.ids, rows.inputs),
@@ -93,6 +97,7 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         split=rows.split,
         classes=pipeline.classes,
         classes_without_rows=tuple(absent),
+        left_out_classes=rows.left_out,
         **measure(p, y, config.seed),
         by=config.by,
         slices=slices,

@@ -11,7 +11,7 @@ import numpy as np
 
 from extractors.base import Modality
 from extractors.errors import InputError
-from tasks.classes import pick_classes
+from tasks.classes import choose_classes
 from tasks.columns import ColumnChoice
 from tasks.files import find_split_files
 from tasks.labels import encode_labels, is_missing
@@ -35,6 +35,7 @@ class Labelled:
         labels: n class names.
         slices: n values of the column that was asked for, or None.
         skipped: (row id, reason) of rows without a label.
+        left_out: classes whose rows were not taken.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Labelled:
     labels: Sequence[str]
     slices: Sequence[Any] | None
     skipped: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...]
 
 
 def read_labelled(
@@ -55,6 +57,7 @@ def read_labelled(
     split: str | None = None,
     by: str | None = None,
     classes: Sequence[str] = (),
+    left_out: Sequence[str] = (),
     on_bad_row: str = "fail",
 ) -> Labelled:
     """Reads one split of any data set.
@@ -66,7 +69,8 @@ def read_labelled(
         choice: columns that were named.
         split: train, validation or test; None takes test where there is one, otherwise all rows.
         by: a column of the table, for slices.
-        classes: take rows of these classes alone, see `tasks.classes`; none: of all.
+        classes: take rows of these classes alone, see `tasks.classes`; none: of all but left_out.
+        left_out: classes whose rows were left out when the head was fitted.
         on_bad_row: what a row without a label does, "fail" or "skip".
 
     Raises:
@@ -98,9 +102,9 @@ def read_labelled(
         raise InputError(f"{raw.name} holds no row with a label")
     names, numbers = encode_labels({found: rows.take(good)}, raw.class_names)
     labels = numbers[found]
-    if classes:
-        keep = np.flatnonzero(np.isin(labels, pick_classes(names, classes)))
-        good, labels = [good[i] for i in keep], labels[keep]
+    chosen = choose_classes(names, classes, left_out)
+    keep = np.flatnonzero(np.isin(labels, chosen))
+    good, labels = [good[i] for i in keep], labels[keep]
     kept = rows.take(good)
     return Labelled(
         name=raw.name,
@@ -110,6 +114,7 @@ def read_labelled(
         labels=[names[i] for i in labels],
         slices=None if slices is None else [slices[i] for i in good],
         skipped=tuple(skipped),
+        left_out=tuple(name for c, name in enumerate(names) if c not in chosen),
     )
 
 
@@ -125,7 +130,8 @@ def class_numbers(rows: Labelled, classes: Sequence[str]) -> np.ndarray:
             shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
             raise InputError(
                 f"{rows.name}, row '{row}': the label '{name}' is none of the head's classes "
-                f"({shown}); drop such rows, or add the class with `convex-heads refit`"
+                f"({shown}); --classes takes rows of some classes alone, `convex-heads refit` adds "
+                "a class to the head"
             )
     return np.array([index[name] for name in rows.labels], np.int64)
 

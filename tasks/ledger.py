@@ -68,18 +68,29 @@ class Ledger:
         ['knn']
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
         self.folder = folder
         self.records: dict[Trial, dict[str, Any]] = {}
+        self.outdated: set[Trial] = set()
+        self._settings = settings
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, about: Mapping[str, Any]) -> Iterator[Ledger]:
+    def open(
+        cls,
+        folder: Path,
+        about: Mapping[str, Any],
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Iterator[Ledger]:
         """Open or begin a comparison, and hold it for the length of a ``with`` block.
 
         Args:
             folder: made if it is not there.
             about: what the records depend on besides the trial (data, features, options).
+            settings: what each method tries now, JSON-able. Trials that tried something else are
+                `outdated`: not among the records, until they are done again. None: all count.
 
         Raises:
             InputError: the folder holds another comparison, or something else.
@@ -90,7 +101,7 @@ class Ledger:
             raise InputError(f"{folder} is not empty and holds no comparison: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / LOCK, what=f"the comparison {folder}"):
-            ledger = cls(folder)
+            ledger = cls(folder, settings)
             ledger._check(json.loads(to_json(about)))
             ledger._read()
             yield ledger
@@ -124,7 +135,7 @@ class Ledger:
         for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
             try:
                 record = json.loads(line)
-                self.records[Trial.of(record)] = record
+                self._take(Trial.of(record), record)
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{path}, line {number} is no record: remove that line, and its trial is"
@@ -139,7 +150,17 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         kept = json.loads(line)
-        self.records[Trial.of(kept)] = kept
+        self._take(Trial.of(kept), kept)
+
+    def _take(self, trial: Trial, record: dict[str, Any]) -> None:
+        """The last line of a trial counts, where its method tries now what it tried then."""
+        now = (self._settings or {}).get(trial.method)
+        if now is not None and now != record.get("settings"):
+            self.records.pop(trial, None)
+            self.outdated.add(trial)
+        else:
+            self.outdated.discard(trial)
+            self.records[trial] = record
 
     def skip(self, skipped: Mapping[str, str]) -> None:
         """Write which methods could not run, and why; those of an earlier run are forgotten."""

@@ -78,7 +78,7 @@ def default_folder(config: FitConfig, found: Extracted, more: str = "") -> Path:
     """Where an artefact goes that no --out names: under the cache directory."""
     cache = config.cache_dir or default_cache_dir()
     slug = parse_name(found.extractor.name).slug
-    return cache / "artefacts" / f"{Path(found.dataset.name).stem}-{slug}{more}"
+    return cache / "artefacts" / f"{found.dataset.slug}-{slug}{more}"
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def common_fields(
         "seed": config.seed,
         "versions": {name: version(name) for name in _SOLVER_PACKAGES} | installed_versions(),
         "classes": found.dataset.classes,
+        "left_out_classes": found.dataset.left_out_classes,
         "skipped_rows": found.skipped_rows,
         "selection": config.selection,
         "leaks": rows.leaks,

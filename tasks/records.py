@@ -62,6 +62,7 @@ class FitRecord:
     are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
     rows that --drop-leaks left out. Top-5 accuracies are None with fewer than 20 classes.
+    left_out_classes: of rows that --classes did not name.
     precision is that of the solver's products; precision_effect, None for float32, is what less did
     to the final solve: {precision, passes, believed_gap, relative_gap} at their end.
     """
@@ -105,6 +106,7 @@ class FitRecord:
     calibration_temperature: float | None
     path: Sequence[Mapping[str, Any]]
     classes: tuple[str, ...]
+    left_out_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = ""
     skipped_rows: int = 0
@@ -235,7 +237,8 @@ class EvaluateRecord:
 
     Every figure is followed by its 95% interval (low, high): Wilson's for the accuracy, else from
     1000 draws of rows. slices: the same figures for each value of the column `by`, with its name as
-    "slice". classes_without_rows: those that these rows say nothing about.
+    "slice". classes_without_rows: those that these rows say nothing about. left_out_classes: of
+    rows that were not measured, because --classes did not name them, or that of the head's fit.
     """
 
     artefact: str
@@ -243,6 +246,7 @@ class EvaluateRecord:
     split: str
     classes: tuple[str, ...]
     classes_without_rows: tuple[str, ...]
+    left_out_classes: tuple[str, ...]
     n: int
     accuracy: float
     accuracy_interval: tuple[float, float]

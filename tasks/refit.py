@@ -25,7 +25,7 @@ from extractors.extract import extract
 from extractors.store import FeatureStore, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
-from tasks.classes import only_classes
+from tasks.classes import left_out_before, left_out_note, only_classes
 from tasks.columns import ColumnChoice, columns_before
 from tasks.config_files import as_command
 from tasks.config_saved import RefitConfig
@@ -75,7 +75,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             "features of the backbone before that: run `convex-heads finetune` again on all rows"
         )
     before = [_open_store(path, config.cache_dir, pipeline) for path in _stores(pipeline)]
-    new, ids = _new_rows(config, pipeline, reporter)
+    new, ids, left_out = _new_rows(config, pipeline, reporter)
     new_names = [name for name in new.classes if name not in pipeline.classes]
     classes = (*pipeline.classes, *new_names)
     X: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -165,7 +165,12 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         "backbone_options": pipeline.describe()["backbone_options"],
         "columns": pipeline.facts.get("columns"),
         # What a further refit needs: the store of all rows so far is more than one.
-        "record": {**record, "n_train": len(both["train"][1]), "classes": list(classes)},
+        "record": {
+            **record,
+            "n_train": len(both["train"][1]),
+            "classes": list(classes),
+            "left_out_classes": [name for name in left_out if name not in classes],
+        },
         "refit": made,
         "stores": [str(store.path.absolute()) for store in (*before, new)],
     }
@@ -238,8 +243,11 @@ def _stored(
 
 def _new_rows(
     config: RefitConfig, pipeline: ConvexHeadPipeline, reporter: Reporter
-) -> tuple[FeatureStore, dict[str, list[str]]]:
-    """A store with the features of the new rows, and the ids of each split that are in it."""
+) -> tuple[FeatureStore, dict[str, list[str]], list[str]]:
+    """A store with the features of the new rows, and the ids of each split that are in it.
+
+    And the classes whose rows were left out, now and before.
+    """
     choice = ColumnChoice(
         config.text_column,
         config.image_column,
@@ -253,7 +261,10 @@ def _new_rows(
             f"{raw.name} holds {raw.modality} rows, this head was fitted on {pipeline.modality}"
         )
     splits, skipped = check_rows(raw, config.on_bad_row)
-    splits = only_classes(splits, raw.class_names, config.classes)
+    before = left_out_before(pipeline.facts)
+    splits, others = only_classes(splits, raw.class_names, config.classes, before)
+    if others and not config.classes:
+        reporter.note(left_out_note(others))
     classes, labels = encode_labels(splits, raw.class_names)
     rows = {
         name: NumberedSplit(split.ids, split.inputs, labels[name], content_digests(split))
@@ -288,7 +299,7 @@ def _new_rows(
     ids = {name: [row for row in split.ids if row not in left_out] for name, split in rows.items()}
     if not ids["train"]:
         raise InputError(f"{config.data} holds no row to train on")
-    return found.store, ids
+    return found.store, ids, list(dict.fromkeys((*before, *others)))
 
 
 def _divided(rows: dict[str, NumberedSplit], reporter: Reporter) -> dict[str, NumberedSplit]:

@@ -94,6 +94,7 @@ def run(
     """Fits every trial and yields its record, predictions already written."""
     from tasks.compile_clock import compile_clock
     from tasks.methods import load_method
+    from tasks.methods.settings import settings_of
 
     pool, test = Rows.read(folder, "pool"), Rows.read(folder, "test")
     several = pool.targets is not None
@@ -140,6 +141,7 @@ def run(
             "n_train": len(train),
             "n_validation": len(validation),
             "n_test": len(asked),
+            "settings": settings_of(trial.method, several),
             "settings_tried": fitted.settings_tried,
             "chosen": fitted.chosen,
             "parameters": fitted.parameters,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from extractors.sentence import SentenceExtractor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -57,6 +61,24 @@ def shared_models() -> Path:
     if not path.is_dir():
         pytest.skip(f"no backbones at {path}: set CONVEX_HEADS_MODELS to a folder that has them")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sentence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random model as sentence-transformers saves it; for reading alone."""
+    from tiny_models import save_half_sentence_model
+
+    return save_half_sentence_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_sentence_extractor(tiny_sentence: Path) -> SentenceExtractor:
+    from extractors import load_extractor
+    from extractors.sentence import SentenceExtractor
+
+    extractor = load_extractor(f"st:{tiny_sentence}")
+    assert isinstance(extractor, SentenceExtractor)
+    return extractor
 
 
 def _jax_setting(name: str, value: object) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from extractors.shard import StoredRows
 DIM = 6
 
 
-def manifest(dtype: str = "float32") -> Manifest:
-    return Manifest(
+def manifest(dtype: str = "float32", **changes: object) -> Manifest:
+    new = Manifest(
         fingerprint={"data": {"sha256": "d"}, "extractor": {}, "storage": dtype},
         task="demo",
         backbone="toy:text-6",
@@ -24,15 +25,17 @@ def manifest(dtype: str = "float32") -> Manifest:
         max_length=10,
         dtype=dtype,
     )
+    return replace(new, **changes)
 
 
 def some_rows(start: int, n: int) -> StoredRows:
+    """Rows `start` to `start + n`, each with as many tokens as its number."""
     rng = np.random.default_rng(start)
     return StoredRows(
         [f"row/{i:04d}" for i in range(start, start + n)],
         rng.integers(0, 2, n),
         rng.standard_normal((n, DIM), dtype=np.float32),
-        rng.integers(1, 20, n).astype(np.int32),
+        np.arange(start, start + n, dtype=np.int32),
     )
 
 

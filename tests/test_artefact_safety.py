@@ -45,7 +45,7 @@ def test_a_frozen_sample_of_every_schema_loads_for_ever(name):
 def test_a_sample_holds_fine_tuned_weights_and_its_backbone_is_found_where_it_is_now(tmp_path):
     sample = SAMPLES / "schema-1-finetuned"
     texts = json.loads((sample / "expected.json").read_text())["texts"]
-    with pytest.raises(InputError, match=r"no folder /backbones/net; .* --backbone"):
+    with pytest.raises(InputError, match=r"no folder /backbones/net; .* backbone"):
         ConvexHeadPipeline.from_pretrained(sample)(texts)
     clf = ConvexHeadPipeline.from_pretrained(sample, backbone=f"hf:{sample / 'net'}", device="cpu")
     assert clf.changes

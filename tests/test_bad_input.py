@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from extractors.errors import InputError
+from extractors.errors import InputError, command_line
 from tasks import load_task
 from tasks.columns import ColumnChoice
 from tasks.config import ExtractConfig, FitConfig
@@ -21,6 +21,13 @@ from tasks.inputs import read_items
 
 GOOD = "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
 LINES = "".join(f'{{"text": "text {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(40))
+
+
+@pytest.fixture(autouse=True)
+def _answering_a_command_line():
+    """Sentences as a person reads them there."""
+    with command_line():
+        yield
 
 
 def refusal(*args, **kwargs) -> str:

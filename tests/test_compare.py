@@ -189,6 +189,27 @@ def test_the_same_command_does_nothing_again_and_answers_the_same(
     assert "another head" in capsys.readouterr().err
 
 
+def test_trials_of_other_settings_are_done_again_and_no_others(
+    compared: Path, reviews: Path, tmp_path: Path, capsys
+) -> None:
+    out = shutil.copytree(compared, tmp_path / "out")
+    before = lines(out)
+    (old,) = [line for line in before if (line["method"], line["seed"]) == ("tfidf", 1)]
+    old["settings"] = {**old["settings"], "C": old["settings"]["C"][:3]}
+    old["test_accuracy"] = 0.0
+    (out / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in before))
+    loud = [word for word in command(reviews, out) if word != "--quiet"]
+    assert main(loud) == 0
+    assert "trials of TF-IDF are of other settings than are tried now" in capsys.readouterr().err
+    *kept, again = lines(out)
+    assert kept == before
+    assert (again["method"], again["seed"]) == ("tfidf", 1)
+    assert again["test_accuracy"] > 0
+    assert main(loud) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert len(lines(out)) == len(before) + 1
+
+
 def wait_for_lines(out: Path, least: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:

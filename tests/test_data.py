@@ -159,7 +159,7 @@ def test_list_tasks_says_what_is_at_hand(tmp_path, monkeypatch):
 
 
 def test_no_network_and_nothing_cached_is_the_machine(tmp_path):
-    with pytest.raises(MachineError, match=r"no network and nothing cached.*--data-root") as caught:
+    with pytest.raises(MachineError, match=r"no network and nothing cached.*data_root") as caught:
         load_task("imdb", data_root=tmp_path)
     assert "\n" not in str(caught.value)
 

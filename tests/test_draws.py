@@ -40,5 +40,5 @@ def test_seeds_draw_other_rows_and_smaller_sets_are_parts_of_larger_ones() -> No
 
 
 def test_more_shots_than_rows_are_refused() -> None:
-    with pytest.raises(InputError, match=r"--shots 9: a class has 10 different rows, and 9 to"):
+    with pytest.raises(InputError, match=r"shots 9: a class has 10 different rows, and 9 to"):
         draw(np.arange(20) % 2, [digest(i) for i in range(20)], 0, fraction=0.1, shots=9)

@@ -163,7 +163,7 @@ def test_int8_is_in_the_fingerprint_measured_and_the_same_for_every_batch(
 
 def test_int8_where_it_cannot_be_is_refused(tmp_path: Path, bert: str) -> None:
     gpt2 = f"hf:{save_text_model('gpt2', tmp_path / 'gpt2')}"
-    with pytest.raises(InputError, match=r"--quantize int8: .*gpt2 has no linear layers"):
+    with pytest.raises(InputError, match=r"quantize int8: .*gpt2 has no linear layers"):
         load(gpt2, quantize="int8").encode(["a"])
     from extractors.quantize import quantize_linear
 

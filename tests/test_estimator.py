@@ -26,7 +26,7 @@ def test_a_problem_no_linear_head_can_solve(xor):
     assert head.beta_ in [point.fraction for point in head.path_]
     assert len(head.coef_path_) == len(head.path_)
     assert head.passes_ >= sum(point.passes for point in head.path_)
-    linear = ConvexHeadClassifier(n_gates=1).fit(X[:400], y[:400])
+    linear = ConvexHeadClassifier(n_gates=1, beta=0.01).fit(X[:400], y[:400])
     assert linear.score(X[400:], y[400:]) < 0.65
 
 

@@ -196,7 +196,7 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
 
 def test_what_no_onnx_file_can_hold_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.export._MOST_ONNX", 100)
-    with pytest.raises(InputError, match="less than 2: use --format torch"):
+    with pytest.raises(InputError, match="less than 2: use format torch"):
         export_head(make_head("relu", "softmax"), tmp_path / "head.onnx", format="onnx")
     assert not list(tmp_path.iterdir())
 

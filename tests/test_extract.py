@@ -53,7 +53,7 @@ def test_bad_rows_are_named_or_left_out(name: str) -> None:
     toy = load_extractor(name)
     good = "fine" if toy.modality == "text" else np.zeros((4, 4), np.uint8)
     inputs, ids = [good, None, good, 7.5], ["a", "b", "c", "d"]
-    with pytest.raises(InputError, match=r"row 'b' cannot be encoded: .*NoneType.*--on-bad-row"):
+    with pytest.raises(InputError, match=r"row 'b' cannot be encoded: .*NoneType.*on_bad_row"):
         encode_rows(toy, inputs, ids)
     seen: list[int] = []
     encoded = encode_rows(toy, inputs, ids, on_bad_row="skip", progress=seen.append)

@@ -166,9 +166,9 @@ def test_a_read_only_disk_is_one_sentence_but_a_whole_store_on_it_is_read(
     run(small_disk, part)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert run(small_disk, part).resumed_rows == 20
-    with pytest.raises(MachineError, match="read-only: choose another --cache-dir"):
+    with pytest.raises(MachineError, match="read-only: choose another cache_dir"):
         run(small_disk, part | {"test": text_rows("test", 5)})
-    with pytest.raises(MachineError, match="read-only: choose another --cache-dir"):
+    with pytest.raises(MachineError, match="read-only: choose another cache_dir"):
         run(small_disk, part, data_fingerprint={"sha256": "other"})
 
 

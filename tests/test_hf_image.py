@@ -151,9 +151,9 @@ def test_clip_before_and_after_its_projection(
     [
         ("siglip", {"projection": "after"}, r"\(siglip\) has no projection"),
         ("vit", {"projection": "before"}, r"\(vit\) has no projection"),
-        ("clip", {"projection": "after", "pooling": "mean"}, "leave --layer and --pooling away"),
-        ("vit", {"prompt": "x"}, "--prompt: the image model .* has no such choice"),
-        ("convnext", {"layer": (7,)}, "--layer 7: .* has 4 layers"),
+        ("clip", {"projection": "after", "pooling": "mean"}, "leave layer and pooling away"),
+        ("vit", {"prompt": "x"}, "prompt: the image model .* has no such choice"),
+        ("convnext", {"layer": (7,)}, "layer 7: .* has 4 layers"),
     ],
 )
 def test_what_the_model_does_not_have_is_refused(

@@ -227,7 +227,7 @@ def test_options_of_the_check_survive_command_line_and_toml(tmp_path):
         path = tmp_path / "options.toml"
         path.write_text(to_toml(each))
         assert load_config(FitConfig, path) == each
-    with pytest.raises(InputError, match="--drop-leaks needs the leak check"):
+    with pytest.raises(InputError, match="drop_leaks needs the leak check"):
         FitConfig(data="imdb", leak_check=False, drop_leaks=True)
 
 

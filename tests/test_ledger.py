@@ -32,13 +32,30 @@ def test_half_a_line_is_dropped_and_whole_ones_are_kept(tmp_path: Path) -> None:
         assert len(ledger.records) == 3
 
 
+def test_trials_of_other_settings_are_not_done(tmp_path: Path) -> None:
+    now = {"knn": {"neighbours": [1, 3]}}
+    out = tmp_path / "out"
+    with Ledger.open(out, {}) as ledger:
+        ledger.append(record(0))  # says nothing
+        ledger.append(record(1, settings={"neighbours": [1, 5]}))
+        ledger.append(record(2, settings=now["knn"]))
+        ledger.append(record(3) | {"method": "unheard-of"})
+    with Ledger.open(out, {}, now) as ledger:
+        assert [trial.seed for trial in ledger.records] == [2, 3]
+        assert sorted(trial.seed for trial in ledger.outdated) == [0, 1]
+        ledger.append(record(1, settings=now["knn"]))
+        assert [trial.seed for trial in ledger.outdated] == [0]
+    with Ledger.open(out, {}, now) as ledger:  # the later line counts
+        assert sorted(trial.seed for trial in ledger.records) == [1, 2, 3]
+
+
 def test_another_comparison_in_the_folder_is_refused(tmp_path: Path) -> None:
     def opened(folder: Path, about: dict) -> None:
         with Ledger.open(folder, about):
             pass
 
     opened(tmp_path / "out", {"data": 1, "head": {}})
-    with pytest.raises(InputError, match="another head: choose another --out"):
+    with pytest.raises(InputError, match="another head: choose another out"):
         opened(tmp_path / "out", {"data": 1, "head": {"beta": 0.1}})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("three years")

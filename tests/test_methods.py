@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -9,6 +11,7 @@ from sklearn.datasets import load_digits
 from tasks.methods import METHODS, load_method
 from tasks.methods.base import Part, Problem, Unavailable
 from tasks.methods.ridge import ridge_path
+from tasks.methods.settings import SETTINGS, settings_of
 
 FAST = ("linear", "ridge", "knn", "svm")
 LONG = ("mlp", "convex", "ntk", "cronos", "relu")
@@ -106,6 +109,13 @@ def test_balanced_classes_find_more_of_the_rare_one(name: str, monkeypatch) -> N
         p = load_method(name)(given).predict_proba(parts[2])
         recalls.append(np.mean(p.argmax(axis=1)[parts[2].labels == 1]))
     assert recalls[1] > recalls[0] + 0.1, recalls
+
+
+def test_every_method_says_what_it_tries() -> None:
+    assert list(SETTINGS) == list(METHODS)
+    for several in (False, True):
+        told = {name: settings_of(name, several) for name in METHODS}
+        assert json.loads(json.dumps(told)) == told  # so that a record can be compared with it
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if n not in (*FAST, *LONG)])

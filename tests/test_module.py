@@ -119,7 +119,7 @@ def test_what_goes_wrong_is_one_sentence() -> None:
         make(module=torch.nn.Identity()).encode([pixels(images(1)[0])])
     with pytest.raises(InputError, match="the version of a module"):
         make(version="a b")
-    with pytest.raises(InputError, match="--pooling: the module my-net has no such choice"):
+    with pytest.raises(InputError, match="pooling: the module my-net has no such choice"):
         make(options=FeatureOptions(pooling="mean"))
     with pytest.raises(InputError, match="give a row as `probe`"):
         assert make(probe=None, preprocess=lambda row: row["x"]).dim

@@ -133,16 +133,16 @@ def test_one_side_may_be_empty_and_a_half_that_gives_nan_is_named(monkeypatch):
 def test_what_cannot_read_pairs_says_so(bert, tmp_path):
     with pytest.raises(InputError, match="toy:image-32 reads image rows, and pairs are of texts"):
         load_extractor("toy:image", options=PAIRS)
-    with pytest.raises(InputError, match="--pairs both: must be one of text, embeddings"):
+    with pytest.raises(InputError, match="pairs both: must be one of text, embeddings"):
         FeatureOptions(pairs="both")  # pyright: ignore[reportArgumentType]
     both = load_extractor(bert, device="cpu", options=PAIRS)
-    with pytest.raises(InputError, match="blocks are trained with --pairs text"):
+    with pytest.raises(InputError, match="blocks are trained with pairs text"):
         CutBackbone(both, 1, [("a", "b")])
     with pytest.raises(InputError, match="apart, which no single forward pass does"):
         backbone_graph(both)
     part = Part(np.zeros((2, 4), np.float32), np.array([0, 1]), [joined("a", "b")] * 2)
     problem = Problem(part, part, 2, 0, backbone=Backbone(bert, PAIRS.chosen(), "cpu"))
-    with pytest.raises(Unavailable, match="--pairs text"):
+    with pytest.raises(Unavailable, match="pairs text"):
         _cut(problem, 1)
 
 

@@ -183,9 +183,9 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path):
         jax.jit(lambda key: solve(X, Y, Options(precision="tf32"), key))(jax.random.key(0))
     with pytest.raises(ValueError, match="got 'bf16'"):
         ConvexHeadClassifier(precision="bf16").fit(X, Y[:, 0])
-    with pytest.raises(InputError, match="--precision tf32: ReLU heads are solved in float32"):
+    with pytest.raises(InputError, match="precision tf32: ReLU heads are solved in float32"):
         FitConfig(data="imdb", activation="relu", precision="tf32")
-    with pytest.raises(InputError, match="--precision tf32: heads are solved in float32 here"):
+    with pytest.raises(InputError, match="precision tf32: heads are solved in float32 here"):
         FinetuneConfig(data="imdb", precision="tf32")
     (tmp_path / "f.toml").write_text('data = "imdb"\nprecision = "half"\n')
     with pytest.raises(InputError, match=r"precision.*float32.*tf32.*bfloat16"):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import save_half_sentence_model
 
 from extractors import BadRow, InputError, load_extractor
 from extractors.encode import encode_rows
@@ -30,18 +29,6 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_half_sentence_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def tiny_extractor(tiny: Path) -> SentenceExtractor:
-    extractor = load_extractor(f"st:{tiny}")
-    assert isinstance(extractor, SentenceExtractor)
-    return extractor
-
-
-@pytest.fixture(scope="module")
 def minilm() -> SentenceExtractor:
     """The real thing: all-MiniLM-L6-v2 from the package in the demo and test extras."""
     extractor = load_extractor("minilm", device="cpu")
@@ -56,7 +43,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["tiny_extractor", "minilm"])
+@pytest.mark.parametrize("name", ["tiny_sentence_extractor", "minilm"])
 def test_a_row_has_one_vector_whatever_its_batch_order_and_neighbours(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -74,21 +61,21 @@ def test_a_row_has_one_vector_whatever_its_batch_order_and_neighbours(
 
 
 def test_features_are_the_models_own_mean_pooling_in_float32(
-    tiny: Path, tiny_extractor: SentenceExtractor
+    tiny_sentence: Path, tiny_sentence_extractor: SentenceExtractor
 ) -> None:
     """An independent computation, from the transformer up, in float64."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny)
-    model = AutoModel.from_pretrained(tiny, dtype=torch.float64).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_sentence)
+    model = AutoModel.from_pretrained(tiny_sentence, dtype=torch.float64).eval()
     expected = []
     for text in TEXTS:
         tokens = tokenizer(text.strip(), truncation=True, max_length=24, return_tensors="pt")
         with torch.inference_mode():
             mean = model(**tokens).last_hidden_state[0].mean(0).numpy()
         expected.append(mean / np.linalg.norm(mean))
-    assert relative_error(tiny_extractor.encode(TEXTS), np.array(expected)) <= 1e-5
+    assert relative_error(tiny_sentence_extractor.encode(TEXTS), np.array(expected)) <= 1e-5
 
 
 def test_minilm_is_the_real_one(minilm: SentenceExtractor) -> None:
@@ -99,7 +86,7 @@ def test_minilm_is_the_real_one(minilm: SentenceExtractor) -> None:
     assert film @ movie > 0.6 > 0.3 > film @ bank
 
 
-@pytest.mark.parametrize(("name", "limit"), [("tiny_extractor", 24), ("minilm", 256)])
+@pytest.mark.parametrize(("name", "limit"), [("tiny_sentence_extractor", 24), ("minilm", 256)])
 def test_truncation_is_counted_in_real_tokens(
     name: str, limit: int, request: pytest.FixtureRequest
 ) -> None:
@@ -145,9 +132,11 @@ def test_the_fingerprint_of_minilm_never_changes() -> None:
     }
 
 
-def test_a_folder_is_known_by_its_content_and_not_by_its_place(tiny: Path, tmp_path: Path) -> None:
-    first = load_extractor(f"st:{tiny}").fingerprint()
-    copy = shutil.copytree(tiny, tmp_path / "copy")
+def test_a_folder_is_known_by_its_content_and_not_by_its_place(
+    tiny_sentence: Path, tmp_path: Path
+) -> None:
+    first = load_extractor(f"st:{tiny_sentence}").fingerprint()
+    copy = shutil.copytree(tiny_sentence, tmp_path / "copy")
     (copy / "README.md").write_text("words")
     assert load_extractor(f"st:{copy}").fingerprint() == first
     config = copy / "1_Pooling" / "config.json"
@@ -155,11 +144,11 @@ def test_a_folder_is_known_by_its_content_and_not_by_its_place(tiny: Path, tmp_p
     assert load_extractor(f"st:{copy}").fingerprint() != first
 
 
-def test_fingerprints_and_names_need_no_torch(tiny: Path) -> None:
+def test_fingerprints_and_names_need_no_torch(tiny_sentence: Path) -> None:
     script = f"""
 import sys
 from extractors import load_extractor
-for name in ("minilm", "st:{tiny}"):
+for name in ("minilm", "st:{tiny_sentence}"):
     extractor = load_extractor(name)
     extractor.fingerprint(), extractor.name, extractor.modality, extractor.prepare("a")
 print("torch" in sys.modules, "{MINILM_PACKAGE}" in sys.modules)

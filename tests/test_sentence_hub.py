@@ -13,25 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tiny_models import save_half_sentence_model
 
 from extractors import load_extractor
 from extractors.sentence import SentenceExtractor
 
 REPOSITORY = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_half_sentence_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def tiny_extractor(tiny: Path) -> SentenceExtractor:
-    extractor = load_extractor(f"st:{tiny}")
-    assert isinstance(extractor, SentenceExtractor)
-    return extractor
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -88,9 +75,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tiny: Path) -> Iterator[str]:
+def hub(tiny_sentence: Path) -> Iterator[str]:
     """The address of a Hub that holds somebody/tiny."""
-    handler = type("Handler", (HubHandler,), {"folder": tiny})
+    handler = type("Handler", (HubHandler,), {"folder": tiny_sentence})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -127,9 +114,9 @@ def try_names(*names: str, **environment: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterwards(
-    hub: str, tmp_path: Path, tiny: Path, tiny_extractor: SentenceExtractor
+    hub: str, tmp_path: Path, tiny_sentence: Path, tiny_sentence_extractor: SentenceExtractor
 ) -> None:
-    expected = f"{COMMIT} {tiny_extractor.encode(['a fine film']).tobytes().hex()}"
+    expected = f"{COMMIT} {tiny_sentence_extractor.encode(['a fine film']).tobytes().hex()}"
     home = {"HF_HOME": str(tmp_path)}
     online = try_names("st:somebody/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=hub, **home)
     assert online == [expected]
@@ -139,7 +126,7 @@ def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterw
 
     # The same repository as a plain transformers model, from the cache of that download.
     plain = try_names("hf:somebody/tiny", **dead, **home)
-    expected_plain = load_extractor(f"hf:{tiny}").encode(["a fine film"]).tobytes().hex()
+    expected_plain = load_extractor(f"hf:{tiny_sentence}").encode(["a fine film"]).tobytes().hex()
     assert plain == [f"{COMMIT} {expected_plain}"]
 
     # Half a cache, without modules.json, would silently be read as another model.

@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from stores import manifest
 
 from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, Shards, solve
 from convex_heads.scratch import spooled
 from convex_heads.sources import chunks, is_streamed
-from extractors.manifest import Manifest
 from extractors.store import FeatureStore, StoredRows
 
 RNG = np.random.default_rng(0)
@@ -34,15 +34,7 @@ def mapped(folder: Path, X: np.ndarray) -> np.memmap:
 
 def stored(folder: Path) -> FeatureStore:
     """X in a store of four shards."""
-    new = Manifest(
-        fingerprint={},
-        task="demo",
-        backbone="toy:text-6",
-        modality="image",
-        dim=6,
-        classes=("different", "same"),
-        max_length=None,
-    )
+    new = manifest(modality="image", classes=("different", "same"), max_length=None)
     labels = (Y == "same").astype(int)
     with FeatureStore.writer(folder / "store", new) as writer:
         for part in np.array_split(np.arange(len(X)), 4):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,46 +17,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stores import DIM, manifest, some_rows
 
 from extractors import FeatureStore, InputError, MachineError
 from extractors.fingerprint import folder_sha256, store_key
-from extractors.manifest import Manifest, Shard, SkippedRow
+from extractors.manifest import Shard, SkippedRow
 from extractors.shard import StoredRows
 from extractors.storage import write_atomically
 from extractors.store import default_cache_dir
 
 REPOSITORY = Path(__file__).parents[1]
-DIM = 3
-
-
-def new_manifest(**changes: object) -> Manifest:
-    manifest = Manifest(
-        fingerprint={"data": {"sha256": "d"}, "extractor": {"adapter": "toy/1"}},
-        task="demo",
-        backbone="toy:text-3",
-        modality="text",
-        dim=DIM,
-        classes=("no", "yes"),
-        max_length=10,
-    )
-    return replace(manifest, **changes)
-
-
-def some_rows(start: int, n: int) -> StoredRows:
-    rng = np.random.default_rng(start)
-    return StoredRows(
-        [f"row/{i:04d}" for i in range(start, start + n)],
-        rng.integers(0, 2, n),
-        rng.standard_normal((n, DIM), dtype=np.float32),
-        np.arange(start, start + n, dtype=np.int32),
-    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A store of two train shards and one test shard."""
     path = tmp_path / "store"
-    with FeatureStore.writer(path, new_manifest()) as writer:
+    with FeatureStore.writer(path, manifest()) as writer:
         writer.append("train", some_rows(0, 8), seconds=1.5)
         writer.append("test", some_rows(100, 2), seconds=0.5)
         writer.append("train", some_rows(8, 4), seconds=1.0)
@@ -130,7 +107,7 @@ def test_any_finite_features_round_trip_bit_for_bit(
     modality = "text" if has_tokens else "image"
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "store"
-        with FeatureStore.writer(path, new_manifest(dim=dim, modality=modality)) as writer:
+        with FeatureStore.writer(path, manifest(dim=dim, modality=modality)) as writer:
             for part in (slice(0, cut), slice(cut, n)):
                 counts = None if tokens is None else tokens[part]
                 writer.append("a", StoredRows(ids[part], labels[part], features[part], counts))
@@ -148,16 +125,16 @@ def test_any_finite_features_round_trip_bit_for_bit(
 
 
 def test_the_manifest_says_everything(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["schema_version"] == 2
-    assert manifest["key"] == store_key(manifest["fingerprint"])
-    assert manifest["dtype"] == "float32"
-    assert [s["file"] for s in manifest["shards"]] == [
+    told = json.loads((folder / "manifest.json").read_text())
+    assert told["schema_version"] == 2
+    assert told["key"] == store_key(told["fingerprint"])
+    assert told["dtype"] == "float32"
+    assert [s["file"] for s in told["shards"]] == [
         "train-00000.arrow",
         "train-00001.arrow",
         "test-00000.arrow",
     ]
-    for shard in manifest["shards"]:
+    for shard in told["shards"]:
         assert set(shard) == {field.name for field in fields(Shard)}
         assert (folder / shard["file"]).stat().st_size == shard["bytes"]
 
@@ -227,7 +204,7 @@ def test_every_altered_byte_count_or_file_is_noticed(folder: Path) -> None:
 
 
 def test_an_id_that_occurs_twice_is_noticed(folder: Path) -> None:
-    with FeatureStore.writer(folder, new_manifest()) as writer:
+    with FeatureStore.writer(folder, manifest()) as writer:
         writer.append("test", some_rows(0, 1))
     assert FeatureStore.open(folder).verify() == ["split test: an id occurs twice"]
 
@@ -239,7 +216,7 @@ def bad_rows() -> dict[str, tuple[str, StoredRows]]:
     return {
         "row 'row/0051' has features that are NaN": ("train", good._replace(features=nan)),
         "row 'row/0050' has features that are NaN": ("train", good._replace(features=infinite)),
-        r"float64 of shape \(2, 3\)": (
+        rf"float64 of shape \(2, {DIM}\)": (
             "train",
             good._replace(features=good.features.astype(float)),
         ),
@@ -256,7 +233,7 @@ def test_unusable_rows_are_refused_and_leave_the_store_as_it_was(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     split, rows = bad_rows()[sentence]
     with (
-        FeatureStore.writer(folder, new_manifest()) as writer,
+        FeatureStore.writer(folder, manifest()) as writer,
         pytest.raises(InputError, match=sentence),
     ):
         writer.append(split, rows)
@@ -264,9 +241,10 @@ def test_unusable_rows_are_refused_and_leave_the_store_as_it_was(
 
 
 def test_a_store_of_other_data_or_width_is_not_written_to(folder: Path) -> None:
-    other = new_manifest(fingerprint={"data": {"sha256": "x"}, "extractor": {}})
-    for manifest, sentence in ((other, "belongs to other data"), (new_manifest(dim=4), "width 3")):
-        with pytest.raises(InputError, match=sentence), FeatureStore.writer(folder, manifest):
+    other = manifest(fingerprint={"data": {"sha256": "x"}, "extractor": {}})
+    wider = manifest(dim=DIM + 1)
+    for new, sentence in ((other, "belongs to other data"), (wider, f"width {DIM}")):
+        with pytest.raises(InputError, match=sentence), FeatureStore.writer(folder, new):
             pass
 
 
@@ -275,9 +253,9 @@ def test_a_store_of_other_data_or_width_is_not_written_to(folder: Path) -> None:
 HOLD_THE_LOCK = """
 import sys, time
 sys.path.insert(0, "tests")
-from test_store import new_manifest
+from stores import manifest
 from extractors import FeatureStore
-with FeatureStore.writer(sys.argv[1], new_manifest()):
+with FeatureStore.writer(sys.argv[1], manifest()):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -291,14 +269,14 @@ def test_the_second_writer_gets_a_sentence_and_a_killed_one_leaves_no_lock(folde
         assert first.stdout.readline() == "locked\n"
         with (
             pytest.raises(MachineError, match=rf"another process \(pid {first.pid}\) is writing"),
-            FeatureStore.writer(folder, new_manifest()),
+            FeatureStore.writer(folder, manifest()),
         ):
             pass
         assert FeatureStore.open(folder).read("train").ids  # reading needs no lock
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    with FeatureStore.writer(folder, new_manifest()) as writer:
+    with FeatureStore.writer(folder, manifest()) as writer:
         writer.append("train", some_rows(20, 2))
     assert FeatureStore.open(folder).n_rows == 16
 
@@ -309,7 +287,7 @@ def test_what_a_crash_left_behind_is_never_read_and_then_removed(folder: Path) -
     (folder / ".writing-1-train-00002.arrow").write_bytes(whole[:100])
     (folder / "notes.txt").write_text("somebody's own")
     assert FeatureStore.open(folder).n_rows == 14
-    with FeatureStore.writer(folder, new_manifest()):
+    with FeatureStore.writer(folder, manifest()):
         pass
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
@@ -323,7 +301,7 @@ def test_what_a_crash_left_behind_is_never_read_and_then_removed(folder: Path) -
 
 def test_a_dropped_shard_gives_its_name_to_the_one_that_replaces_it(folder: Path) -> None:
     before = FeatureStore.open(folder).manifest
-    with FeatureStore.writer(folder, new_manifest()) as writer:
+    with FeatureStore.writer(folder, manifest()) as writer:
         writer.drop({"train-00000.arrow"})
         assert FeatureStore.open(folder).ids("train") == [f"row/{i:04d}" for i in range(8, 12)]
         writer.append("train", some_rows(0, 8), seconds=1.5)
@@ -333,7 +311,7 @@ def test_a_dropped_shard_gives_its_name_to_the_one_that_replaces_it(folder: Path
 def test_skipped_rows_are_remembered_even_where_nothing_else_is_left(folder: Path) -> None:
     nothing = StoredRows([], np.empty(0, np.int64), np.empty((0, DIM), np.float32), None)
     bad = SkippedRow("row/9999", "train", "no text")
-    with FeatureStore.writer(folder, new_manifest()) as writer:
+    with FeatureStore.writer(folder, manifest()) as writer:
         assert writer.append("train", nothing, skipped=[bad]) is None
     assert FeatureStore.open(folder).manifest.skipped == (bad,)
     assert FeatureStore.open(folder).n_rows == 14

@@ -12,30 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stores import manifest
 
 from extractors import FeatureStore, InputError, Rows, load_extractor
 from extractors.codec import DTYPES, decode_features, encode_features
 from extractors.extract import Extraction, extract
-from extractors.manifest import Manifest
 from extractors.shard import StoredRows
 from extractors.toy import ToyText
 
 OLD_STORE = Path(__file__).parent / "stores" / "demo-toy-text-4-a3c63b983b46"
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 DIM = 48
-
-
-def new_manifest(dtype: str) -> Manifest:
-    return Manifest(
-        fingerprint={"data": {}, "extractor": {}, "storage": dtype},
-        task="demo",
-        backbone="toy:text-48",
-        modality="text",
-        dim=DIM,
-        classes=("no", "yes"),
-        max_length=10,
-        dtype=dtype,
-    )
 
 
 def some_rows(n: int) -> StoredRows:
@@ -58,7 +45,7 @@ def part(rows: StoredRows, chosen: slice) -> StoredRows:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
     """70 rows of one split in three shards."""
     rows = some_rows(70)
-    with FeatureStore.writer(tmp_path / "store", new_manifest(request.param)) as writer:
+    with FeatureStore.writer(tmp_path / "store", manifest(request.param, dim=DIM)) as writer:
         for chosen in (slice(0, 30), slice(30, 31), slice(31, 70)):
             writer.append("train", part(rows, chosen))
     return FeatureStore.open(tmp_path / "store")
@@ -143,7 +130,7 @@ def test_numbers_too_large_for_float16_name_their_row(tmp_path: Path) -> None:
     rows = some_rows(3)
     rows.features[1, 5] = 70_000
     with (
-        FeatureStore.writer(tmp_path / "store", new_manifest("float16")) as writer,
+        FeatureStore.writer(tmp_path / "store", manifest("float16", dim=DIM)) as writer,
         pytest.raises(InputError, match=r"row 'row/0001' has features up to 7e\+04"),
     ):
         writer.append("train", rows)

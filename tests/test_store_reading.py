@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +17,6 @@ from extractors import FeatureStore, InputError
 from extractors.base import Modality
 from extractors.codec import DTYPES
 from extractors.gather import Gatherer
-from extractors.manifest import Manifest
 from extractors.shard import StoredRows
 from extractors.store import Batch
 from tasks.prefetch import prefetch
@@ -31,16 +29,7 @@ COUNTS = (7, 1, 30, 12)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Four train shards, and a test shard between them in the address space."""
     folder = tmp_path_factory.mktemp("reading") / "store"
-    new = Manifest(
-        fingerprint={"storage": request.param},
-        task="demo",
-        backbone="toy:image-5",
-        modality="image",
-        dim=DIM,
-        classes=("no", "yes"),
-        max_length=None,
-        dtype=request.param,
-    )
+    new = manifest(request.param, dim=DIM, modality="image", max_length=None)
     rng = np.random.default_rng(0)
     with FeatureStore.writer(folder, new) as writer:
         for k, n in enumerate(COUNTS):
@@ -102,7 +91,7 @@ def test_rows_that_are_not_there_are_never_reached(store: FeatureStore) -> None:
 def test_nothing_is_cut_off_without_a_limit_without_texts_and_without_rows(
     tmp_path: Path, modality: Modality, limit: int | None, n: int
 ) -> None:
-    new = replace(manifest(), modality=modality, max_length=limit)
+    new = manifest(modality=modality, max_length=limit)
     rows = some_rows(0, 3)
     with FeatureStore.writer(tmp_path / "store", new) as writer:
         if n:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import manifest
 
-from extractors.manifest import Manifest
 from extractors.store import FeatureStore, StoredRows
 from tasks.leaks import find_leaks
 from tasks.memory import free_memory
@@ -25,15 +25,7 @@ SIZES = {"train": 300, "validation": 60, "test": 80}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """Three splits of several shards; test row 5 is train row 7, train row 40 is train row 3."""
-    new = Manifest(
-        fingerprint={},
-        task="demo",
-        backbone="toy:text-8",
-        modality="text",
-        dim=8,
-        classes=("no", "yes"),
-        max_length=16,
-    )
+    new = manifest(dim=8, max_length=16)
     X = {split: RNG.normal(size=(n, 8)).astype("f4") for split, n in SIZES.items()}
     X["train"][40], X["test"][5] = X["train"][3], X["train"][7]
     folder = tmp_path_factory.mktemp("streaming") / "store"

@@ -78,9 +78,9 @@ def test_timm_maps_are_pooled_over_patches_whatever_their_layout(
     else:
         with pytest.raises(InputError, match="has no class token"):
             load(pooling="cls").encode(prepared)
-    with pytest.raises(InputError, match=r"--layer -40: .* blocks or stages"):
+    with pytest.raises(InputError, match=r"layer -40: .* blocks or stages"):
         load(layer=(-40,)).encode(prepared)
-    with pytest.raises(InputError, match="--projection: the timm model"):
+    with pytest.raises(InputError, match="projection: the timm model"):
         load(projection="after").fingerprint()
 
 

@@ -126,7 +126,7 @@ def test_the_limit_is_what_the_positions_allow(kind: str, folders: dict[str, Pat
     expected = [states[-1].mean(0) for states in hidden_states(folders[kind], TEXTS, 8)]
     assert short.max_length == 8
     assert row_errors(short.encode(TEXTS), np.array(expected)) <= 1e-5
-    with pytest.raises(InputError, match=rf"--max-length 99: .* at most {LIMIT[kind]} tokens"):
+    with pytest.raises(InputError, match=rf"max_length 99: .* at most {LIMIT[kind]} tokens"):
         load(folders[kind], max_length=99).encode(["a"])
 
 
@@ -235,9 +235,9 @@ def test_every_option_changes_the_fingerprint_and_none_does_not(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"layer": (5,)}, "--layer 5: .* has 4 layers; -1 to -4"),
-        ({"layer": (-6,)}, "--layer -6: .* has 4 layers"),
-        ({"projection": "after"}, "--projection: the text model .* has no such choice"),
+        ({"layer": (5,)}, "layer 5: .* has 4 layers; -1 to -4"),
+        ({"layer": (-6,)}, "layer -6: .* has 4 layers"),
+        ({"projection": "after"}, "projection: the text model .* has no such choice"),
         ({"trust_remote_code": "somebody/else"}, "somebody/else: this backbone is /"),
     ],
     ids=str,

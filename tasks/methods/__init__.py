@@ -149,7 +149,7 @@ def check_methods(names: Sequence[str]) -> None:
 
     >>> check_methods(["linaer"])
     Traceback (most recent call last):
-    extractors.errors.InputError: --methods linaer: there is no such method; did you mean 'linear'?
+    extractors.errors.InputError: methods linaer: there is no such method; did you mean 'linear'?
     """
     for name in names:
         if name not in METHODS:

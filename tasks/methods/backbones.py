@@ -30,18 +30,14 @@ from tasks.alternate import Joint, alternate
 from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.calibration import fit_temperature
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of, scored
+from tasks.methods.settings import SETTINGS
 
-_UNFREEZE, _ROUNDS = 2, 6
-_EPOCHS = 3.0
-# Of texts; the small convolutional networks among image backbones want larger ones.
-_RATES, _IMAGE_RATES = (2e-5, 5e-5, 1e-4), (1e-4, 3e-4, 1e-3)
-_LORA_RATES = (1e-4, 5e-4, 2e-3)
-_RANK = 8
+_AM, _FINETUNE, _LORA = SETTINGS["cronos-am"], SETTINGS["finetune"], SETTINGS["lora"]
 
 
 def fit_cronos_am(problem: Problem) -> Fitted:
     """The top two blocks and the head in turn; the round with the best validation rows."""
-    cut = _cut(problem, min(_UNFREEZE, _n_blocks(problem)))
+    cut = _cut(problem, min(_AM["unfreeze"], _n_blocks(problem)))
     train, validation = (
         cached_rows(cut, _raw(part), part.labels, None)
         for part in (problem.train, problem.validation)
@@ -55,7 +51,7 @@ def fit_cronos_am(problem: Problem) -> Fitted:
 
     done = alternate(
         Joint(cut, train, validation, problem.n_classes, fit_head),
-        rounds=_ROUNDS,
+        rounds=_AM["rounds"],
         seed=problem.seed,
         penalty=str(problem.options.get("penalty", "group")),
         budget_seconds=problem.budget_seconds,
@@ -88,16 +84,16 @@ def fit_finetune(problem: Problem) -> Fitted:
     On a budget half of it tries the three, each with its whole schedule, and the other half goes to
     the one that validation rows prefer.
     """
-    rates = _IMAGE_RATES if problem.train.texts is None else _RATES
-    return _tuned(problem, rates, lora=None)
+    rates = _FINETUNE["image_rates" if problem.train.texts is None else "rates"]
+    return _tuned(problem, rates, _FINETUNE["epochs"], lora=None)
 
 
 def fit_lora(problem: Problem) -> Fitted:
     """Low-rank changes of all linear layers and a linear head; 3 learning rates."""
-    return _tuned(problem, _LORA_RATES, lora=_RANK)
+    return _tuned(problem, _LORA["rates"], _LORA["epochs"], lora=_LORA["rank"])
 
 
-def _tuned(problem: Problem, rates: tuple[float, ...], lora: int | None) -> Fitted:
+def _tuned(problem: Problem, rates: list[float], epochs: float, lora: int | None) -> Fitted:
     cut = _cut(problem, _n_blocks(problem))
     train, validation = (
         cached_rows(cut, _raw(part), part.labels, None)
@@ -121,7 +117,7 @@ def _tuned(problem: Problem, rates: tuple[float, ...], lora: int | None) -> Fitt
                 cut,
                 train,
                 loss,
-                BlockOptions(epochs=_EPOCHS, rate=rate, lora=lora, dropout=True),
+                BlockOptions(epochs=epochs, rate=rate, lora=lora, dropout=True),
                 seed=problem.seed,
                 more=lambda: list(head.parameters()),
                 deadline=time.monotonic() + seconds,
@@ -145,7 +141,7 @@ def _tuned(problem: Problem, rates: tuple[float, ...], lora: int | None) -> Fitt
     return Fitted(
         scored(scores, problem.validation),
         settings_tried=len(tried),
-        chosen={"rate": rate, "epochs": _EPOCHS} | ({} if lora is None else {"rank": lora}),
+        chosen={"rate": rate, "epochs": epochs} | ({} if lora is None else {"rank": lora}),
         parameters=sum(v.size for v in state.values()) + sum(p.numel() for p in head.parameters()),
     )
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.methods.base import Fitted, Part, Problem, Unavailable
+from tasks.methods.settings import SETTINGS
 
-_STEPS, _BATCH, _RATE = 500, 16, 2e-5
+_TRIED = SETTINGS["setfit"]
+_STEPS, _BATCH, _RATE = _TRIED["steps"], _TRIED["batch"], _TRIED["rate"]
 
 
 def fit(problem: Problem) -> Fitted:

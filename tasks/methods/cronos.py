@@ -20,9 +20,10 @@ from convex_heads.operators import rows
 from convex_heads.penalties import GROUP
 from convex_heads.scaling import Scaling
 from tasks.methods.base import Fitted, Problem, Unavailable
+from tasks.methods.settings import SETTINGS
 
-_GATES, _STEPS = 16, 10
-_BETAS = (1e-1, 1e-2, 1e-3)  # fractions of beta_max; the largest first, ties go to it
+_TRIED = SETTINGS["cronos"]
+_GATES, _STEPS, _BETAS = _TRIED["gates"], _TRIED["steps"], _TRIED["betas"]
 _MOST_SLACKS = 2**29  # numbers that the cones keep: 2 GiB
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.methods.base import Fitted, Part, Problem, standardised
+from tasks.methods.settings import SETTINGS
 
-_NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
-# The last one weighs all neighbours about alike.
-_TEMPERATURES = (0.02, 0.07, 0.2, 2.0)
+_NEIGHBOURS, _TEMPERATURES = SETTINGS["knn"]["neighbours"], SETTINGS["knn"]["temperatures"]
 
 
 def fit(problem: Problem) -> Fitted:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.methods.base import Fitted, Part, Problem, standardised
+from tasks.methods.settings import SETTINGS
 
-WIDTH = 256
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-DECAYS = (10.0, 3.0, 1.0, 0.1, 1e-3)  # decoupled: multiplied by the rate in every step
-_EPOCHS, _PATIENCE = 30, 4
+_TRIED = SETTINGS["mlp"]
+WIDTH, RATES, DECAYS = _TRIED["width"], _TRIED["rates"], _TRIED["decays"]
+_EPOCHS, _PATIENCE = _TRIED["epochs"], _TRIED["patience"]
 _PREDICT_ROWS = 8192
 _WORST = (-np.inf, 0.0)
 

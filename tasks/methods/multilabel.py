@@ -23,12 +23,14 @@ from convex_heads.training import TrainingSet, feature_dtype
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, platt, standardised
 from tasks.methods.convex import certificate_notes, training_of
 from tasks.methods.ridge import PENALTIES, ridge_path
+from tasks.methods.settings import settings_of
 from tasks.metrics import binary_nll
 
-_C_TIMES_D = np.geomspace(0.03, 300.0, 12)
-_TFIDF_C = np.geomspace(0.1, 300.0, 12)
-_FEWEST, _PATIENCE = 8, 3
-_NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
+_LINEAR = settings_of("linear", several_labels=True)
+_C_TIMES_D = np.array(_LINEAR["C_times_d"])
+_FEWEST, _PATIENCE = _LINEAR["fewest"], _LINEAR["patience"]
+_TFIDF_C = np.array(settings_of("tfidf", several_labels=True)["C"])
+_NEIGHBOURS = settings_of("knn", several_labels=True)["neighbours"]
 
 
 class MultiLabelHead(ConvexHead):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from tasks.methods.base import Fitted, Part, Problem, best_of, scored, standardised
+from tasks.methods.settings import SETTINGS
 
-# Of the mean eigenvalue, which is 1 for standardised features. Largest first: ties go to it.
-PENALTIES = np.geomspace(1e2, 1e-5, 16)
+PENALTIES = np.array(SETTINGS["ridge"]["penalties"])
 
 
 class RidgePath(NamedTuple):

@@ -27,13 +27,14 @@ from tasks.methods.base import (
     standardised,
 )
 from tasks.methods.ridge import ridge_path
+from tasks.methods.settings import SETTINGS
 from tasks.metrics import binary_nll
 
-EXACT_ROWS = 6000
-_C = (1.0, 3.0, 10.0, 30.0)
-_GAMMAS = (0.1, 0.3, 0.6, 1.2)  # divided by d: standardised rows are sqrt(2 d) apart
-_LANDMARKS = 2048
-_PENALTIES = np.geomspace(1e-1, 1e-8, 12)
+_TRIED = SETTINGS["svm"]
+EXACT_ROWS = _TRIED["exact_rows"]
+_C, _GAMMAS = _TRIED["C"], _TRIED["gammas"]
+_LANDMARKS = _TRIED["landmarks"]
+_PENALTIES = np.array(_TRIED["penalties"])
 _BLOCK = 4096
 
 

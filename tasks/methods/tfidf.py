@@ -15,10 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of
+from tasks.methods.settings import SETTINGS
 
-_C = np.geomspace(0.1, 300.0, 12)
-_FEWEST, _PATIENCE = 8, 3
-_MOST_TERMS = 200_000
+_TRIED = SETTINGS["tfidf"]
+_C = np.array(_TRIED["C"])
+_FEWEST, _PATIENCE = _TRIED["fewest"], _TRIED["patience"]
+_MOST_TERMS = _TRIED["most_terms"]
 
 
 def vectorizer_for(texts: Sequence[str]) -> tuple[TfidfVectorizer, Any]:
