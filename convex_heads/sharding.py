@@ -30,6 +30,8 @@ T = TypeVar("T")
 def join(coordinator: str, processes: int, process: int) -> None:
     """Makes this process one of several that solve together; before JAX is used otherwise.
 
+    It has all devices of its machine that it sees; JAX_LOCAL_DEVICE_IDS (``0,1``) names fewer.
+
     Args:
         coordinator: ``host:port`` of process 0, reachable from all others.
         processes: how many there are.
@@ -47,7 +49,11 @@ def join(coordinator: str, processes: int, process: int) -> None:
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit()):
         raise ValueError(f"coordinator is host:port, for example node0:1234; got {coordinator!r}")
-    jax.distributed.initialize(coordinator, processes, process)
+    # All is told. Left to look around, JAX would give a process that Slurm or Open MPI has started
+    # one GPU of its machine, whatever the number of processes there.
+    jax.distributed.initialize(
+        coordinator, processes, process, cluster_detection_method="deactivate"
+    )
 
 
 def mesh_of(devices: int | str = "all") -> Mesh:

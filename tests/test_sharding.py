@@ -136,6 +136,24 @@ def test_eight_devices_of_one_process_find_the_same_solution(alone):
     check(result(start(8)), alone, 8)
 
 
+def test_a_task_of_slurm_keeps_all_gpus_of_its_node():
+    code = """
+import json, sys
+import jax
+from convex_heads import sharding
+
+sharding.join(sys.argv[1], 1, 0)
+print(json.dumps({"visible": jax.config.values["jax_cuda_visible_devices"]}))
+"""
+    slurm = {"JOB_ID": 7, "STEP_NODELIST": "node1", "NTASKS": 1, "PROCID": 0, "LOCALID": 0}
+    slurm["STEP_NUM_NODES"] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in slurm.items():
+            patch.setenv(f"SLURM_{name}", str(value))
+        task = start(1, f"127.0.0.1:{free_port()}", code=code)
+    assert result(task) == {"visible": "all"}
+
+
 @pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path):
     code = "import sys; from tasks.cli import main; sys.exit(main(sys.argv[1:]))"
