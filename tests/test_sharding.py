@@ -155,6 +155,25 @@ print(json.dumps({"visible": jax.config.values["jax_cuda_visible_devices"]}))
 
 
 @pytest.mark.slow
+def test_processes_wait_for_one_that_is_late():
+    # Left alone, JAX gives up on a process that comes 30 s later than the others.
+    code = """
+import json, sys, time
+import numpy as np
+from convex_heads import sharding
+
+sharding.join(sys.argv[1], 2, int(sys.argv[2]))
+with sharding.rows_over("all"):
+    if sys.argv[2] == "0":
+        time.sleep(35)
+    print(json.dumps({"agreed": float(sharding.agreed(np.float32(1 + int(sys.argv[2]))))}))
+"""
+    address = f"127.0.0.1:{free_port()}"
+    both = [start(1, address, k, code=code) for k in range(2)]
+    assert [result(each) for each in both] == [{"agreed": 1.0}] * 2
+
+
+@pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path):
     code = "import sys; from tasks.cli import main; sys.exit(main(sys.argv[1:]))"
     fit = ("fit", "digits", "--backbone", "toy:image-16", "--n-gates", "4", "--beta", "0.1")
