@@ -44,6 +44,11 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             Without ``X_val``, 15% of the rows are held out by a hash of their content to choose,
             then all rows are fitted; with fewer than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
+            Logistic with more than two classes is one-vs-rest: the sum of C binary losses, each
+            class against the others, over shared gates. Under the group penalty it is one program
+            and not C of them, since a group is what a gate owns for all classes together, and one
+            certificate proves it; under "ridge" it falls apart into the C binary programs.
+            Probabilities are the C sigmoids, normalised.
         class_weight: None, "balanced" or a dict from class to weight.
         penalty: "group" (the formula above, the default), which switches gates off, or "ridge",
             sum_i ||W_i||_F^2 / 2 in its place, which uses all of them; fractions in ``beta`` are
@@ -222,8 +227,6 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     def _loss_name(self, C: int) -> str:
         if self.loss == "auto":
             return "logistic" if C == 2 else "softmax"
-        if self.loss == "logistic" and C > 2:
-            raise ValueError(f"the logistic loss is for two classes, y has {C}: use loss='softmax'")
         return self.loss
 
 

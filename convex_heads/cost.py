@@ -44,18 +44,28 @@ class Shape(NamedTuple):
         return float(rows + hidden + span)
 
     @property
+    def features(self) -> float:
+        """Bytes of the program's features: of the temporary file of a fit that is streamed."""
+        return float(self.n * self.d * _BYTES)
+
+    @property
     def memory(self) -> float:
         """Bytes of a program, of the rows given, and of the solver.
 
         Of the solver these are its state, which is written over, and what XLA's plan holds while a
         step is taken.
         """
+        # Beside the program's: as stored, standardised, rotated on the way.
+        return self.streamed_memory + (1 + 3) * self.features
+
+    @property
+    def streamed_memory(self) -> float:
+        """The same without features, which a streamed fit reads from files."""
         n, d, P, C = self
-        program = n * (d + C) * _BYTES + n * P
+        program = n * C * _BYTES + n * P
         state = (kept_steps(n, P, C) + 4) * (n * C + P * d * C) * _BYTES
         passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * P * d * C) * _BYTES
-        rows = 3 * n * d * _BYTES  # as stored, standardised, rotated on the way
-        return float(rows + program + state + passing)
+        return float(program + state + passing)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import expit, softmax
+from scipy.special import expit, log_expit, softmax
 
 from convex_heads.scaling import Scaling
 from convex_heads.sources import RowSource
@@ -148,14 +148,20 @@ class ReluNetwork(TwoLayer):
 def probabilities(z: np.ndarray, loss: str, temperature: float = 1.0) -> np.ndarray:
     """Scores -> class probabilities (n, C >= 2).
 
-    Softmax and sigmoid of z / temperature; squared-loss scores are clipped at zero and normalised,
-    and know no temperature.
+    Softmax and sigmoid of z / temperature. Of logistic scores for each of C > 2 classes (one
+    against the rest) the sigmoids, normalised; it is their logarithms that the temperature divides.
+    Squared-loss scores are clipped at zero and normalised, and know no temperature.
+
+    Example:
+        >>> z = np.log([[4.0, 1.0, 1 / 3]])  # sigmoids 0.8, 0.5 and 0.25
+        >>> probabilities(z, "logistic").round(3).tolist()
+        [[0.516, 0.323, 0.161]]
     """
     if loss == "squared":
         p = np.clip(z, 0, None) + np.finfo(z.dtype).tiny
         return p / p.sum(axis=1, keepdims=True)
-    z = z / z.dtype.type(temperature)
-    if loss == "logistic":
-        p = expit(z)
+    T = z.dtype.type(temperature)
+    if loss == "logistic" and z.shape[1] == 1:
+        p = expit(z / T)
         return np.concatenate([1 - p, p], axis=1)
-    return softmax(z, axis=1)
+    return softmax((log_expit(z) if loss == "logistic" else z) / T, axis=1)

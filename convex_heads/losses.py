@@ -9,8 +9,8 @@ every scaled-down residual a dual point (see :mod:`convex_heads.certificate`).
 loss          l(z, y)                  l*(g; y)                     targets y          curvature
 ============  =======================  ===========================  =================  =========
 squared       ||z - y||^2 / 2          ||g||^2 / 2 + <g, y>         real (C,)          1
-logistic      log(1 + e^z) - y z       p log p + (1-p) log(1-p),    0 or 1, C = 1      1/4
-                                       p = y + g
+logistic      sum_c log(1 + e^z_c)     sum_c p_c log p_c             0 or 1 (C,)        1/4
+              - y_c z_c                + (1-p_c) log(1-p_c), p = y+g
 softmax       logsumexp(z) - <y, z>    sum_c p_c log p_c, p = y+g   one-hot (C,)       1/2
 ============  =======================  ===========================  =================  =========
 """
@@ -210,12 +210,16 @@ LOSSES = {loss.name: loss for loss in (SQUARED, LOGISTIC, SOFTMAX)}
 def targets(
     labels: np.ndarray, loss: str, n_classes: int, dtype: DTypeLike = np.float32
 ) -> np.ndarray:
-    """Class numbers (n,) -> what a loss compares with: (n, 1) for ``logistic``, else (n, C).
+    """Class numbers (n,) -> what a loss compares with: one-hot (n, C).
+
+    Two classes under ``logistic`` have one output, (n, 1); more of them are told one from the rest.
 
     Example:
         >>> targets(np.array([1, 0]), "logistic", 2).tolist()
         [[1.0], [0.0]]
+        >>> targets(np.array([1, 0]), "logistic", 3).tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
-    if loss == "logistic":
+    if loss == "logistic" and n_classes <= 2:
         return labels[:, None].astype(dtype)
     return np.eye(n_classes, dtype=dtype)[labels]

@@ -114,7 +114,8 @@ class Options:
         n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
             are dropped.
         gates: how they are drawn, one of :data:`convex_heads.gates.SAMPLERS`. Default ``aligned``.
-        loss: ``softmax`` (default), ``logistic`` (C = 1) or ``squared``.
+        loss: ``softmax`` (default), ``logistic`` (a binary loss for every column of the targets,
+            summed: one-vs-rest where C > 1) or ``squared``.
         penalty: ``group`` (default), sum_i ||W_i||_F, or ``ridge``, sum_i ||W_i||_F^2 / 2 (gated
             programs only).
         activation: ``gated_relu`` (default, :mod:`convex_heads.gated`) or ``relu``
@@ -196,7 +197,7 @@ def solve(
     Args:
         X: features (n, d), standardised, the last column constant one; memory-mapped ones and row
             sources (:mod:`convex_heads.sources`) may be larger than memory.
-        Y: targets (n, C): one-hot for softmax, 0/1 with C = 1 for logistic, real for squared.
+        Y: targets (n, C): one-hot for softmax, 0 or 1 for logistic, real for squared.
         options: the program and the limits.
         key: JAX random key of the gates.
         on_record: called every few steps with the record (objective, bound, gap, passes,

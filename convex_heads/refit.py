@@ -69,8 +69,8 @@ def solve_more(
         network: a head; its classes come first among the new ones.
         X: raw features (n, d), all rows.
         labels: (n,) class numbers; every class occurs.
-        n_classes: C, at least as many as the network has. A logistic head that gets a third class
-            becomes a softmax head.
+        n_classes: C, at least as many as the network has. A logistic head of two classes that gets
+            a third one becomes a softmax head; one-vs-rest heads stay what they are.
         beta: absolute penalty, > 0.
         penalty: ``group`` or ``ridge``; ReLU heads have the first.
         limits: when to stop.
@@ -92,7 +92,7 @@ def solve_more(
         (True, True)
     """
     limits = limits or Limits()
-    loss_name = "softmax" if network.loss == "logistic" and n_classes > 2 else network.loss
+    loss_name = "softmax" if len(network.offset) == 1 and n_classes > 2 else network.loss
     loss = LOSSES[loss_name]
     if labels.shape != (len(X),) or X.shape[1] != network.dim:
         raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")

@@ -12,6 +12,7 @@ devices.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,11 +25,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "rows"
+_MEETINGS = itertools.count()
+_A_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
 T = TypeVar("T")
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
     """Makes this process one of several that solve together; before JAX is used otherwise.
+
+    It has all devices of its machine that it sees; JAX_LOCAL_DEVICE_IDS (``0,1``) names fewer.
 
     Args:
         coordinator: ``host:port`` of process 0, reachable from all others.
@@ -47,7 +52,27 @@ def join(coordinator: str, processes: int, process: int) -> None:
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit()):
         raise ValueError(f"coordinator is host:port, for example node0:1234; got {coordinator!r}")
-    jax.distributed.initialize(coordinator, processes, process)
+    # All is told. Left to look around, JAX would give a process that Slurm or Open MPI has started
+    # one GPU of its machine, whatever the number of processes there.
+    jax.distributed.initialize(
+        coordinator, processes, process, cluster_detection_method="deactivate"
+    )
+
+
+def meet() -> None:
+    """Waits for all processes, however long they take.
+
+    What devices do together has to begin within half a minute everywhere (on CPUs), and what
+    comes before it may take hours in one process: encoding, reading, checking.
+    """
+    if jax.process_count() == 1:
+        return
+    # As JAX's own array serialization does; jax.experimental's barrier is one of the devices.
+    from jax._src.distributed import global_state
+
+    client = global_state.client
+    assert client is not None
+    client.wait_at_barrier(f"convex_heads {next(_MEETINGS)}", _A_WEEK)
 
 
 def mesh_of(devices: int | str = "all") -> Mesh:
@@ -165,4 +190,5 @@ def agreed(value: T) -> T:
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
+    meet()
     return broadcast_one_to_all(value)

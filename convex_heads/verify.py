@@ -56,7 +56,8 @@ def certify(
     Args:
         network: gated or ReLU; its scaling says how X is standardised.
         X: raw features (n, d), finite.
-        Y: targets (n, C): one-hot for softmax, 0 or 1 with C = 1 for logistic, real for squared.
+        Y: targets (n, C): one-hot for softmax, 0 or 1 for logistic (C = 1 for two classes), real
+            for squared.
         beta: penalty, absolute (not a fraction of beta_max), >= 0; the loss is averaged over rows.
         sample_weight: row weights (n,), non-negative, not all zero; None weighs rows equally.
         gates: more gates (P', d + 1) that the program offers, in standardised coordinates; those

@@ -145,7 +145,9 @@ def read_artefact(folder: Path) -> Artefact:
         content, config["activation"], config["loss"], folder / WEIGHTS_NAME
     )
     columns = network.offset.shape[0]
-    expected = 1 if config["loss"] == "logistic" else len(config["classes"])
+    expected = len(config["classes"])
+    if expected == 2 and config["loss"] == "logistic":
+        expected = 1
     if columns != expected:
         raise InputError(
             f"{folder}: the weights have {columns} outputs, the settings ask for {expected}"
@@ -211,8 +213,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: 'classes' must be a list of names, two at least")
     if len(set(names)) < len(names):
         raise InputError(f"{path}: 'classes' names a class twice")
-    if config["loss"] == "logistic" and len(names) != 2:
-        raise InputError(f"{path}: 'classes' must be two for the logistic loss")
     # What is beyond this is no float32 number.
     if not 1e-30 < config["temperature"] < 1e30:
         raise InputError(f"{path}: 'temperature' must be above 0 and finite")

@@ -2,17 +2,17 @@
 
 A rival is only worth beating at its best, so the probe gets what a careful user gives it:
 standardised features, a wide path of regularisation strengths chosen on the validation rows, and
-every fit run to convergence.
+every fit run to convergence. Where memory does not hold the features,
+:mod:`tasks.streamed_probe` goes along the same path.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ from tasks.methods.settings import SETTINGS as METHOD_SETTINGS
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-__all__ = ["SETTINGS", "LinearProbe", "linear_probe"]
+__all__ = ["SETTINGS", "LinearProbe", "Point", "linear_probe", "probe_along_the_path"]
 
 _TRIED = METHOD_SETTINGS["linear"]
 _C_TIMES_D = np.array(_TRIED["C_times_d"])
@@ -102,7 +102,7 @@ def linear_probe(
         >>> y = (X[:, 0] > 0).astype(int)
         >>> probe = linear_probe(X[:100], y[:100], X[100:], y[100:])
         >>> probe.settings_tried, probe.validation_accuracy > 0.9
-        (8, True)
+        (9, True)
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -122,41 +122,83 @@ def linear_probe(
     model = LogisticRegression(
         max_iter=2000, tol=1e-4, warm_start=True, class_weight=class_weight, random_state=seed
     )
-    best: LogisticRegression | None = None
-    best_accuracy, unconverged = -1.0, False
+
+    def fit(C: float) -> Point:
+        model.C = C
+        with warnings.catch_warnings(), threadpool_limits(threads):
+            # Said once, at the end, if it concerns the fit that is returned.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(Z, y)
+        short = f"{model.max_iter} iterations" if model.n_iter_.max() >= model.max_iter else None
+        return Point(*_per_class(model, n_classes), short)
+
+    def right(point: Point) -> float:
+        return float(np.mean((Z_val @ point.weights + point.intercept).argmax(axis=1) == y_val))
+
+    return probe_along_the_path(fit, right, scaling, started, progress)
+
+
+class Point(NamedTuple):
+    """A fit at one C.
+
+    Attributes:
+        weights: (d, n_classes), for standardised features.
+        intercept: (n_classes,).
+        stopped: after what, where it had not converged.
+    """
+
+    weights: NDArray[np.floating]
+    intercept: NDArray[np.floating]
+    stopped: str | None
+
+
+def probe_along_the_path(
+    fit: Callable[[float], Point],
+    right: Callable[[Point], float],
+    scaling: Scaling,
+    started: float,
+    progress: Callable[[int], None] | None,
+) -> LinearProbe:
+    """The probe with the highest validation accuracy along the path of C.
+
+    Args:
+        fit: C -> the fit; called with rising C, so that each can begin where the last one ended.
+        right: the share of the validation rows that a fit gets right.
+        scaling: of the features, d of them.
+        started: ``time.perf_counter()`` when the work began.
+        progress: called with 1 after each fit.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    best: tuple[float, float, Point] | None = None
     tried = best_at = 0
-    for C in _C_TIMES_D / X.shape[1]:
+    for C in (_C_TIMES_D / len(scaling.mean)).tolist():
         if tried >= _MIN_SETTINGS and tried - best_at >= _PATIENCE:
             break  # the head's path ends in the same way
         tried += 1
-        model.C = float(C)
-        with warnings.catch_warnings(), threadpool_limits(threads):
-            # Said once, below, if it concerns the fit that is returned.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(Z, y)
-        accuracy = float(np.mean(model.predict(Z_val) == y_val))
-        if accuracy > best_accuracy:  # not >=: of equals, the smaller C
-            best, best_accuracy, best_at = copy.deepcopy(model), accuracy, tried
-            unconverged = model.n_iter_.max() >= model.max_iter
+        point = fit(C)
+        accuracy = right(point)
+        if best is None or accuracy > best[0]:  # not >=: of equals, the smaller C
+            best, best_at = (accuracy, C, point), tried
         if progress is not None:
             progress(1)
     assert best is not None
-    if unconverged:
+    accuracy, C, point = best
+    if point.stopped is not None:
         warnings.warn(
-            f"the linear probe at C = {best.C:.3g} stopped at {best.max_iter} iterations before it"
+            f"the linear probe at C = {C:.3g} stopped at {point.stopped} before it"
             " converged: its accuracy may be understated",
             ConvergenceWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    weights, intercept = _per_class(best, n_classes)
     return LinearProbe(
-        C=best.C,
-        validation_accuracy=best_accuracy,
+        C=C,
+        validation_accuracy=accuracy,
         settings_tried=tried,
         seconds=time.perf_counter() - started,
         scaling=scaling,
-        weights=weights,
-        intercept=intercept,
+        weights=point.weights,
+        intercept=point.intercept,
     )
 
 

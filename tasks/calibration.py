@@ -29,7 +29,7 @@ def fit_temperature(
     .. math:: \min_T\; -\sum_j \log p_{j, y_j} + (\log T)^2 / (2\, \mathrm{spread}^2)
 
     Args:
-        scores: (n, C), or (n, 1) for the logistic loss.
+        scores: (n, C), or (n, 1) for two classes under the logistic loss.
         loss: of the head. The squared loss has no temperature: None is returned.
         labels: (n,) class indices.
         spread: standard deviation of log T before any row is seen; more for scores that are no

@@ -57,13 +57,13 @@ def after_the_first(config: FitConfig) -> Iterator[None]:
     if config.coordinator is None:
         yield
         return
-    from jax.experimental.multihost_utils import sync_global_devices
+    from convex_heads.sharding import meet
 
     if config.process:
-        sync_global_devices("process 0 is through")
+        meet()
     yield
     if not config.process:
-        sync_global_devices("process 0 is through")
+        meet()
 
 
 @contextmanager

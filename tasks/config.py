@@ -130,10 +130,11 @@ class FitConfig(ExtractConfig):
     """Options of `fit`: those of `extract`, and the head.
 
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
-    beta_max, or "auto" (chosen on validation). selection: how "auto" chooses: the lowest validation
-    loss, or the largest beta within one standard error of it. penalty: "group" switches gates off,
-    "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative duality gap
-    to stop at; max_seconds: time limit of the solver; None leaves both to the solver's defaults.
+    beta_max, or "auto" (chosen on validation). loss: "auto" is logistic for two classes, else
+    softmax; "logistic" with more is one-vs-rest. selection: how "auto" chooses: the lowest
+    validation loss, or the largest beta within one standard error of it. penalty: "group" switches
+    gates off, "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative
+    duality gap to stop at; max_seconds: time limit of the solver; None leaves both to its defaults.
     precision: of the products that a solve of a gated head begins with; the gap is always computed
     in float32, and a gap above the tolerance is closed in float32.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out

@@ -23,6 +23,7 @@ from tasks.console import Reporter, duration
 from tasks.extraction import extract_features
 from tasks.fit_head import fit_head
 from tasks.memory import peak_rss_mb
+from tasks.streaming import is_larger_than_memory
 
 PILOT_ROWS = 4096
 # Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6).
@@ -42,6 +43,8 @@ class Forecast:
         bytes: that they move between memory and processor.
         peak_rss_mb: peak memory of the process here; `device_mb` that of the program and the
             solver's state, wherever they are.
+        temporary_mb: of the file that the features of a fit go to where they are larger than the
+            memory here, which `peak_rss_mb` does not count; 0 where they are not.
         seconds: `fit` (without compiling) and `compile` (at most: what was compiled before is
             kept), or with `machine` `fit` there, which is computed, not measured.
         machine: that was described; None is this one.
@@ -60,6 +63,7 @@ class Forecast:
     bytes: float
     peak_rss_mb: float
     device_mb: float
+    temporary_mb: float
     seconds: dict[str, float]
     machine: str | None
     fits: bool | None
@@ -97,6 +101,8 @@ def forecast(
     outputs = len(np.atleast_1d(pilot.network_.offset))
     whole = cost.Shape(n, found.extraction.dim + 1, len(pilot.gates_), outputs)
     part = whole._replace(n=len(rows))
+    streamed = is_larger_than_memory(found)
+    held = whole.streamed_memory if streamed else whole.memory
     longer = min(_MOST, share**-_GROWTH)
     passes = pilot.passes_ * longer
     # In less than float32 weights and residuals go in two terms: such a pass is two.
@@ -123,8 +129,9 @@ def forecast(
         passes=int(np.ceil(passes)),
         flops=products * whole.flops_per_pass,
         bytes=products * whole.bytes_per_pass,
-        peak_rss_mb=round(peak_rss_mb() + (whole.memory - part.memory) / 2**20, 1),
+        peak_rss_mb=round(peak_rss_mb() + max(0, held - part.memory) / 2**20, 1),
         device_mb=round(whole.memory / 2**20, 1),
+        temporary_mb=round(whole.features / 2**20, 1) if streamed else 0.0,
         seconds=told,
         machine=None if described is None else f"{described.count}x{described.name}",
         fits=None if described is None else whole.memory < described.memory,
@@ -169,5 +176,10 @@ def show_forecast(told: Forecast) -> None:
     )
     if "compile" in told.seconds:
         print(f"compiling  {duration(told.seconds['compile'])} more, once")
+    if told.temporary_mb:
+        print(
+            f"the features are larger than memory: {told.temporary_mb:,.0f} MB go to a temporary "
+            "file and are read from there"
+        )
     if told.fits is False:
         print(f"{told.machine} has too little memory for the program and the solver")

@@ -25,6 +25,7 @@ from tasks.artefact import Head, write_artefact
 from tasks.baselines import SETTINGS, LinearProbe, linear_probe
 from tasks.calibration import fit_temperature
 from tasks.card import read_comparison
+from tasks.cluster import chosen_devices
 from tasks.columns import ColumnChoice
 from tasks.config import FitConfig
 from tasks.console import Reporter
@@ -36,7 +37,7 @@ from tasks.mistakes import write_samples
 from tasks.records import FitRecord
 from tasks.registry import named_columns
 from tasks.report import write_model_card, write_report
-from tasks.streaming import in_memory
+from tasks.streamed_probe import STREAMED, streamed_probe
 
 _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 
@@ -120,7 +121,7 @@ def measure(
 
     Args:
         network: what was fitted.
-        config: whether to calibrate; the probe's seed.
+        config: whether to calibrate; the devices of a probe that is streamed.
         found: the data set, for its classes.
         rows: labels, and the frozen features (n, d), which the probe takes.
         reporter: hears of the probe's progress.
@@ -135,17 +136,14 @@ def measure(
     if config.calibrate == "temperature":
         temperature = fit_temperature(network.scores(X_val), network.loss, validation.labels)
     head = Head(network, classes, 1.0 if temperature is None else temperature)
-    fitted, chosen_on, notes = train, validation, ()
-    if is_streamed(train.features):
-        fitted, chosen_on, notes = in_memory(train, validation, len(classes), config.seed)
-    with reporter.stage("linear probe", total=SETTINGS) as stage:
-        probe = linear_probe(
-            fitted.features,
-            fitted.labels,
-            chosen_on.features,
-            chosen_on.labels,
+    streamed = is_streamed(train.features)
+    with reporter.stage("linear probe", total=SETTINGS) as stage, chosen_devices(config):
+        probe = (streamed_probe if streamed else linear_probe)(
+            train.features,
+            train.labels,
+            validation.features,
+            validation.labels,
             n_classes=len(classes),
-            seed=config.seed,
             progress=stage.advance,
         )
     p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
@@ -157,7 +155,7 @@ def measure(
         probe=probe,
         probe_probabilities=probe_p,
         probe_measured=evaluate(probe_p, test.labels),
-        notes=notes,
+        notes=(STREAMED,) if streamed else (),
     )
 
 

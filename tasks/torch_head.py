@@ -17,9 +17,9 @@ class TorchHead(nn.Module):
     r"""A head as a torch module: raw features (n, d) -> logits (n, C).
 
     For softmax and logistic heads the softmax of the logits are the head's calibrated
-    probabilities: the temperature is divided out, and a logistic head has the two columns
-    (0, z / T). A squared-loss head gives its scores. The module fits where a classifier layer is
-    meant to be; see `set_classifier`.
+    probabilities: the temperature is divided out, a logistic head of two classes has the two
+    columns (0, z / T), one of more classes log sigmoid(z) / T. A squared-loss head gives its
+    scores. The module fits where a classifier layer is meant to be; see `set_classifier`.
 
     The mean is subtracted and the scale divided out by the module itself rather than multiplied
     into its weights: a column with a large mean or a tiny scale would lose its digits.
@@ -81,10 +81,11 @@ class TorchHead(nn.Module):
     @property
     def out_features(self) -> int:
         """Number of logits."""
-        return 2 if self.loss == "logistic" else self.offset.shape[0]
+        C = self.offset.shape[0]
+        return 2 if self.loss == "logistic" and C == 1 else C
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
-        """What the network computes, before temperature: (n, d) -> (n, C); C = 1 if logistic."""
+        """What the network computes, before temperature: (n, d) -> (n, C), or (n, 1) if binary."""
         x = torch.clamp((x - self.mean) / self.scale, -_FARTHEST, _FARTHEST).to(self.offset.dtype)
         if self.gated:
             P, k, C = self.weights.shape
@@ -100,8 +101,10 @@ class TorchHead(nn.Module):
         z = self.scores(x)
         if self.loss == "squared":
             return z
-        z = z / self.temperature
-        return torch.cat([torch.zeros_like(z), z], dim=1) if self.loss == "logistic" else z
+        if self.loss == "logistic":
+            alone = z.shape[1] == 1
+            z = torch.cat([torch.zeros_like(z), z], 1) if alone else nn.functional.logsigmoid(z)
+        return z / self.temperature
 
     def probabilities(self, x: torch.Tensor) -> torch.Tensor:
         """Raw features (n, d) -> class probabilities (n, C >= 2)."""
@@ -129,7 +132,7 @@ def row_losses(scores: torch.Tensor, labels: torch.Tensor, loss: str) -> torch.T
     """(b,) losses as :mod:`convex_heads.losses` has them.
 
     Args:
-        scores: (b, C); C = 1 for the logistic loss.
+        scores: (b, C); C = 1 for two classes under the logistic loss.
         labels: (b,) class numbers.
         loss: ``softmax``, ``logistic`` or ``squared``.
 
@@ -142,7 +145,8 @@ def row_losses(scores: torch.Tensor, labels: torch.Tensor, loss: str) -> torch.T
     if loss == "softmax":
         return F.cross_entropy(scores, labels, reduction="none")
     if loss == "logistic":
-        target = labels.to(scores.dtype)
-        return F.binary_cross_entropy_with_logits(scores[:, 0], target, reduction="none")
+        one = scores.shape[1] == 1
+        target = (labels[:, None] if one else F.one_hot(labels, scores.shape[1])).to(scores.dtype)
+        return F.binary_cross_entropy_with_logits(scores, target, reduction="none").sum(dim=1)
     target = F.one_hot(labels, scores.shape[1]).to(scores.dtype)
     return 0.5 * (scores - target).square().sum(dim=1)

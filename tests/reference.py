@@ -43,7 +43,7 @@ class Problem:
         if self.loss == "squared":
             rows = 0.5 * ((z - self.Y) ** 2).sum(axis=1)
         elif self.loss == "logistic":
-            rows = (np.logaddexp(0, z) - self.Y * z)[:, 0]
+            rows = (np.logaddexp(0, z) - self.Y * z).sum(axis=1)
         else:
             rows = logsumexp(z, axis=1) - (z * self.Y).sum(axis=1)
         return float(self.omega @ rows)
@@ -77,7 +77,7 @@ class Problem:
         if self.loss == "squared":
             rows = cp.sum(cp.square(z - self.Y), axis=1) / 2
         elif self.loss == "logistic":
-            rows = cp.logistic(z[:, 0]) - cp.multiply(self.Y[:, 0], z[:, 0])
+            rows = cp.sum(cp.logistic(z) - cp.multiply(self.Y, z), axis=1)
         else:
             rows = cp.log_sum_exp(z, axis=1) - cp.sum(cp.multiply(z, self.Y), axis=1)
         penalty = sum(cp.norm(W[i * d : (i + 1) * d], "fro") for i in range(P))
@@ -88,10 +88,12 @@ class Problem:
         return self.objective(weights, beta), weights
 
 
-def random_problem(seed: int, loss: str, *, n: int = 30, d: int = 4, P: int = 5) -> Problem:
-    """A random small program with unequal row weights; C = 1 for logistic, else 3."""
+def random_problem(
+    seed: int, loss: str, *, n: int = 30, d: int = 4, P: int = 5, C: int | None = None
+) -> Problem:
+    """A random small program with unequal row weights; C outputs, or 1 for logistic, else 3."""
     rng = np.random.default_rng(seed)
-    C = 1 if loss == "logistic" else 3
+    C = C or (1 if loss == "logistic" else 3)
     X = np.c_[rng.normal(size=(n, d - 1)) * rng.uniform(0.3, 2, d - 1), np.ones(n)]
     gates = rng.normal(size=(P, d))
     gates[0] = np.eye(d)[-1]

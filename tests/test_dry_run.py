@@ -48,8 +48,15 @@ def test_what_cannot_be_predicted(arguments, expected, capsys, tmp_path):
     assert streams.out == ""
 
 
+def test_a_streamed_fit_holds_what_is_no_feature():
+    shape = Shape(n=10_000, d=385, P=64, C=6)
+    assert shape.features == 10_000 * 385 * 4
+    assert shape.memory == pytest.approx(shape.streamed_memory + 4 * shape.features)
+    assert shape._replace(n=20_000).streamed_memory < 2 * shape.streamed_memory
+
+
 @pytest.mark.slow
-def test_few_rows_are_predicted_by_the_fit_itself(tmp_path, capsys):
+def test_few_rows_are_predicted_by_the_fit_itself(tmp_path, capsys, monkeypatch):
     where = ("--quiet", "--cache-dir", str(tmp_path), "--out", str(tmp_path / "head"))
     assert main([*FIT, *where]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -68,3 +75,8 @@ def test_few_rows_are_predicted_by_the_fit_itself(tmp_path, capsys):
     there = json.loads(capsys.readouterr().out)
     assert there["machine"] == "1xH200" and there["fits"] is True
     assert set(there["seconds"]) == {"fit"}
+    assert told["temporary_mb"] == there["temporary_mb"] == 0
+    monkeypatch.setattr("tasks.streaming.free_memory", lambda: 1 << 16)
+    assert main([*FIT[:-1], *where, "--dry-run"]) == 0
+    megabytes = record["n_train"] * 17 * 4 / 2**20
+    assert f"{megabytes:,.0f} MB go to a temporary file" in capsys.readouterr().out

@@ -29,8 +29,8 @@ def _program(problem: Problem):
     return build_program(problem.X, problem.D, problem.Y, problem.omega, problem.z0)
 
 
-def _check_against_oracle(solver: str, loss: str, seed: int) -> None:
-    problem = random_problem(seed, loss)
+def _check_against_oracle(solver: str, loss: str, seed: int, C: int | None = None) -> None:
+    problem = random_problem(seed, loss, C=C)
     program = _program(problem)
     fraction = float(np.random.default_rng(seed).choice([0.5, 0.1, 0.03, 0.01]))
     beta = fraction * problem.beta_max()
@@ -51,6 +51,12 @@ def _check_against_oracle(solver: str, loss: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_value_equals_an_interior_point_solution(solver, loss, seed):
     _check_against_oracle(solver, loss, seed)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_one_vs_rest_is_one_convex_program(solver, seed):
+    _check_against_oracle(solver, "logistic", seed, C=3)
 
 
 @pytest.mark.slow

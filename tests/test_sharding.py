@@ -137,6 +137,43 @@ def test_eight_devices_of_one_process_find_the_same_solution(alone):
     check(result(start(8)), alone, 8)
 
 
+def test_a_task_of_slurm_keeps_all_gpus_of_its_node():
+    code = """
+import json, sys
+import jax
+from convex_heads import sharding
+
+sharding.join(sys.argv[1], 1, 0)
+print(json.dumps({"visible": jax.config.values["jax_cuda_visible_devices"]}))
+"""
+    slurm = {"JOB_ID": 7, "STEP_NODELIST": "node1", "NTASKS": 1, "PROCID": 0, "LOCALID": 0}
+    slurm["STEP_NUM_NODES"] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in slurm.items():
+            patch.setenv(f"SLURM_{name}", str(value))
+        task = start(1, f"127.0.0.1:{free_port()}", code=code)
+    assert result(task) == {"visible": "all"}
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_is_late():
+    # Left alone, JAX gives up on a process that comes 30 s later than the others.
+    code = """
+import json, sys, time
+import numpy as np
+from convex_heads import sharding
+
+sharding.join(sys.argv[1], 2, int(sys.argv[2]))
+with sharding.rows_over("all"):
+    if sys.argv[2] == "0":
+        time.sleep(35)
+    print(json.dumps({"agreed": float(sharding.agreed(np.float32(1 + int(sys.argv[2]))))}))
+"""
+    address = f"127.0.0.1:{free_port()}"
+    both = [start(1, address, k, code=code) for k in range(2)]
+    assert [result(each) for each in both] == [{"agreed": 1.0}] * 2
+
+
 @pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path):
     code = "import sys; from tasks.cli import main; sys.exit(main(sys.argv[1:]))"
