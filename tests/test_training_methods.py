@@ -86,7 +86,8 @@ def test_half_of_a_budget_is_for_the_rate_that_validation_rows_prefer(
 
     monkeypatch.setattr(backbones, "train_blocks", told)
     monkeypatch.setattr(backbones, "_EPOCHS", 12.0)
-    for name in ("_RATES", "_LORA_RATES"):  # one that moves nothing, one that learns, one that ruins
+    # One that moves nothing, one that learns, one that ruins.
+    for name in ("_RATES", "_LORA_RATES"):
         monkeypatch.setattr(backbones, name, (1e-8, learns, 30.0))
     given, _ = problem("bert", tmp_path, budget_seconds=6e6)
     fitted = load_method(method)(given)
