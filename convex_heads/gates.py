@@ -98,6 +98,20 @@ def sample_gates(
     return _with_always_on(_coloured(key, second_moment, enough, sampler))[:n_gates]
 
 
+@partial(jit, static_argnames="m")
+def aligned_gates(key: Array, Q: Array, eigenvalues: Array, m: int) -> Array:
+    """Gates (m, d) that :func:`sample_gates` draws as ``aligned``, always-on one left out.
+
+    For those who have S = Q diag(eigenvalues) Q' decomposed, the constant column's row included:
+    the entries of S^(1/2) xi but for the last one have the covariance of the features alone. Where
+    their mean is zero these are the very gates of the same key.
+    """
+    xi = jax.random.normal(key, (m, len(Q) - 1), Q.dtype)
+    last = jax.random.normal(jax.random.fold_in(key, 1), (m, 1), Q.dtype)
+    drawn = ((jnp.concatenate([xi, last], axis=1) @ Q) * _root(eigenvalues)) @ Q.T
+    return drawn.at[:, -1].set(0)
+
+
 def row_basis(X: RowSource) -> np.ndarray | None:
     """An orthonormal basis (d, n + 1) of the span of rows (n, d) whose last column is constant.
 

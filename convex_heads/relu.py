@@ -174,7 +174,7 @@ def certify_prepared(
         beta,
         h=_moments(prepared),
         beta_max=prepared.beta_max,
-        trial=gated.fresh_gates(prepared, key, TRIAL_GATES),
+        trial=np.asarray(gated.trial_gates(prepared, key)),
     )
 
 

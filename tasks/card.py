@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from extractors.errors import InputError
 from extractors.pairs import PAIR_SEPARATOR
 from tasks.columns import PAIR_MARK
+from tasks.fetch import folder_of
 from tasks.records import RefitRecord
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def shown_backbone(backbone: str) -> str:
     >>> shown_backbone("timm:local-dir:/home/somebody/net"), shown_backbone("minilm")
     ('timm:net', 'minilm')
     """
-    source, colon, rest = backbone.partition(":")
-    folder = PurePath(rest.removeprefix("local-dir:"))
-    return f"{source}{colon}{folder.name}" if folder.is_absolute() else backbone
+    folder = folder_of(backbone)
+    return f"{backbone.partition(':')[0]}:{PurePath(folder).name}" if folder else backbone
 
 
 def rows_in_words(modality: str) -> str:

@@ -119,8 +119,8 @@ class ServeConfig(CommonConfig):
 
     host: loopback unless another is named. port: 0 takes a free one. max_batch: rows that are
     encoded together. max_queue: rows that may wait; beyond, requests are answered with 503.
-    max_rows and max_body_mb: of one request. timeout_seconds: until a request is answered with 504.
-    shutdown_seconds: that requests are given to end.
+    max_rows and max_body_mb: of one request; max_megapixels: of one image. timeout_seconds: until a
+    request is answered with 504. shutdown_seconds: that requests are given to end.
     """
 
     artefact: str
@@ -130,6 +130,7 @@ class ServeConfig(CommonConfig):
     max_queue: int = 256
     max_rows: int = 256
     max_body_mb: float = 16.0
+    max_megapixels: float = 64.0
     timeout_seconds: float = 60.0
     shutdown_seconds: int = 30
     trust_remote_code: str | None = None
@@ -144,6 +145,7 @@ class ServeConfig(CommonConfig):
         for name in ("max_batch", "max_queue", "max_rows", "shutdown_seconds"):
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         above_zero("--max-body-mb", self.max_body_mb)
+        above_zero("--max-megapixels", self.max_megapixels)
         above_zero("--timeout-seconds", self.timeout_seconds)
 
 

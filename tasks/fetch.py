@@ -19,7 +19,7 @@ _TEXTS = ["config.json", "README.md", "report.html"]
 _FILES = [*_TEXTS, "model.safetensors"]
 _MOST_BYTES = 20 << 20
 _SECONDS = 20.0
-# Of a config, what says where a backbone is loaded from.
+# Of a config, what says which backbone it was.
 _SOURCE = ("backbone", "backbone_fingerprint")
 
 
@@ -92,7 +92,8 @@ def push_folder(
 def hide_places(folder: Path) -> None:
     """Leaves of every absolute path in an artefact's texts (stores, commands) only its last part.
 
-    A refit finds a store by its name in the cache directory. The name of the backbone stays.
+    A refit finds a store by its name in the cache directory. A backbone that is a folder keeps the
+    name of it (``timm:local-dir:./my-net``), which `tasks.fitted_backbone` asks for by.
 
     Example:
         >>> import tempfile
@@ -106,15 +107,28 @@ def hide_places(folder: Path) -> None:
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     told = {name: value for name, value in config.items() if name not in _SOURCE}
-    places = sorted(set(_places(told)), key=len, reverse=True)  # a folder after what is in it
+    places = {place: Path(place).name for place in _places(told)}
+    if (backbone := folder_of(config["backbone"])) and Path(backbone).is_absolute():
+        places[backbone] = f"./{Path(backbone).name}"
     for name in _TEXTS:
         path = folder / name
         if path.is_file():
             text = path.read_text("utf-8")
-            for place in places:
+            for place in sorted(places, key=len, reverse=True):  # a folder after what is in it
                 for spell in (str, escape, _in_json):
-                    text = _put(text, spell(place), spell(Path(place).name))
+                    text = _put(text, spell(place), spell(places[place]))
             path.write_text(text, "utf-8")
+
+
+def folder_of(backbone: str) -> str | None:
+    """The folder that a backbone's name says, there or not; None where it is known by an id.
+
+    Example:
+        >>> folder_of("hf:/home/ann/bert"), folder_of("timm:local-dir:./net"), folder_of("hf:a/b")
+        ('/home/ann/bert', './net', None)
+    """
+    place = backbone.partition(":")[2].removeprefix("local-dir:")
+    return place if Path(place).is_absolute() or place.startswith("./") else None
 
 
 def _put(text: str, place: str, name: str) -> str:

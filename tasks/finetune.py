@@ -56,7 +56,8 @@ class FinetuneRecord(FitRecord):
     or head), kept, objective (joint, after it), tried (of a half-step that was rolled back),
     relative_gap (of head half-steps), train_accuracy, validation_accuracy, validation_loss,
     best_validation_accuracy (of what would be saved), seconds, and of block half-steps steps, rate,
-    share (of the way that was kept) and block_loss (joint objective of its last batches)}.
+    share (of the way that was kept), block_loss (joint objective of its last batches) and solved
+    (whether it was kept with the head solved anew; the head half-step after it has nothing to do)}.
     frozen_test_accuracy: of the head of round 0.
     changed_parameters: numbers of the backbone that differ from the published ones; 0 where
     validation rows preferred none of the rounds. seconds has the keys of FitRecord, activations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from extractors.base import Extractor
 from extractors.changes import with_changes
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
+from tasks.fetch import folder_of
 
 
 def fitted_backbone(
@@ -44,6 +46,13 @@ def fitted_backbone(
     try:
         extractor = given or load_extractor(name, device=device, options=options)
     except InputError as error:
+        local = folder_of(name) or ""
+        if local.startswith("./"):  # as it was published, see `tasks.fetch.hide_places`
+            raise InputError(
+                f"this head was fitted on a backbone in a folder named {Path(local).name}, which "
+                "is no part of it, and there is none here: ask its author for that folder, and say "
+                f"where it is with --backbone {name.partition(':')[0]}:FOLDER (in Python backbone=)"
+            ) from error
         raise InputError(
             f"the backbone that this head was fitted on is not there ({error}): if it has moved, "
             "say where it is now with --backbone NAME (in Python backbone=NAME)"

@@ -233,6 +233,7 @@ class HalfSteps:
                 state.idle += 1
         figures = {"steps": step.steps, "rate": step.rate, "share": share}
         figures["block_loss"] = step.loss
+        figures["solved"] = kept and again is not None and self._closes(again)
         self._judge(state, "block", kept, found, began, figures)
 
     def _backtrack(self, state: State) -> tuple[float, float, Again | None]:
@@ -259,17 +260,21 @@ class HalfSteps:
         return found, 0.0, None
 
     def head_half(self, state: State) -> None:
-        """Solves the head on the features as they are now, from the weights before."""
+        """Solves the head on the features as they are now, from the weights before.
+
+        Where the blocks were kept with the head solved on these very features, that was it.
+        """
         began = time.monotonic()
-        again = self._solve(state, self._features)
-        kept = again.objective <= state.objective
-        network = self._proven(state, again)
-        if kept:
-            state.now = Model(state.now.blocks, network)
-            state.objective = again.objective
+        kept, found = True, state.objective
+        if not state.history[-1].get("solved"):
+            again = self._solve(state, self._features)
+            kept, found = again.objective <= state.objective, again.objective
+            network = self._proven(state, again)
+            if kept:
+                state.now = Model(state.now.blocks, network)
+                state.objective = found
         state.next_half = "block"
-        self._solving = time.monotonic() - began
-        self._judge(state, "head", kept, again.objective, began, {})
+        self._judge(state, "head", kept, found, began, {})
         rose = any(line["rose"] for line in state.history[-2:])
         state.idle = 0 if rose else state.idle + 1
 
@@ -280,8 +285,12 @@ class HalfSteps:
         state.certificate = again.certificate._asdict() | first
         return again.network
 
+    def _closes(self, again: Again) -> bool:
+        return again.certificate.relative_gap <= self.limits.tolerance
+
     def _solve(self, state: State, features: np.ndarray) -> Again:
-        return solve_again(
+        began = time.monotonic()
+        again = solve_again(
             state.now.network,
             state.gates,
             features,
@@ -292,6 +301,8 @@ class HalfSteps:
             limits=self.limits,
             seed=self.seed,
         )
+        self._solving = time.monotonic() - began
+        return again
 
     def _judge(
         self,

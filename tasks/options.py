@@ -187,6 +187,7 @@ MaxBatch = Annotated[int | None, Option(help="Rows encoded together [64].", meta
 MaxQueue = Annotated[int | None, Option(help="Rows that may wait [256].", metavar="N")]
 MaxRows = Annotated[int | None, Option(help="Rows in one request [256].", metavar="N")]
 MaxBodyMb = Annotated[float | None, Option(help="Of one request [16].", metavar="MB")]
+MaxMegapixels = Annotated[float | None, Option(help="Of one image [64].", metavar="N")]
 TimeoutSeconds = Annotated[float | None, Option(help="Until 504 [60].", metavar="SECONDS")]
 ShutdownSeconds = Annotated[int | None, Option(help="To finish at the end [30].", metavar="N")]
 ExportFormat = Annotated[str | None, Option("--format", help="[onnx]", metavar="onnx|torch")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from extractors.errors import InputError
 from extractors.names import parse_name
 from tasks.answers import answers_of, many, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
-from tasks.fetch import find_artefact, hide_places, image_input, push_folder
+from tasks.fetch import find_artefact, folder_of, hide_places, image_input, push_folder
 from tasks.fitted_backbone import fitted_backbone
 
 _BATCH_ROWS = 256
@@ -163,8 +164,9 @@ class ConvexHeadPipeline:
     ) -> str:
         """Uploads the artefact to the Hugging Face Hub, in one commit, and returns its address.
 
-        Of the folders of this machine that the record names (stores, commands) only the last part
-        goes along.
+        Of the folders of this machine that the record names (stores, commands, the backbone's) only
+        the last part goes along. A backbone that is a folder does not; a warning says so, and
+        who loads the head names it with ``backbone=``.
 
         Args:
             repository: ``owner/name``; made where it is missing.
@@ -180,6 +182,12 @@ class ConvexHeadPipeline:
         """
         import tempfile
 
+        if local := folder_of(self.backbone):
+            warnings.warn(
+                f"the backbone of this head is the folder {local}, which is not uploaded: whoever "
+                f"loads the head needs a copy of it, and passes backbone='SOURCE:FOLDER'",
+                stacklevel=2,
+            )
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "artefact")
             hide_places(Path(folder) / "artefact")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,8 @@ def parse_request(body: bytes, pipeline: ConvexHeadPipeline, config: ServeConfig
     """A request's body as rows.
 
     Raises:
-        Refused: 400 for what is no such JSON, 413 for too many rows, 422 for rows of another kind.
+        Refused: 400 for what is no such JSON, 413 for too many rows or pixels, 422 for rows of
+            another kind.
     """
     try:
         asked = json.loads(body)
@@ -56,11 +59,11 @@ def parse_request(body: bytes, pipeline: ConvexHeadPipeline, config: ServeConfig
     most = min(config.max_rows, config.max_queue)  # more than the queue holds can never be answered
     if len(inputs) > most:
         raise Refused(413, f"{len(inputs)} inputs: at most {most} in one request")
-    items = [_item(i, value, pipeline) for i, value in enumerate(inputs)]
+    items = [_item(i, value, pipeline, config) for i, value in enumerate(inputs)]
     return Asked(items, top_k, certificate)
 
 
-def _item(i: int, value: Any, pipeline: ConvexHeadPipeline) -> Any:
+def _item(i: int, value: Any, pipeline: ConvexHeadPipeline, config: ServeConfig) -> Any:
     if pipeline.modality == "features":
         d = pipeline.head.network.dim
         good = isinstance(value, list) and len(value) == d
@@ -76,9 +79,31 @@ def _item(i: int, value: Any, pipeline: ConvexHeadPipeline) -> Any:
             raise Refused(422, f"input {i}: text is not valid Unicode")
         return value
     try:
-        return base64.b64decode(value, validate=True)
+        content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(422, f"input {i} is not base64 of an image file") from None
+    if _megapixels(content) > config.max_megapixels:
+        raise Refused(
+            413, f"input {i} is an image of more than {config.max_megapixels:g} megapixels"
+        )
+    return content
+
+
+def _megapixels(content: bytes) -> float:
+    """Of an encoded image, as its header has it: a few kilobytes can become gigabytes of pixels.
+
+    0 for what is no image: that is told where it is decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.width * image.height / 1e6
+    # Pillow's own limit, beyond which it tells no size; a warning where warnings are errors.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return math.inf
+    except Exception:  # damaged files raise nearly anything
+        return 0.0
 
 
 class Bodies:

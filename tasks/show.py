@@ -22,6 +22,7 @@ from tasks.records import (
     RefitRecord,
     to_json,
 )
+from tasks.show_artefact import artefact_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -244,8 +245,15 @@ def show_tasks(tasks: Sequence[TaskInfo]) -> None:
 
 
 def show_inspection(found: Inspection) -> None:
-    """What a store or an artefact is, a fact a line; --json has the long lists too."""
+    """What a store is, a fact a line, or what of an artefact fits a screen; --json has all."""
     table = make_table("", "", header=False)
+    if found.kind == "artefact":
+        print(f"{found.path} is an artefact, whole")
+        for name, said in artefact_lines(found):
+            if said:
+                table.add_row(name, said)
+        print_table(table)
+        return
     told: set[str] = set()
     for key, value in found.facts.items():
         if isinstance(value, Mapping) and value:
@@ -257,7 +265,7 @@ def show_inspection(found: Inspection) -> None:
         else:
             table.add_row(key, in_words(value))
         told.add(key)
-    print(f"{found.path} is {'an artefact' if found.kind == 'artefact' else 'a store'}")
+    print(f"{found.path} is a store")
     print_table(table)
 
 

@@ -267,7 +267,8 @@ def export(config: ExportConfig, output: Output) -> None:
 
 @verb(
     ServeConfig,
-    "artefact host port max_batch max_queue max_rows max_body_mb timeout_seconds shutdown_seconds",
+    "artefact host port max_batch max_queue max_rows max_body_mb max_megapixels",
+    "timeout_seconds shutdown_seconds",
     _MOVED,
     "trust_remote_code device",
 )

@@ -96,6 +96,25 @@ def test_blocks_may_move_under_a_head_that_fits_closely_if_it_is_solved_anew(tmp
     assert found == pytest.approx(line["objective"], rel=1e-5)
     assert found == pytest.approx(state.certificate["primal"], rel=1e-4)
     assert state.certificate["relative_gap"] <= 1e-3
+    # So the head half-step has nothing to do.
+    solved = state.now.network
+    run.head_half(state)
+    after = state.history[-1]
+    assert line["solved"] and state.now.network is solved and state.next_half == "block"
+    assert after["kept"] and after["objective"] == line["objective"]
+    assert after["relative_gap"] == state.certificate["relative_gap"]
+
+
+def test_a_head_that_was_solved_in_part_only_is_solved_on(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path), beta=0.02)
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-3)
+    run = HalfSteps(problem, options, "group", Limits(tolerance=1e-7, max_passes=40), 0, None)
+    state = run.begin()
+    run.block_half(state, math.inf)
+    line, before = state.history[-1], state.now.network
+    assert line["kept"] and state.certificate["relative_gap"] > 1e-7 and not line["solved"]
+    run.head_half(state)
+    assert state.now.network is not before and state.objective < line["objective"]
 
 
 @pytest.mark.slow

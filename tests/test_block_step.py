@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from joints import joint, needs_peft, never_rises
 from tiny_models import save_backbone as backbone
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from tasks import block_step
 from tasks.alternate import alternate
 from tasks.block_step import BlockOptions, features_of, find_rate, train_blocks
 
@@ -57,6 +60,40 @@ def test_the_range_test_takes_the_largest_rate_that_does_no_great_harm(tmp_path)
     assert found == sorted(found, reverse=True) and len(set(found)) >= 3
     after = problem.cut.state()
     assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(20.0, 20), (6.0, 6), (math.inf, 300)], ids=["half", "soon", "never"]
+)
+def test_the_rate_ends_at_zero_with_the_steps_or_with_the_time(
+    seconds, steps, tmp_path, monkeypatch
+):
+    problem = joint("bert", backbone("bert", tmp_path))
+    now = [1000.0]  # a clock on which every step takes one second
+    monkeypatch.setattr(block_step, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    rates: list[float] = []
+
+    def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        now[0] += 1
+        return features.square().mean()
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        options = BlockOptions(epochs=50, batch_size=8, rate=1e-3)  # 300 steps
+        deadline = now[0] + seconds
+        done = train_blocks(problem.cut, problem.train, loss, options, seed=0, deadline=deadline)
+    finally:
+        hook.remove()
+    assert len(rates) == done.steps == steps
+    # Half a cosine of what has passed of the time or of the steps, whichever is more.
+    for step, rate in enumerate(rates):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        warm = max(step, int(step / steps * 300)) + 1
+        assert rate == pytest.approx(1e-3 * min(cosine, warm / 30), abs=1e-5)
+    assert max(rates) > 8e-4 and rates[-1] < 1e-3 * (1 - math.cos(math.pi / steps))
 
 
 def test_low_rank_changes_have_low_rank(tmp_path):

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tasks.cli import main
+from tasks.info import Inspection
 from tasks.records import FitRecord
 from tasks.show import show_fit
+from tasks.show_artefact import artefact_lines
 
 # Small enough to be quick; what the defaults reach is tested with the solver.
 QUICK = ("--n-gates", "8", "--beta", "0.05", "--tolerance", "0.01")
@@ -87,7 +89,7 @@ def test_fit_reports_every_field_and_writes_the_artefact(fitted):
     assert only["validation_loss"] > 0
     assert len(only["gate_norms"]) == record["n_gates"]
     assert record["history"][-1]["relative_gap"] <= record["tolerance"] == 0.01
-    low, high = record["test_accuracy_interval"]
+    low, high = (f"{x:.4f}" for x in record["test_accuracy_interval"])
     assert low <= record["test_accuracy"] <= high
     assert {"extract", "fit", "fit_compile", "baseline"} <= set(record["seconds"])
     for name in ("config.json", "model.safetensors", "README.md", "report.html"):
@@ -182,7 +184,7 @@ def test_predict_refuses_what_the_head_cannot_label(fitted, capsys, tmp_path):
         assert streams.err.strip().count("\n") == 0
 
 
-def test_info_knows_stores_and_artefacts(fitted, capsys):
+def test_info_knows_stores_and_artefacts(fitted, capsys, monkeypatch):
     record, out, _ = fitted
     assert main(["info", record["store"], "--json"]) == 0
     store = json.loads(capsys.readouterr().out)
@@ -191,8 +193,39 @@ def test_info_knows_stores_and_artefacts(fitted, capsys):
     assert store["facts"]["dim"] == record["dim"] == 32
     assert main(["info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "artefact"
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["info", str(out)]) == 0
-    assert "is an artefact" in capsys.readouterr().out
+    screen = capsys.readouterr().out.splitlines()
+    # (The path of a test's folder takes lines of its own.)
+    assert len(screen) <= 24 + 4 and max(map(len, screen)) <= 80
+    said = " ".join(" ".join(screen).split())
+    low, high = record["test_accuracy_interval"]
+    assert "is an artefact" in said and record["backbone"] in said
+    assert f"{record['test_accuracy']:.4f} on test rows, 95% interval {low} to {high}" in said
+    assert f"within {record['relative_gap']:.1e}" in said and "convex-heads predict" in said
+
+
+def test_info_leaves_out_what_an_artefact_does_not_say():
+    base = {"modality": "text", "loss": "softmax", "classes": ["a", "b"], "backbone": "toy:text-8"}
+    strange = {
+        "certificate": {"relative_gap": "small", "beta": 0.1, "beta_max": 0},
+        "record": {"test_accuracy": None, "n_train": "many", "dim": [], "test_ece": {}},
+        "temperature": 1.0,
+        "refit": 3,
+    }
+    for facts in (base, base | strange, base | {"record": [], "certificate": 0}):
+        lines = dict(artefact_lines(Inspection("a head", "artefact", facts)))
+        assert lines["classes"] == "2: a, b" and lines["accuracy"] == lines["certificate"] == ""
+        assert lines["all of it"] == "convex-heads info 'a head' --json"
+    many = base | {"classes": [f"class {i}" for i in range(1000)]}
+    shown = dict(artefact_lines(Inspection("x", "artefact", many)))["classes"]
+    assert shown.startswith("1,000: class 0, ") and len(shown) < 170
+    refit = base | {
+        "record": {"test_accuracy": 0.5, "test_ece": 0.1, "linear_probe_test_accuracy": 0.4},
+        "refit": {"test_accuracy": 0.75, "test_accuracy_interval": [0.7, 0.8], "data": "more.csv"},
+    }
+    lines = dict(artefact_lines(Inspection("x", "artefact", refit)))
+    assert lines["accuracy"] == "0.7500 on test rows, 95% interval 0.7000 to 0.8000"
 
 
 def test_an_altered_shard_is_found_by_info_and_redone_by_extract(reviews, tmp_path, capsys):

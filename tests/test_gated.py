@@ -270,6 +270,27 @@ def test_fewer_rows_than_features_are_solved_in_the_span_of_the_rows():
     assert value == pytest.approx(optimum, rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [200, 20], ids=["tall", "wide"])
+def test_the_gates_of_a_certificate_are_drawn_from_the_axes_at_hand(n):
+    rng = np.random.default_rng(0)
+    rows, key = rng.normal(size=(n, 40)) @ rng.normal(size=(40, 40)), jax.random.key(3)
+    Y, ones, loss = np.eye(2)[rng.integers(0, 2, n)], np.ones(n), LOSSES["softmax"]
+    prepared = gated.prepare(np.c_[rows - rows.mean(axis=0), ones], Y, ones, loss, 4, key)
+    trial = np.asarray(gated.trial_gates(prepared, key))
+    fresh = gated.fresh_gates(prepared, key, len(trial))
+    np.testing.assert_allclose(trial, fresh, atol=1e-6)
+    # Features whose mean has moved: no threshold, and the covariance of the features alone.
+    moved = np.c_[rows + 5, ones]
+    z0 = np.asarray(prepared.program.z0)
+    prepared = gated.prepare_given(moved, Y, ones, loss, prepared.gates, z0, key)
+    keys = jax.random.split(key, 40)
+    drawn = np.concatenate([gated.trial_gates(prepared, k) for k in keys]) @ prepared.Q.T
+    S = moved[:, :-1].T @ moved[:, :-1] / n
+    assert np.abs(drawn[:, -1]).max() <= 1e-9 * np.abs(drawn).max()
+    found = drawn[:, :-1].T @ drawn[:, :-1] / len(drawn)
+    assert np.linalg.norm(found - S) <= 0.05 * np.linalg.norm(S)
+
+
 def test_a_traced_solve_finds_what_the_driven_one_finds():
     rng = np.random.default_rng(0)
     n, d = 60, 5

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
+from joints import rows
+from tiny_models import save_backbone
 
 from extractors.errors import InputError, MachineError
+from tasks.cli import main
 from tasks.pipeline import ConvexHeadPipeline
 
 HEAD = Path(__file__).parent / "artefacts" / "schema-1-gated"
@@ -116,6 +119,67 @@ def test_pushed_heads_are_found_again_and_tokens_are_kept_nowhere(tmp_path):
         assert "label" in again.stdout, again.stderr
     finally:
         hub.shutdown()
+
+
+_LOCAL = """
+import sys, warnings
+from tasks.pipeline import ConvexHeadPipeline
+from extractors.errors import InputError
+
+token, backbone = sys.argv[1:]
+clf = ConvexHeadPipeline.from_pretrained("head")
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    clf.push_to_hub("someone/local", token=token)
+[warning] = [str(w.message) for w in said if "backbone" in str(w.message)]
+assert "is not uploaded" in warning and "backbone=" in warning, warning
+theirs = ConvexHeadPipeline.from_pretrained("someone/local")
+try:
+    theirs("a film")
+except InputError as error:
+    print("refused:", error)
+named = ConvexHeadPipeline.from_pretrained("someone/local", backbone=backbone)
+assert named("a film") == clf("a film")
+"""
+
+
+def test_a_backbone_that_is_a_folder_is_published_by_its_name_alone(tmp_path, capsys):
+    name = save_backbone("bert", tmp_path / "ann & sons")
+    texts, labels = rows("bert", 60)
+    lines = [f"{text} {i},{'ny'[y]}" for i, (text, y) in enumerate(zip(texts, labels, strict=True))]
+    (tmp_path / "films.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    fit = ["fit", str(tmp_path / "films.csv"), "--backbone", name, "--out", str(tmp_path / "head")]
+    fit += ["--n-gates", "2", "--beta", "0.1", "--cache-dir", str(tmp_path / "cache"), "--quiet"]
+    assert main(fit) == 0, capsys.readouterr().err
+    hub = Hub()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _LOCAL, hub.token, name],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": hub.address,
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",
+                "HF_HOME": str(tmp_path / "hf"),
+                "PYTHONPATH": str(HEAD.parent.parent.parent),
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
+        tree = hub.commits["someone/local"][hub.branches["someone/local"]["main"]]
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    assert "in a folder named bert" in done.stdout and "--backbone hf:FOLDER" in done.stdout
+    told = json.loads(tree["config.json"])
+    assert told["backbone"] == told["record"]["backbone"] == "hf:./bert"
+    assert "hf:./bert" in told["record"]["command"]
+    for file in ("config.json", "README.md", "report.html"):
+        assert b"ann &" not in tree[file] and str(tmp_path).encode() not in tree[file], file
 
 
 def test_a_name_that_is_neither_folder_nor_reachable_repository():

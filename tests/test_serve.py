@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import http.client
-import io
 import json
 import os
 import signal
@@ -17,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from extractors.toy import ToyText
@@ -327,27 +324,6 @@ def test_requests_share_batches_none_is_mixed_up_and_the_end_waits_for_all(tmp_p
     assert [status for status, _ in found.values()] == [200] * 21
 
 
-def test_images_and_features_are_read_from_the_request_alone(tmp_path):
-    from PIL import Image
-
-    from tasks.config_saved import ServeConfig
-    from tasks.serve_requests import Refused, parse_request
-
-    class Head:
-        modality = "image"
-
-    config = ServeConfig(artefact="x")
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(buffer, "PNG")
-    sent = base64.b64encode(buffer.getvalue()).decode()
-    body = json.dumps({"inputs": [sent]}).encode()
-    assert parse_request(body, Head(), config).items == [buffer.getvalue()]
-    for path in ("/etc/passwd", "http://127.0.0.1/a.png", str(tmp_path)):
-        with pytest.raises(Refused, match="base64") as caught:
-            parse_request(json.dumps({"inputs": [path]}).encode(), Head(), config)
-        assert caught.value.status == 422
-
-
 def test_options_and_an_address_in_use_are_refused(server, capsys):
     from tasks.cli import main
 
@@ -355,3 +331,4 @@ def test_options_and_an_address_in_use_are_refused(server, capsys):
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
     assert main(["serve", str(HEAD), "--port", "99999"]) == 2
     assert main(["serve", str(HEAD), "--max-batch", "0"]) == 2
+    assert main(["serve", str(HEAD), "--max-megapixels", "0"]) == 2

@@ -12,9 +12,10 @@ from tiny_models import save_backbone as backbone
 
 from extractors import load_extractor
 from extractors.encode import encode_rows
+from tasks.block_step import train_blocks
 from tasks.cli import main
 from tasks.images import image_bytes
-from tasks.methods import load_method
+from tasks.methods import backbones, load_method
 from tasks.methods.base import Backbone, Part, Problem, Unavailable
 
 METHODS = ("cronos-am", "finetune", "lora")
@@ -69,6 +70,30 @@ def test_a_budget_is_kept(method, tmp_path):
     assert time.monotonic() - began < 60
     if method == "cronos-am":
         assert fitted.chosen["rounds"] == 0
+
+
+@pytest.mark.parametrize(("method", "learns"), [("finetune", 3e-3), ("lora", 2e-2)])
+def test_half_of_a_budget_is_for_the_rate_that_validation_rows_prefer(
+    method, learns, tmp_path, monkeypatch
+):
+    if method == "lora":
+        needs_peft()
+    tried: list[tuple[float, float]] = []
+
+    def told(cut, rows, loss, options, *, deadline, **more):
+        tried.append((options.rate, deadline - time.monotonic()))
+        return train_blocks(cut, rows, loss, options, deadline=deadline, **more)
+
+    monkeypatch.setattr(backbones, "train_blocks", told)
+    monkeypatch.setattr(backbones, "_EPOCHS", 12.0)
+    # One that moves nothing, one that learns, one that ruins.
+    for name in ("_RATES", "_LORA_RATES"):
+        monkeypatch.setattr(backbones, name, (1e-8, learns, 30.0))
+    given, _ = problem("bert", tmp_path, budget_seconds=6e6)
+    fitted = load_method(method)(given)
+    assert [seconds for _, seconds in tried] == pytest.approx([1e6, 1e6, 1e6, 3e6], rel=1e-3)
+    rates = [rate for rate, _ in tried]
+    assert rates == [1e-8, learns, 30.0, learns] and fitted.chosen["rate"] == learns
 
 
 @pytest.mark.parametrize("method", METHODS)
