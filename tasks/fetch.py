@@ -92,8 +92,8 @@ def push_folder(
 def hide_places(folder: Path) -> None:
     """Leaves of every absolute path in an artefact's texts (stores, commands) only its last part.
 
-    A refit finds a store by its name in the cache directory. A backbone that is a folder keeps the
-    name of it (``timm:local-dir:./my-net``), which `tasks.fitted_backbone` asks for by.
+    A refit finds a store by its name in the cache directory. Of a backbone that is a folder the
+    name stays (``timm:local-dir:./my-net``), by which `tasks.fitted_backbone` asks for it.
 
     Example:
         >>> import tempfile
@@ -108,7 +108,7 @@ def hide_places(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     told = {name: value for name, value in config.items() if name not in _SOURCE}
     places = {place: Path(place).name for place in _places(told)}
-    if (backbone := folder_of(config["backbone"])) and Path(backbone).is_absolute():
+    if (backbone := folder_of(config.get("backbone", ""))) and Path(backbone).is_absolute():
         places[backbone] = f"./{Path(backbone).name}"
     for name in _TEXTS:
         path = folder / name

@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def _empty_png(side: int) -> bytes:
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
-    def parse(content: bytes, most: float = 64.0) -> list:
+    def parse(content: bytes, most: float = 64.0) -> Sequence[Any]:
         body = json.dumps({"inputs": [base64.b64encode(content).decode()]}).encode()
         return parse_request(body, _HEAD, ServeConfig(artefact="x", max_megapixels=most)).items
 
