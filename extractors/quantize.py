@@ -30,9 +30,9 @@ class Int8Linear(torch.nn.Module):
     Example:
         >>> plain = torch.nn.Linear(2, 1, bias=False)
         >>> with torch.no_grad():
-        ...     _ = plain.weight.copy_(torch.tensor([[1.0, -0.5]]))
-        >>> round(Int8Linear(plain)(torch.tensor([[2.0, 2.0]])).item(), 2)
-        1.01
+        ...     _ = plain.weight.copy_(torch.tensor([[1.0, -0.4]]))
+        >>> round(Int8Linear(plain)(torch.tensor([[2.0, 2.0]])).item(), 1)
+        1.2
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:

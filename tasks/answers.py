@@ -56,7 +56,7 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
     mapping are single, and so is an array of pixels or of one vector's numbers.
 
     >>> many("fine", "text"), many(["fine"], "text"), many(np.array(["fine"]), "text")
-    (None, ['fine'], ['fine'])
+    (None, ['fine'], [np.str_('fine')])
     >>> many(np.zeros((4, 6, 3), np.uint8), "image"), len(many(np.zeros((2, 5)), "features"))
     (None, 2)
     """

@@ -61,6 +61,7 @@ def set_classifier(model: Any, head: TorchHead) -> Any:
         >>> from extractors.torchvision_compat import ensure_torchvision_imports
         >>> _ = ensure_torchvision_imports()
         >>> import timm
+        >>> from convex_heads.decode import ReluNetwork
         >>> from convex_heads.scaling import Scaling
         >>> model = timm.create_model("test_byobnet", pretrained=False).eval()
         >>> d = model.num_features

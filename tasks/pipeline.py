@@ -60,10 +60,12 @@ class ConvexHeadPipeline:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from tasks.config import FitConfig
+        >>> from tasks.console import QuietReporter
         >>> from tasks.fit import run_fit
         >>> folder = Path(tempfile.mkdtemp())
         >>> fitted = run_fit(FitConfig(data="digits", backbone="toy:image", out=folder / "head",
-        ...                            cache_dir=folder, n_gates=4, beta=0.1))
+        ...                            cache_dir=folder, n_gates=4, beta=0.1),
+        ...                  reporter=QuietReporter())
         >>> clf = ConvexHeadPipeline.from_pretrained(folder / "head")
         >>> sorted(clf(np.zeros((8, 8), np.uint8)))
         ['label', 'score']

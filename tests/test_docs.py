@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,14 @@ def test_the_tutorial_runs():
     tutorial = REPOSITORY / "docs" / "tutorial.md"
     failed, tried = doctest.testfile(str(tutorial), module_relative=False)
     assert tried > 20 and not failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["convex_heads", "extractors", "tasks"])
+def test_examples_in_docstrings_run(package):
+    command = [sys.executable, "-m", "pytest", "-q", "--doctest-modules", package]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
