@@ -51,11 +51,11 @@ def fitted_backbone(
             raise InputError(
                 f"this head was fitted on a backbone in a folder named {Path(local).name}, which "
                 "is no part of it, and there is none here: ask its author for that folder, and say "
-                f"where it is with --backbone {name.partition(':')[0]}:FOLDER (in Python backbone=)"
+                f"where it is with --backbone {name.partition(':')[0]}:FOLDER"
             ) from error
         raise InputError(
             f"the backbone that this head was fitted on is not there ({error}): if it has moved, "
-            "say where it is now with --backbone NAME (in Python backbone=NAME)"
+            "say where it is now with --backbone NAME"
         ) from error
     if changes:
         extractor = with_changes(extractor, changes)

@@ -89,7 +89,7 @@ def test_fit_reports_every_field_and_writes_the_artefact(fitted):
     assert only["validation_loss"] > 0
     assert len(only["gate_norms"]) == record["n_gates"]
     assert record["history"][-1]["relative_gap"] <= record["tolerance"] == 0.01
-    low, high = (f"{x:.4f}" for x in record["test_accuracy_interval"])
+    low, high = record["test_accuracy_interval"]
     assert low <= record["test_accuracy"] <= high
     assert {"extract", "fit", "fit_compile", "baseline"} <= set(record["seconds"])
     for name in ("config.json", "model.safetensors", "README.md", "report.html"):
@@ -199,7 +199,7 @@ def test_info_knows_stores_and_artefacts(fitted, capsys, monkeypatch):
     # (The path of a test's folder takes lines of its own.)
     assert len(screen) <= 24 + 4 and max(map(len, screen)) <= 80
     said = " ".join(" ".join(screen).split())
-    low, high = record["test_accuracy_interval"]
+    low, high = (f"{x:.4f}" for x in record["test_accuracy_interval"])
     assert "is an artefact" in said and record["backbone"] in said
     assert f"{record['test_accuracy']:.4f} on test rows, 95% interval {low} to {high}" in said
     assert f"within {record['relative_gap']:.1e}" in said and "convex-heads predict" in said

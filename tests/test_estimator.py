@@ -69,14 +69,12 @@ def test_three_classes_and_every_loss():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(300, 4)).astype(np.float32)
     y = np.digitize(X[:, 0] + 0.1 * rng.normal(size=300), [-0.5, 0.5])
-    for loss in ("softmax", "squared"):
+    for loss in ("softmax", "squared", "logistic"):
         head = ConvexHeadClassifier(loss=loss, beta=0.02).fit(X, y)
         p = head.predict_proba(X)
         assert p.shape == (300, 3)
         np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
         assert head.score(X, y) > 0.85
-    with pytest.raises(ValueError, match="two classes"):
-        ConvexHeadClassifier(loss="logistic").fit(X, y)
 
 
 def test_logistic_and_two_column_softmax_agree_on_what_is_likely(xor):

@@ -174,7 +174,7 @@ def test_a_backbone_that_is_a_folder_is_published_by_its_name_alone(tmp_path, ca
     finally:
         hub.shutdown()
         hub.server_close()
-    assert "in a folder named bert" in done.stdout and "--backbone hf:FOLDER" in done.stdout
+    assert "in a folder named bert" in done.stdout and "backbone hf:FOLDER" in done.stdout
     told = json.loads(tree["config.json"])
     assert told["backbone"] == told["record"]["backbone"] == "hf:./bert"
     assert "hf:./bert" in told["record"]["command"]

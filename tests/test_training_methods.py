@@ -17,6 +17,7 @@ from tasks.cli import main
 from tasks.images import image_bytes
 from tasks.methods import backbones, load_method
 from tasks.methods.base import Backbone, Part, Problem, Unavailable
+from tasks.methods.settings import SETTINGS
 
 METHODS = ("cronos-am", "finetune", "lora")
 
@@ -85,10 +86,9 @@ def test_half_of_a_budget_is_for_the_rate_that_validation_rows_prefer(
         return train_blocks(cut, rows, loss, options, deadline=deadline, **more)
 
     monkeypatch.setattr(backbones, "train_blocks", told)
-    monkeypatch.setattr(backbones, "_EPOCHS", 12.0)
+    monkeypatch.setitem(SETTINGS[method], "epochs", 12.0)
     # One that moves nothing, one that learns, one that ruins.
-    for name in ("_RATES", "_LORA_RATES"):
-        monkeypatch.setattr(backbones, name, (1e-8, learns, 30.0))
+    monkeypatch.setitem(SETTINGS[method], "rates", [1e-8, learns, 30.0])
     given, _ = problem("bert", tmp_path, budget_seconds=6e6)
     fitted = load_method(method)(given)
     assert [seconds for _, seconds in tried] == pytest.approx([1e6, 1e6, 1e6, 3e6], rel=1e-3)
