@@ -22,14 +22,17 @@ from tasks.console import QuietReporter
 from tasks.draws import folds
 from tasks.extraction import extract_features
 from tasks.label_errors import nearest_neighbours, suspects, together
+from tasks.methods.convex import ADVICE_GAP
 
 
-def cross_fitted(X: np.ndarray, y: np.ndarray, digests: list[bytes], C: int, beta: float):
+def cross_fitted(
+    X: np.ndarray, y: np.ndarray, digests: list[bytes], C: int, beta: float, gap: float
+) -> np.ndarray:
     p = np.full((len(y), C), np.nan)
     fold = folds(y, digests)
     for k in range(fold.max() + 1):
         held, rest = fold == k, (fold >= 0) & (fold != k)
-        head = ConvexHeadClassifier(beta=beta).fit(X[rest], y[rest])
+        head = ConvexHeadClassifier(beta=beta, tolerance=gap).fit(X[rest], y[rest])
         p[held] = 0
         p[np.ix_(held, head.classes_)] = head.predict_proba(X[held])
     return p
@@ -56,6 +59,7 @@ def main() -> None:
     given.add_argument("--backbone")
     given.add_argument("--share", type=float, default=0.05)
     given.add_argument("--rows", type=int, default=None, help="train rows")
+    given.add_argument("--gap", type=float, default=ADVICE_GAP, help="of the cross-fitted heads")
     given.add_argument("--confused", action="store_true", help="hard mistakes, not even ones")
     o = given.parse_args()
     rows: list[Row] = []
@@ -74,10 +78,10 @@ def main() -> None:
         val = found.rows("validation")
         C = len(found.dataset.classes)
         beta = ConvexHeadClassifier().fit(X, y, X_val=val.features, y_val=val.labels).beta_
-        hard = cross_fitted(X, y, digests, C, beta) if o.confused else None
+        hard = cross_fitted(X, y, digests, C, beta, o.gap) if o.confused else None
         wrong = flipped(y, o.share, C, hard, seed=0)
         is_wrong = wrong != y
-        head = cross_fitted(X, wrong, digests, C, beta)
+        head = cross_fitted(X, wrong, digests, C, beta, o.gap)
         near = nearest_neighbours(X, wrong, C).shares
         print(f"{task} is done", file=sys.stderr, flush=True)
         for name, p in (("neighbours", near), ("head", head), ("both", together(near, head))):
