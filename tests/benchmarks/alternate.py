@@ -88,11 +88,12 @@ class Rounds:
 
     def medians(self) -> tuple[Seconds, Seconds]:
         """Of a round, and of the solves in it."""
-        both = (self.whole, self.solves)
-        return tuple(
-            Seconds.median([Seconds(*map(sum, zip(*of[n], strict=True))) for n in sorted(of)])
-            for of in both
-        )
+
+        def median(of: dict[int, list[Seconds]]) -> Seconds:
+            sums = [Seconds(*map(sum, zip(*parts, strict=True))) for parts in of.values()]
+            return Seconds.median(sums)
+
+        return median(self.whole), median(self.solves)
 
 
 def epoch_seconds(task: str, backbone: str, data: Path, k: int, n: int) -> tuple[Seconds, Seconds]:
