@@ -151,6 +151,15 @@ def test_a_head_that_is_not_kept_leaves_the_certificate_alone(tmp_path):
     assert state.now.network is before and state.certificate == certificate
 
 
+def test_a_certificate_survives_its_checkpoint_as_it_is(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path), penalty="ridge")
+    given = {"rounds": 0, "penalty": "ridge", "checkpoints": tmp_path / "kept"}
+    first = alternate(problem, **given).certificate
+    again = alternate(problem, **given, resume=True).certificate
+    np.testing.assert_equal(again, first)
+    assert math.isnan(first["pattern_violation"])  # a ridge head has none
+
+
 def test_a_budget_leaves_time_for_the_head_of_the_last_blocks(tmp_path, monkeypatch):
     problem = joint("bert", backbone("bert", tmp_path))
     clock, halves = [0.0], []
