@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convex_heads import working
 from convex_heads.certificate import Certificate
 from convex_heads.decode import Network, ReluNetwork, TwoLayer
 from convex_heads.gated import prepare_given, rotate, unrotate
@@ -159,8 +160,13 @@ def solve_again(
     status = Status.STATIONARY
     value, R = rotated, None
     if not relu or np.asarray(rotated).any():  # descent cannot begin at zero
-        warm = activation.resume(prepared, rotated, solver=solver)
-        solution, _ = activation.minimise(prepared, beta, solver=solver, warm=warm, limits=limits)
+        if solver == "subspace" and working.pays(prepared):
+            solution = working.minimise(prepared, beta, rotated, limits=limits)
+        else:
+            warm = activation.resume(prepared, rotated, solver=solver)
+            solution, _ = activation.minimise(
+                prepared, beta, solver=solver, warm=warm, limits=limits
+            )
         value, R = solution.value, solution.residual
         history, status = solution.history, solution.status
     found = activation.decode(

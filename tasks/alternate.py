@@ -7,9 +7,10 @@ r"""CRONOS-AM: the convex head and the top blocks of the backbone, trained in tu
 theta fixed; a block half-step trains theta with W fixed. Scaling, gates and beta stay as the first
 solve has chosen them, so that all rounds are about one J. A block half-step is kept if J did not
 rise, or does not with the head solved anew, or a part of it where J did not rise that far, and
-rolled back otherwise. Of all that was kept, what has the highest validation accuracy is returned,
-and it must be preferred to the frozen backbone by more than one standard error: with few rows, the
-frozen one stays without a reason.
+rolled back otherwise. Of all that was kept with a head that was solved for on these very blocks,
+so that its certificate is its own, what has the highest validation accuracy is returned, and it
+must be preferred to the frozen backbone by more than one standard error: with few rows, the frozen
+one stays without a reason.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Alternated:
         changed: the blocks that differ from the published ones by name; empty: none do.
         first: head of the frozen backbone.
         usable: features that the heads read (d,) bool; the others are taken as constant.
-        certificate: of the model's head, on the features it was last solved for.
+        certificate: of the model's head, on the features of the model's blocks.
         beta: absolute.
         history: a line for each half-step, see `State`.
         rounds: that were begun.
@@ -125,11 +126,12 @@ def alternate(
     while state.round < rounds or state.next_half == "head":
         if state.next_half == "block" and state.idle >= PATIENCE:
             break
-        if time.monotonic() + run.reserve >= deadline:
+        reserve = run.reserve(state)
+        if time.monotonic() + reserve >= deadline:
             break
         try:
             if state.next_half == "block":
-                run.block_half(state, deadline - run.reserve)
+                run.block_half(state, deadline - reserve)
             else:
                 run.head_half(state)
             keep(state)

@@ -122,18 +122,24 @@ def save(folder: Path, state: State, about: Mapping[str, Any]) -> None:
     file = f"weights-{digest[:16]}.safetensors"
     write_atomically(folder / file, content)
     told = {
-        "about": dict(about),
+        "about": json.loads(to_json(about)),
         "weights": file,
         "weights_sha256": digest,
         "activation": _activation(state.now.network),
         "loss": state.now.network.loss,
         **{name: getattr(state, name) for name in _PLAIN},
     }
-    # NaN and infinity survive: JSON as Python writes it, numbers to the last digit.
-    write_atomically(folder / _STATE, json.dumps(json.loads(to_json(told))).encode("utf-8"))
+    # NaN (of a ridge head's pattern violation) survives, and numbers to the last digit: JSON as
+    # Python writes it.
+    write_atomically(folder / _STATE, json.dumps(told, default=_plain).encode("utf-8"))
     for old in folder.glob("weights-*.safetensors"):
         if old.name != file:
             old.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Of numpy scalars and the like."""
+    return json.loads(to_json(value))
 
 
 def is_there(folder: Path) -> bool:

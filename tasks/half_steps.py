@@ -135,9 +135,14 @@ class HalfSteps:
         self._usable = np.empty(0, bool)
         self._tried, self._Y = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
-    @property
-    def reserve(self) -> float:
-        """Seconds that features and head solves are likely to take after a block half-step."""
+    def reserve(self, state: State) -> float:
+        """Seconds that the next half-step is likely to take, training apart.
+
+        Of a block half-step: features, a solve to keep the blocks, and the head half-step after it,
+        without which its blocks are not saved.
+        """
+        if state.next_half == "head":
+            return 0.0 if _is_solved(state) else 1.1 * self._solving
         return 1.1 * (self._extracting + 2 * self._solving)
 
     def begin(self) -> State:
@@ -182,6 +187,8 @@ class HalfSteps:
         self._usable = state.usable
         self._Y = targets(joint.train.labels, state.now.network.loss, joint.n_classes)
         self._features, self._validation = self._extract()
+        took = [line["seconds"] for line in state.history if line["half"] == "head"]
+        self._solving = max(took[1:], default=took[0] / 3)
 
     def block_half(self, state: State, deadline: float) -> None:
         """Trains the blocks through the head; rolls back where J rose."""
@@ -234,7 +241,7 @@ class HalfSteps:
         figures = {"steps": step.steps, "rate": step.rate, "share": share}
         figures["block_loss"] = step.loss
         figures["solved"] = kept and again is not None and self._closes(again)
-        self._judge(state, "block", kept, found, began, figures)
+        self._judge(state, "block", kept, found, began, figures, figures["solved"])
 
     def _backtrack(self, state: State) -> tuple[float, float, Again | None]:
         """J of the trained blocks, or of a part of the way to them; that part, at most 1; the head.
@@ -266,15 +273,14 @@ class HalfSteps:
         """
         began = time.monotonic()
         kept, found = True, state.objective
-        if not state.history[-1].get("solved"):
+        if not _is_solved(state):
             again = self._solve(state, self._features)
             kept, found = again.objective <= state.objective, again.objective
-            network = self._proven(state, again)
             if kept:
-                state.now = Model(state.now.blocks, network)
+                state.now = Model(state.now.blocks, self._proven(state, again))
                 state.objective = found
         state.next_half = "block"
-        self._judge(state, "head", kept, found, began, {})
+        self._judge(state, "head", kept, found, began, {}, kept)
         rose = any(line["rose"] for line in state.history[-2:])
         state.idle = 0 if rose else state.idle + 1
 
@@ -312,12 +318,14 @@ class HalfSteps:
         found: float,
         began: float,
         figures: dict[str, Any],
+        proven: bool,
     ) -> None:
+        """Notes a half-step; the model is saved if it is the best whose certificate is its own."""
         answers = self._answers(state.now.network)
         rose = answers.accuracy > state.highest or answers.loss < state.lowest
         state.highest = max(state.highest, answers.accuracy)
         state.lowest = min(state.lowest, answers.loss)
-        if kept and self._is_best(state, answers):
+        if kept and proven and self._is_best(state, answers):
             state.best, state.best_certificate = state.now, state.certificate
             state.best_accuracy, state.best_loss = answers.accuracy, answers.loss
         self._note(state, half, kept, found, began, answers, rose=rose, **figures)
@@ -374,6 +382,11 @@ class HalfSteps:
 
     def _objective(self, network: TwoLayer, beta: float) -> float:
         return objective(network, self._features, self._Y, self.omega, beta, self.penalty)
+
+
+def _is_solved(state: State) -> bool:
+    """Whether the block half-step before has solved the head on its features already."""
+    return bool(state.history[-1].get("solved"))
 
 
 def _classes(z: np.ndarray) -> np.ndarray:

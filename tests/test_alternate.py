@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,14 +33,21 @@ from tasks.half_steps import Answers, HalfSteps, prefers
 
 
 def saves_the_best(history: list[dict]) -> bool:
-    """What is saved is the frozen backbone, or has the highest accuracy since it was left."""
-    frozen = history[0]["validation_accuracy"]
-    saved = [line["best_validation_accuracy"] for line in history]
-    left = next((i for i, best in enumerate(saved) if best > frozen), len(saved))
-    since = [line["validation_accuracy"] for line in history if line["round"]][left - 1 :]
-    return all(best == frozen for best in saved[:left]) and all(
-        best == max(since[: i + 1]) for i, best in enumerate(saved[left:])
-    )
+    """What is saved is the frozen backbone, or has the highest accuracy since it was left.
+
+    Blocks on which the head was not solved for are not saved.
+    """
+    frozen, saved = history[0]["validation_accuracy"], history[0]["best_validation_accuracy"]
+    assert saved == frozen
+    since: list[float] = []
+    for line in history[1:]:
+        proven = line["kept"] and (line["half"] == "head" or line["solved"])
+        found = line["best_validation_accuracy"]
+        if proven and (since or found > frozen):
+            since.append(line["validation_accuracy"])
+        if found != (max(since) if since else frozen):
+            return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -103,6 +111,76 @@ def test_blocks_may_move_under_a_head_that_fits_closely_if_it_is_solved_anew(tmp
     assert line["solved"] and state.now.network is solved and state.next_half == "block"
     assert after["kept"] and after["objective"] == line["objective"]
     assert after["relative_gap"] == state.certificate["relative_gap"]
+
+
+def test_what_is_saved_has_a_certificate_of_its_own(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path), beta=0.1)
+    # So small a rate that the objective falls without the head being solved anew.
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-4)
+    run = HalfSteps(problem, options, "group", Limits(), 0, None)
+    state = run.begin()
+    state.frozen_right, state.best_accuracy = np.zeros(16, bool), -1.0  # whatever comes is better
+    run.block_half(state, math.inf)
+    assert state.history[-1]["kept"] and not state.history[-1]["solved"]
+    for _ in range(2):
+        blocks, head = state.best.blocks, state.best.network
+        after = problem.cut.state()
+        problem.cut.restore(dict(blocks))
+        X, ones = features_of(problem.cut, problem.train), np.ones(ROWS)
+        problem.cut.restore(after)
+        Y = targets(problem.train.labels, head.loss, 2)
+        found = objective(head, X, Y, ones, state.beta)
+        assert found == pytest.approx(state.best_certificate["primal"], rel=1e-5)
+        if state.next_half == "head":
+            assert any(np.any(blocks[name] != after[name]) for name in blocks)
+            run.head_half(state)
+    assert state.best is state.now and state.best.network is not state.first
+
+
+def test_a_head_that_is_not_kept_leaves_the_certificate_alone(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path), beta=0.1)
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-4)
+    run = HalfSteps(problem, options, "group", Limits(), 0, None)
+    state = run.begin()
+    run.block_half(state, math.inf)
+    assert state.next_half == "head" and not state.history[-1]["solved"]
+    before, certificate = state.now.network, state.certificate
+    state.objective = 1e-9  # as no head can have
+    run.head_half(state)
+    assert not state.history[-1]["kept"] and state.objective == 1e-9
+    assert state.now.network is before and state.certificate == certificate
+
+
+def test_a_certificate_survives_its_checkpoint_as_it_is(tmp_path):
+    problem = joint("bert", backbone("bert", tmp_path), penalty="ridge")
+    given = {"rounds": 0, "penalty": "ridge", "checkpoints": tmp_path / "kept"}
+    first = alternate(problem, **given).certificate
+    again = alternate(problem, **given, resume=True).certificate
+    np.testing.assert_equal(again, first)
+    assert math.isnan(first["pattern_violation"])  # a ridge head has none
+
+
+def test_a_budget_leaves_time_for_the_head_of_the_last_blocks(tmp_path, monkeypatch):
+    problem = joint("bert", backbone("bert", tmp_path))
+    clock, halves = [0.0], []
+    monkeypatch.setattr("tasks.alternate.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    block_half, head_half = HalfSteps.block_half, HalfSteps.head_half
+
+    def until_its_end(run, state, deadline):
+        halves.append("block")
+        block_half(run, state, math.inf)
+        clock[0] = deadline + run._extracting
+
+    def solved(run, state):
+        halves.append("head")
+        assert clock[0] + run._solving < 1e6
+        head_half(run, state)
+
+    monkeypatch.setattr(HalfSteps, "block_half", until_its_end)
+    monkeypatch.setattr(HalfSteps, "head_half", solved)
+    options = BlockOptions(epochs=1, batch_size=8, rate=1e-4)
+    done = alternate(problem, rounds=5, options=options, budget_seconds=1e6)
+    assert halves == ["block", "head"] and done.rounds == 1
 
 
 def test_a_head_that_was_solved_in_part_only_is_solved_on(tmp_path):

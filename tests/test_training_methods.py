@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -74,26 +75,47 @@ def test_a_budget_is_kept(method, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "learns"), [("finetune", 3e-3), ("lora", 2e-2)])
-def test_half_of_a_budget_is_for_the_rate_that_validation_rows_prefer(
+def test_what_three_rates_leave_of_a_budget_is_for_the_one_that_validation_rows_prefer(
     method, learns, tmp_path, monkeypatch
 ):
     if method == "lora":
         needs_peft()
-    tried: list[tuple[float, float]] = []
+    tried: list[tuple[float, float, float]] = []
 
     def told(cut, rows, loss, options, *, deadline, **more):
-        tried.append((options.rate, deadline - time.monotonic()))
+        tried.append((options.rate, options.epochs, deadline - time.monotonic()))
         return train_blocks(cut, rows, loss, options, deadline=deadline, **more)
 
     monkeypatch.setattr(backbones, "train_blocks", told)
     monkeypatch.setitem(SETTINGS[method], "epochs", 12.0)
+    monkeypatch.setitem(SETTINGS[method], "longest", 14.0)
     # One that moves nothing, one that learns, one that ruins.
     monkeypatch.setitem(SETTINGS[method], "rates", [1e-8, learns, 30.0])
     given, _ = problem("bert", tmp_path, budget_seconds=6e6)
     fitted = load_method(method)(given)
-    assert [seconds for _, seconds in tried] == pytest.approx([1e6, 1e6, 1e6, 3e6], rel=1e-3)
-    rates = [rate for rate, _ in tried]
-    assert rates == [1e-8, learns, 30.0, learns] and fitted.chosen["rate"] == learns
+    rates, epochs, seconds = zip(*tried, strict=True)
+    # The three ended long before their time: all that is left is more than half.
+    assert seconds == pytest.approx([1e6, 1e6, 1e6, 6e6], rel=1e-3)
+    assert rates == (1e-8, learns, 30.0, learns) and fitted.chosen["rate"] == learns
+    assert epochs == (12, 12, 12, 14)  # not the same run again
+
+
+def test_time_that_is_left_buys_a_longer_schedule(tmp_path, monkeypatch):
+    monkeypatch.setitem(SETTINGS["finetune"], "epochs", 1.0)
+    monkeypatch.setitem(SETTINGS["finetune"], "longest", 24.0)
+    monkeypatch.setitem(SETTINGS["finetune"], "rates", [1e-2])
+    given, asked = problem("bert", tmp_path, budget_seconds=6e6)
+    short = load_method("finetune")(dataclasses.replace(given, budget_seconds=None))
+    long = load_method("finetune")(given)
+    assert short.chosen["epochs"] == 1 and long.chosen["epochs"] == 24
+
+    def right(fitted) -> float:
+        return float(np.mean(fitted.predict_proba(asked).argmax(axis=1) == asked.labels))
+
+    assert right(long) > right(short)
+    # Where it is of no use to validation rows, the three epochs are kept.
+    monkeypatch.setitem(SETTINGS["finetune"], "rates", [1e-9])
+    assert load_method("finetune")(given).chosen["epochs"] == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -38,7 +38,8 @@ _MLP = {
     "patience": 4,
 }
 _TFIDF = {"C": _geometric(0.1, 300.0, 12), "fewest": 8, "patience": 3, "most_terms": 200_000}
-_EPOCHS = 3.0
+# Of every rate; and at most, where a budget leaves time for a longer run at the best one.
+_EPOCHS, _LONGEST = 3.0, 20.0
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "linear": _LINEAR,
@@ -56,10 +57,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tabicl": {},
     "tabpfn": {},
     "cronos-am": {"unfreeze": 2, "rounds": 6},
-    "lora": {"rank": 8, "epochs": _EPOCHS, "rates": [1e-4, 5e-4, 2e-3]},
+    "lora": {"rank": 8, "epochs": _EPOCHS, "longest": _LONGEST, "rates": [1e-4, 5e-4, 2e-3]},
     # Of texts; the small convolutional networks among image backbones want larger rates.
     "finetune": {
         "epochs": _EPOCHS,
+        "longest": _LONGEST,
         "rates": [2e-5, 5e-5, 1e-4],
         "image_rates": [1e-4, 3e-4, 1e-3],
     },
