@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,16 +81,13 @@ def test_there_is_a_version(capsys):
     assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from tasks.cli import main; main(['fit', '--help']); "
         f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - began
     assert "HEAVY []" in done.stdout
-    assert seconds < 3  # well under one on a machine that does nothing else
 
 
 @pytest.mark.parametrize(

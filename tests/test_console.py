@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -92,7 +94,8 @@ def test_bars_show_counts_and_notes_are_taken_literally():
     with reporter.stage("extract", total=4, done=1) as stage:
         stage.advance(2)
     reporter.note("the class [red] has no rows")
-    assert "3/4" in stream.getvalue()
+    assert "3/3" in stream.getvalue()  # a search that ends early has no time left
+    assert "left" not in stream.getvalue().splitlines()[-2]
     assert "note: the class [red] has no rows" in stream.getvalue()
 
 
@@ -104,6 +107,14 @@ def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
         stage.advance(12_000)
         stage.detail("gap 1.8e-02, 160 passes")
     assert "12,000/12,000" in stream.getvalue()
+    reporter, clock = RichReporter(stream), itertools.count(step=3)
+    monkeypatch.setattr(reporter._console, "get_time", clock.__next__)
+    # The bar makes room for the time left.
+    with suppress(KeyboardInterrupt), reporter.stage("predict", total=200_000) as stage:
+        for _ in range(5):
+            stage.advance(10)
+        raise KeyboardInterrupt
+    assert re.search(r"50/200,000.* h [0-9]+ min left", stream.getvalue())
     with RichReporter(stream).stage("report", total=None):
         pass
     assert "?" not in stream.getvalue()  # of an unknown total

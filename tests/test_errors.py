@@ -32,6 +32,16 @@ def test_options_are_parameters_in_python(written, read):
         assert str(error) == read
 
 
+def test_notes_name_options_as_errors_do(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\n" + "fine,a\n,b\n" * 10)
+    (note,) = load_task(path).notes
+    assert note.endswith("data row 2 (on_bad_row skip leaves them out)")
+    with command_line():
+        (note,) = load_task(path).notes
+    assert note.endswith("data row 2 (--on-bad-row skip leaves them out)")
+
+
 def test_both_are_told_the_name_that_they_gave(capsys):
     with pytest.raises(InputError, match=r"^train_rows 0: ask for at least one row$"):
         load_task("digits", train_rows=0)
