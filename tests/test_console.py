@@ -19,7 +19,7 @@ from tasks.inputs import text_items
 from tasks.pipeline import Predicted
 from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
 from tasks.predict import predictions as in_rows
-from tasks.show import make_table, print_table
+from tasks.show import _fitting, make_table, print_table
 
 
 def test_lines_say_how_far_and_how_long(monkeypatch):
@@ -123,6 +123,13 @@ def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
     print_table(table, stream)
     assert "0.6999 to 0.7987" in stream.getvalue()
     assert max(map(len, re.split(r"[\r\n]", stream.getvalue()))) <= int(columns)
+
+
+@pytest.mark.parametrize(("columns", "shown"), [("40", 4), ("66", 3), ("80", 4), ("300", 4)])
+def test_of_a_wide_table_the_columns_that_fit_are_shown(columns, shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)  # at 40 each cell has a line
+    lines = [["a method with a name", "1.00", "98.00 to 100.00 or more", "25,000,000"]]
+    assert _fitting(["method", "test accuracy, %", "95% interval", "parameters"], lines) == shown
 
 
 def test_the_reporter_fits_the_stream(capsys):
