@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight
 from convex_heads.decode import probabilities
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.head import ConvexHead, check_validation
-from convex_heads.losses import targets
+from convex_heads.losses import LOSSES, targets
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
 
@@ -177,6 +178,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             ValueError: unusable input or options, said in one sentence.
         """
         X, y = self._check_rows(X, y)
+        _check_labels(y)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self.classes_, label = np.unique(y, return_inverse=True)
@@ -227,7 +229,27 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     def _loss_name(self, C: int) -> str:
         if self.loss == "auto":
             return "logistic" if C == 2 else "softmax"
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of auto, {', '.join(LOSSES)}; got {self.loss!r}")
         return self.loss
+
+
+def _check_labels(y: np.ndarray) -> None:
+    """Labels are put in order, so they are all of one kind."""
+    kinds = {_kind(label) for label in y.ravel()} if y.dtype == object else set()
+    if "None" in kinds:
+        raise ValueError("a label in y is None: leave out rows without a label")
+    if len(kinds) > 1:
+        raise ValueError(
+            f"y holds labels of several types ({', '.join(sorted(kinds))}): make them all strings "
+            "or all numbers"
+        )
+
+
+def _kind(label: Any) -> str:
+    if label is None:
+        return "None"
+    return "number" if isinstance(label, numbers.Number | np.bool_) else type(label).__name__
 
 
 def _accuracy(z: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

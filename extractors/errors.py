@@ -2,7 +2,8 @@
 
 Every message is one line: what is wrong, then what would be right. Messages are written with
 options as the command line has them, ``--train-rows``; in Python they are read as the names of
-parameters, ``train_rows``, unless a command line is being answered (`command_line`).
+parameters, ``train_rows``, unless a command line is being answered (`command_line`). Notes and
+warnings are too, by `worded`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,18 @@ def command_line() -> Iterator[None]:
         _answering = before
 
 
+def worded(text: str) -> str:
+    """`text` as its reader writes options: as the command line has them, or as parameters.
+
+    >>> worded("--drop-leaks leaves such rows out; `convex-heads info --json` tells them")
+    'drop_leaks leaves such rows out; `convex-heads info --json` tells them'
+    """
+    return text if _answering else _OPTION.sub(_parameter, text)
+
+
 class _Sayable(Exception):
     def __str__(self) -> str:
-        said = super().__str__()
-        return said if _answering else _OPTION.sub(_parameter, said)
+        return worded(super().__str__())
 
 
 def _parameter(option: re.Match[str]) -> str:

@@ -16,43 +16,47 @@ from extractors.errors import MachineError
 
 TEMPORARY_PREFIX = ".writing-"
 _CURES = {
-    errno.ENOSPC: "the disk is full: free some space, or choose another --cache-dir",
-    errno.EDQUOT: "your disk quota is used up: free some space, or choose another --cache-dir",
+    errno.ENOSPC: "the disk is full: free some space, or choose another {option}",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose another {option}",
     errno.EFBIG: "the file size limit is reached (see ulimit -f): raise it",
-    errno.EROFS: "the file system is read-only: choose another --cache-dir",
-    errno.EACCES: "permission denied: choose a --cache-dir that you may write to",
-    errno.EPERM: "permission denied: choose a --cache-dir that you may write to",
+    errno.EROFS: "the file system is read-only: choose another {option}",
+    errno.EACCES: "permission denied: choose a place for {option} that you may write to",
+    errno.EPERM: "permission denied: choose a place for {option} that you may write to",
 }
 
 
 @contextmanager
-def plain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of writing below ``path`` into a one-line ``MachineError``."""
+def plain_disk_errors(path: Path, option: str = "--cache-dir") -> Iterator[None]:
+    """Turn an ``OSError`` of writing below ``path`` into a one-line ``MachineError``.
+
+    option: which one says where to write.
+    """
     try:
         yield
     except OSError as error:
         reason = _CURES.get(error.errno or 0, (error.strerror or str(error)).lower())
+        reason = reason.replace("{option}", option)
         raise MachineError(f"cannot write to {path}: {reason}") from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "--cache-dir") -> None:
     """Create a folder and its parents.
 
     Raises:
         MachineError: it cannot be created.
     """
-    with plain_disk_errors(path):
+    with plain_disk_errors(path, option):
         path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, option: str = "--cache-dir") -> None:
     """Write a whole file or nothing; the file system has it when this returns.
 
     Raises:
         MachineError: disk full, quota, read-only, size limit. The old file, if any, is untouched.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    with plain_disk_errors(path.parent):
+    with plain_disk_errors(path.parent, option):
         try:
             with temporary.open("wb") as file:
                 file.write(content)

@@ -115,10 +115,10 @@ def write_artefact(
             "weights_sha256": hashlib.sha256(content).hexdigest(),
             **facts,
         }
-        write_atomically(new / WEIGHTS_NAME, content)
-        write_atomically(new / CONFIG_NAME, (to_json(config, indent=2) + "\n").encode())
+        write_atomically(new / WEIGHTS_NAME, content, "--out")
+        write_atomically(new / CONFIG_NAME, (to_json(config, indent=2) + "\n").encode(), "--out")
         if write_more is not None:
-            with plain_disk_errors(folder.parent):
+            with plain_disk_errors(folder.parent, "--out"):
                 write_more(new)
 
 

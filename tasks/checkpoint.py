@@ -106,7 +106,7 @@ def save(folder: Path, state: State, about: Mapping[str, Any]) -> None:
     """
     from safetensors.numpy import save as to_safetensors
 
-    make_folder(folder)
+    make_folder(folder, "--out")
     arrays = {name: getattr(state, name) for name in _ARRAYS}
     for which in ("now", "best"):
         model: Model = getattr(state, which)
@@ -120,7 +120,7 @@ def save(folder: Path, state: State, about: Mapping[str, Any]) -> None:
     content = to_safetensors({name: np.ascontiguousarray(v) for name, v in plain.items()})
     digest = hashlib.sha256(content).hexdigest()
     file = f"weights-{digest[:16]}.safetensors"
-    write_atomically(folder / file, content)
+    write_atomically(folder / file, content, "--out")
     told = {
         "about": json.loads(to_json(about)),
         "weights": file,
@@ -131,7 +131,8 @@ def save(folder: Path, state: State, about: Mapping[str, Any]) -> None:
     }
     # NaN (of a ridge head's pattern violation) survives, and numbers to the last digit: JSON as
     # Python writes it.
-    write_atomically(folder / _STATE, json.dumps(told, default=_plain).encode("utf-8"))
+    text = json.dumps(told, default=_plain)
+    write_atomically(folder / _STATE, text.encode("utf-8"), "--out")
     for old in folder.glob("weights-*.safetensors"):
         if old.name != file:
             old.unlink(missing_ok=True)

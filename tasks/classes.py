@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from extractors.errors import InputError
+from extractors.errors import InputError, worded
 from tasks.labels import encode_labels, gives_several, is_missing
 from tasks.raw import RawSplit
 
@@ -104,9 +104,9 @@ def left_out_note(classes: Sequence[str]) -> str:
     """Said where rows were left out that nobody named this time.
 
     >>> left_out_note(["dog", "ship"])
-    "rows of 'dog', 'ship' are left out, as when the head was fitted; --classes names others"
+    "rows of 'dog', 'ship' are left out, as when the head was fitted; classes names others"
     """
-    return (
+    return worded(
         f"rows of {_listed(classes)} are left out, as when the head was fitted; "
         "--classes names others"
     )

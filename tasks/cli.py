@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--quiet" in arguments:  # downloads too
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    with command_line():
+    with command_line(), _own_warnings_in_a_line():
         try:
             code = app(arguments, prog_name="convex-heads", standalone_mode=False)
         except (Exception, KeyboardInterrupt) as error:
@@ -43,6 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextmanager
+def _own_warnings_in_a_line() -> Iterator[None]:
+    """A warning of ours is a sentence, without the place in our code; others stay as they are."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, kind: Any, filename: str, *more: Any) -> None:
+            if any(home in Path(filename).parents for home in _HOMES):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                others(message, kind, filename, *more)
+
+        warnings.showwarning = show
+        yield
+
+
+_HOMES = [Path(__file__).parents[1] / name for name in ("convex_heads", "extractors", "tasks")]
 _INTERRUPTED = "interrupted; what was finished is kept, and the same command continues from there"
 
 

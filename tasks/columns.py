@@ -145,12 +145,12 @@ def find_columns(
                 "--image-column, --features-column) and --label-column; its columns are "
                 f"{_list(names)}"
             )
-        label = _settle(names, choice.label, usual, "--label-column", source)
+        label = settle(names, choice.label, usual, "--label-column", source)
     if features is not None:
-        features = _settle(names, features, FEATURES_COLUMNS, "--features-column", source)
+        features = settle(names, features, FEATURES_COLUMNS, "--features-column", source)
         return Columns("features", features, label)
     if choice.image is not None:
-        image = _settle(names, choice.image, IMAGE_COLUMNS, "--image-column", source)
+        image = settle(names, choice.image, IMAGE_COLUMNS, "--image-column", source)
         return Columns("image", image, label)
     if choice.text is not None and choice.text not in names and PAIR_MARK in choice.text:
         parts = [part.strip() for part in choice.text.split(PAIR_MARK)]
@@ -159,10 +159,10 @@ def find_columns(
                 f"--text-column {choice.text}: name one column, or two with a "
                 f"'{PAIR_MARK}' between them"
             )
-        parts = [_settle(names, part, TEXT_COLUMNS, "--text-column", source) for part in parts]
+        parts = [settle(names, part, TEXT_COLUMNS, "--text-column", source) for part in parts]
         return Columns("text", choice.text, label, (parts[0], parts[1]))
     if choice.text is not None:
-        text = _settle(names, choice.text, TEXT_COLUMNS, "--text-column", source)
+        text = settle(names, choice.text, TEXT_COLUMNS, "--text-column", source)
         return Columns("text", text, label)
     text = _first(names, TEXT_COLUMNS)
     image = _first(names, IMAGE_COLUMNS)
@@ -183,9 +183,17 @@ def find_columns(
     )
 
 
-def _settle(
+def settle(
     names: Sequence[str], chosen: str | None, usual: Sequence[str], option: str, source: str
 ) -> str:
+    """The one of the columns `names` of `source` that `option` chose, or else the first usual one.
+
+    Raises:
+        InputError: there is none, or there are two of them.
+
+    >>> settle(["id", "Review "], "review", (), "--text-column", "reviews.csv")
+    'Review '
+    """
     if chosen is None:
         found = _first(names, usual)
         if found is None:

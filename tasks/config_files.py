@@ -57,7 +57,8 @@ def load_config(
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from None
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        wanted = " or ".join(dict.fromkeys(_wanted(each) for each in error.errors()))
+        same = [each for each in error.errors() if each["loc"][0] == first["loc"][0]]
+        wanted = " or ".join(dict.fromkeys(_wanted(each) for each in same))
         raise InputError(f"{option} {first['input']}: {wanted}") from None
 
 
@@ -77,7 +78,9 @@ def read_toml(path: Path, kind: type[CommonConfig]) -> dict[str, Any]:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     values = {key.replace("-", "_"): value for key, value in values.items()}
     known = [field.name for field in dataclasses.fields(kind)]
-    for key in values:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            raise InputError(f"{path}: [{key}] is a table; write options without one, one a line")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"

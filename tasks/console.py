@@ -158,6 +158,8 @@ class RichReporter:
         task = progress.add_task(name, total=total, completed=done, detail="")
         with progress:
             yield _Bar(progress, task)
+            if total is not None:  # no time is left, whatever there might have been to do
+                progress.update(task, total=progress.tasks[0].completed)
 
     def note(self, text: str) -> None:
         """Print the sentence."""
@@ -167,6 +169,7 @@ class RichReporter:
 def _count_column(wide: bool) -> Any:
     """How many of how many, the time so far and the time left, as far as they are known."""
     from rich.progress import ProgressColumn, Task
+    from rich.table import Column
     from rich.text import Text
 
     class Count(ProgressColumn):
@@ -178,7 +181,7 @@ def _count_column(wide: bool) -> Any:
                 parts.append(f"{duration(task.time_remaining)} left")
             return Text(", ".join(parts), no_wrap=True)
 
-    return Count()
+    return Count(table_column=Column(no_wrap=True))  # what is too wide is taken from the bar
 
 
 class _Bar:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from extractors.base import Modality, Rows
-from extractors.errors import InputError
+from extractors.errors import InputError, worded
 from tasks.classes import classes_slug, only_classes
 from tasks.columns import ColumnChoice
 from tasks.divide import NumberedSplit, divide, shrink
@@ -146,7 +146,7 @@ def load_task(
     _check_classes(names, n_kept)
     rows = divide(rows)
     _check_unseen(rows, names)
-    notes = raw.notes + _notes(skipped) + _empty_texts(splits)
+    notes = raw.notes + _notes(raw, skipped) + _empty_texts(splits)
     if classes:
         notes += (f"rows of the classes {', '.join(names)} alone: {n_kept:,} of {n_rows:,}",)
     fingerprint = _fingerprint(rows, names)
@@ -217,9 +217,9 @@ def _fault(value: Any, label: Any, modality: Modality) -> str | None:
     if modality == "text":
         return None if isinstance(value, str) else f"the text is {_kind(value)}, not a string"
     if modality == "features":
-        return (
-            None if isinstance(value, np.ndarray) else f"the vector of features is {_kind(value)}"
-        )
+        if isinstance(value, np.ndarray):
+            return None
+        return f"the features are {_kind(value)}, not a vector of numbers"
     if isinstance(value, Path):
         return None if value.is_file() else f"there is no image file {value}"
     if isinstance(value, bytes | np.ndarray):
@@ -281,12 +281,17 @@ def _labels_of(split: NumberedSplit) -> set[int]:
     return set(split.labels.tolist())
 
 
-def _notes(skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+def _notes(raw: RawData, skipped: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     if not skipped:
         return ()
-    listed = ", ".join(f"{row} ({reason})" for row, reason in skipped[:3])
-    more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return (f"bad rows dropped: {len(skipped)}, {listed}{more}",)
+    listed = "; ".join(f"{_place(raw, row)} ({reason})" for row, reason in skipped[:3])
+    more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+    return (f"rows left out because they cannot be used: {len(skipped):,}; {listed}{more}",)
+
+
+def _place(raw: RawData, row: str) -> str:
+    split = next(split for split in raw.splits.values() if row in split.ids)
+    return split.where(list(split.ids).index(row))
 
 
 def _empty_texts(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
@@ -296,8 +301,10 @@ def _empty_texts(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
         return ()
     split, i = places[0]
     return (
-        f"texts that are empty: {len(places)}, the first: {split.where(i)} "
-        "(--on-bad-row skip leaves them out)",
+        worded(
+            f"texts that are empty: {len(places)}, the first: {split.where(i)} "
+            "(--on-bad-row skip leaves them out)"
+        ),
     )
 
 

@@ -140,7 +140,7 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
         from extractors.graph import backbone_graph
 
         graph = backbone_graph(pipeline.extractor)
-    make_folder(config.out.absolute().parent)
+    make_folder(config.out.absolute().parent, "--out")
     with reporter.stage("export", total=None):
         difference, opset = export_head(
             pipeline.head, config.out, format=config.format, graph=graph, facts=pipeline.describe()
@@ -199,7 +199,7 @@ def export_head(
     temporary = out.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{out.name}")
     opset = None
     try:
-        with plain_disk_errors(out.parent):
+        with plain_disk_errors(out.parent, "--out"):
             if format == "onnx":
                 names = ("features",) if graph is None else graph.names
                 opset = _write_onnx(program, temporary, names, facts or {})
@@ -220,7 +220,7 @@ def export_head(
             )
         if graph is not None and graph.tokens:
             _write_tokenizer(graph, out)
-        with plain_disk_errors(out.parent):
+        with plain_disk_errors(out.parent, "--out"):
             temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -359,7 +359,7 @@ def _write_tokenizer(graph: Graph, out: Path) -> None:
     copy = type(fast).from_str(fast.to_str())
     copy.no_truncation() if limit is None else copy.enable_truncation(limit)
     copy.no_padding()
-    write_atomically(out.with_suffix(".tokenizer.json"), copy.to_str().encode())
+    write_atomically(out.with_suffix(".tokenizer.json"), copy.to_str().encode(), "--out")
 
 
 @contextmanager

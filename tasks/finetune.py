@@ -25,7 +25,7 @@ from extractors.base import Extractor
 from extractors.blocks import CutBackbone
 from extractors.changes import with_changes
 from extractors.encode import encode_rows
-from extractors.errors import InputError
+from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks import checkpoint
 from tasks.activations import CachedRows, activation_folder, cached_rows
@@ -192,7 +192,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
         changes=done.changed,
     )
     if done.interrupted:
-        reporter.note(f"the best so far is in {out}; with --resume the same command goes on")
+        reporter.note(worded(f"the best so far is in {out}; the same with --resume goes on"))
         raise KeyboardInterrupt
     shutil.rmtree(_checkpoints(out), ignore_errors=True)
     return record

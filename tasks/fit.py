@@ -20,7 +20,7 @@ from tasks.config import FitConfig
 from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import extract_features
-from tasks.fit_head import fit_head, history_lines, precision_note
+from tasks.fit_head import fit_head, history_lines, precision_note, unproven_note
 from tasks.outcome import common_fields, default_folder, measure, save, usable_rows
 from tasks.records import FitRecord
 from tasks.streaming import is_larger_than_memory
@@ -69,7 +69,7 @@ def run_fit(
         notes = (*notes, precision_note(effect))
         reporter.note(notes[-1])
     if certificate.relative_gap > classifier.tolerance_:
-        notes = (*notes, f"{classifier.status_.value} (gap {certificate.relative_gap:.1e})")
+        notes = (*notes, unproven_note(classifier.status_, certificate.relative_gap))
         reporter.note(notes[-1])
     proven = certificate._asdict()
     record = FitRecord(

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.errors import InputError
+from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
 from tasks.console import Reporter
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
-    from convex_heads.solution import PrecisionEffect, Record
+    from convex_heads.solution import PrecisionEffect, Record, Status
+
+_UNPROVEN = {  # where the advice of the status is no option of a job
+    "MAX_PASSES": "the most passes that a solve may take were not enough: raise --tolerance",
+    "MAX_SECONDS": "stopped at --max-seconds: raise it, or --tolerance",
+}
 
 
 def fit_head(
@@ -93,6 +98,16 @@ def fit_head(
             on_progress=on_progress,
             on_record=on_record,
         )
+
+
+def unproven_note(status: Status, gap: float) -> str:
+    """What to know of a head whose gap is above the tolerance.
+
+    >>> from convex_heads.solution import Status
+    >>> unproven_note(Status.MAX_SECONDS, 0.02)
+    'stopped at max_seconds: raise it, or tolerance (gap 2.0e-02)'
+    """
+    return worded(f"{_UNPROVEN.get(status.name, status.value)} (gap {gap:.1e})")
 
 
 def precision_note(effect: PrecisionEffect) -> str:

@@ -29,6 +29,8 @@ def inspect_path(path: Path) -> Inspection:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if path.is_file():
+        raise InputError(f"{path} is a file: name the folder of a store or an artefact")
     if (path / MANIFEST_NAME).is_file():
         return _inspect_store(path)
     if (path / "config.json").is_file():

@@ -43,7 +43,7 @@ class Journal:
         self._file: IO[bytes] = path.open("a+b")
         self._lock()
         whole = self._finished(key)
-        with plain_disk_errors(path.parent):
+        with plain_disk_errors(path.parent, "--output"):
             self._file.truncate(whole)
             if not whole:
                 self._file.write(json.dumps({"key": key}).encode() + b"\n")
@@ -57,8 +57,8 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise MachineError(
-                f"another process is writing what {self.path} is kept for: wait for it, or name "
-                "another --output"
+                f"another process is writing this --output ({self.path.name} is its journal): wait "
+                "for it, or name another"
             ) from error
 
     def _finished(self, key: str) -> int:
@@ -83,7 +83,7 @@ class Journal:
             "p": base64.b64encode(chunk.probabilities.astype("<f4").tobytes()).decode(),
             "skipped": chunk.skipped,
         }
-        with plain_disk_errors(self.path.parent):
+        with plain_disk_errors(self.path.parent, "--output"):
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from extractors.base import Modality
 from extractors.errors import InputError
 from tasks.classes import choose_classes
-from tasks.columns import ColumnChoice
+from tasks.columns import ColumnChoice, settle
+from tasks.data import check_rows
 from tasks.files import find_split_files
-from tasks.labels import encode_labels, is_missing
+from tasks.labels import encode_labels
 from tasks.raw import WHOLE
 from tasks.registry import TASKS, resolve_data_root
 from tasks.sources import read_source
@@ -34,7 +35,7 @@ class Labelled:
         inputs: n raw rows.
         labels: n class names.
         slices: n values of the column that was asked for, or None.
-        skipped: (row id, reason) of rows without a label.
+        skipped: (row id, reason) of rows that cannot be used.
         left_out: classes whose rows were not taken.
     """
 
@@ -71,10 +72,10 @@ def read_labelled(
         by: a column of the table, for slices.
         classes: take rows of these classes alone, see `tasks.classes`; none: of all but left_out.
         left_out: classes whose rows were left out when the head was fitted.
-        on_bad_row: what a row without a label does, "fail" or "skip".
+        on_bad_row: what a row that cannot be used does, "fail" or "skip".
 
     Raises:
-        InputError: rows of another modality, no such split or column, a missing label.
+        InputError: rows of another modality, no such split or column, a row without a label.
     """
     raw = read_source(data, resolve_data_root(data_root), choice)
     if raw.modality != modality:
@@ -87,21 +88,11 @@ def read_labelled(
         raise InputError(f"{raw.name} has no split '{split}'; it has {there}")
     rows = raw.splits[found]
     slices = None if by is None else _column(data, found, by, len(rows.ids))
-    good: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    for i, value in enumerate(rows.labels):
-        if not is_missing(value):
-            good.append(i)
-        elif on_bad_row == "skip":
-            skipped.append((rows.ids[i], "the label is missing"))
-        else:
-            raise InputError(
-                f"{rows.where(i)}: the label is missing (--on-bad-row skip leaves such rows out)"
-            )
-    if not good:
-        raise InputError(f"{raw.name} holds no row with a label")
-    names, numbers = encode_labels({found: rows.take(good)}, raw.class_names)
+    checked, skipped = check_rows(replace(raw, splits={found: rows}), on_bad_row)
+    names, numbers = encode_labels(checked, raw.class_names)
     labels = numbers[found]
+    unusable = {row for row, _ in skipped}
+    good = [i for i, row in enumerate(rows.ids) if row not in unusable]
     chosen = choose_classes(names, classes, left_out)
     keep = np.flatnonzero(np.isin(labels, chosen))
     good, labels = [good[i] for i in keep], labels[keep]
@@ -113,7 +104,7 @@ def read_labelled(
         inputs=kept.inputs,
         labels=[names[i] for i in labels],
         slices=None if slices is None else [slices[i] for i in good],
-        skipped=tuple(skipped),
+        skipped=skipped,
         left_out=tuple(name for c, name in enumerate(names) if c not in chosen),
     )
 
@@ -151,11 +142,7 @@ def _column(data: str, split: str, name: str, n: int) -> list[Any]:
     values: list[Any] = []
     for file in tables:
         table = open_table(file)
-        if name not in table.names:
-            raise InputError(
-                f"--by {name}: {file.name} has no such column; it has {', '.join(table.names[:12])}"
-            )
-        values += table.read(name)
+        values += table.read(settle(table.names, name, (), "--by", file.name))
     if len(values) != n:
         raise InputError(f"--by {name}: {data} holds no table with a value for every row")
     return values

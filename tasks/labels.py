@@ -16,7 +16,7 @@ from tasks.raw import RawSplit
 from tasks.tables import Broken
 
 _LISTS = (list, tuple, np.ndarray)
-_INTEGER = re.compile(r"[+-]?\d+(\.0*)?\Z")
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?\Z")  # "007" is a code, another one than "7"
 
 
 def read_class_names(folder: Path) -> list[str] | None:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from extractors.errors import InputError
+from extractors.errors import InputError, worded
 from extractors.gather import Picked
 from extractors.store import StoredRows
 from tasks.console import Reporter
@@ -143,7 +143,7 @@ def check_leaks(
         kept[split] = _without(rows[split], numbers)
         record["dropped"][split] = len(numbers)
     if record["examples"]:
-        advice = "" if drop else "; --drop-leaks leaves such rows out of train"
+        advice = "" if drop else worded("; --drop-leaks leaves such rows out of train")
         reporter.note(f"duplicates: {leaks_in_words(record)}{advice}")
         for example in examples_in_words(record, inputs):
             reporter.note(f"for example {example}")
@@ -249,7 +249,7 @@ def find_leaks(
                 split,
                 rows[of].ids[twin[i]],
                 of,
-                1.0 if exact[i] else round(float(twins.similarity[counted[i]]), 4),
+                1.0 if exact[i] else min(round(float(twins.similarity[counted[i]]), 4), 0.9999),
                 bool(same[i]),
             )
             for i in first.tolist()

@@ -115,7 +115,7 @@ def _label_into_file(
         ):
             journal.add(chunk)
         temporary = output.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{output.name}")
-        with plain_disk_errors(output.parent):
+        with plain_disk_errors(output.parent, "--output"):
             try:
                 if form == "parquet" and not as_json:
                     write_parquet(journal.chunks(), pipeline.classes, temporary, skipped)
@@ -136,7 +136,7 @@ def _label_into_file(
         told = output.with_name(f"{output.name}.skipped.jsonl")
         if skipped:
             lines = [to_json({"id": row, "reason": why}) + "\n" for row, why in skipped.items()]
-            write_atomically(told, "".join(lines).encode())
+            write_atomically(told, "".join(lines).encode(), "--output")
         else:
             told.unlink(missing_ok=True)  # of an earlier run
         done = True

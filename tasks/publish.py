@@ -58,17 +58,17 @@ def whole_folder(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """
     check_destination(folder, names)
     folder = Path(os.path.realpath(folder))
-    make_folder(folder.parent)
+    make_folder(folder.parent, "--out")
     within = folder.is_dir() and not _exchangeable(folder)
     temporary = (folder if within else folder.parent) / (
         f"{TEMPORARY_PREFIX}{os.getpid()}-{folder.name}"
     )
-    with plain_disk_errors(temporary.parent):
+    with plain_disk_errors(temporary.parent, "--out"):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     try:
         yield temporary
-        with plain_disk_errors(temporary.parent):
+        with plain_disk_errors(temporary.parent, "--out"):
             if within:
                 _move_out(temporary, folder, names)
             else:

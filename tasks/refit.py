@@ -32,6 +32,7 @@ from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide
+from tasks.fit_head import unproven_note
 from tasks.labels import encode_labels
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
@@ -130,7 +131,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
 
     notes = ()
     if solved.status is not Status.CONVERGED:
-        notes = (f"{solved.status.value} (gap {solved.certificate.relative_gap:.1e})",)
+        notes = (unproven_note(solved.status, solved.certificate.relative_gap),)
         reporter.note(notes[0])
     made = RefitRecord(
         artefact=str(config.out),

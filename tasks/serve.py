@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -52,10 +53,6 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
         MachineError: the address cannot be listened on.
     """
     _need_packages()
-    import socket
-
-    import uvicorn
-
     from tasks.pipeline import ConvexHeadPipeline
 
     pipeline = ConvexHeadPipeline.from_pretrained(
@@ -64,20 +61,23 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
         trust_remote_code=config.trust_remote_code,
         backbone=config.backbone,
     )
-    with reporter.stage("load", total=None):
-        app = make_app(pipeline, config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((config.host, config.port))
-        listening.listen(_BACKLOG)  # whoever comes before the loop runs waits, and is not refused
-    except OSError as error:
-        listening.close()
-        raise MachineError(
-            f"cannot listen on {config.host}, port {config.port}: {error.strerror}; choose "
-            "another --port or --host"
-        ) from error
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with _told_of_the_address(config):
+            listening.bind((config.host, config.port))  # a port in use is said before the load
+        with reporter.stage("load", total=None):
+            app = make_app(pipeline, config)
+        with _told_of_the_address(config):
+            listening.listen(_BACKLOG)  # whoever comes before the loop runs waits
+        _answer(app, listening, config, reporter)
+
+
+def _answer(
+    app: FastAPI, listening: socket.socket, config: ServeConfig, reporter: Reporter
+) -> None:
+    import uvicorn
+
     port = listening.getsockname()[1]
     shown = f"[{config.host}]" if ":" in config.host else config.host
     reporter.note(f"serving {config.artefact} on http://{shown}:{port}")
@@ -90,10 +90,18 @@ def run_serve(config: ServeConfig, *, reporter: Reporter) -> None:
             timeout_graceful_shutdown=config.shutdown_seconds,
         )
     )
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+@contextmanager
+def _told_of_the_address(config: ServeConfig) -> Iterator[None]:
     try:
-        asyncio.run(server.serve(sockets=[listening]))
-    finally:
-        listening.close()
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"cannot listen on {config.host}, port {config.port}: {error.strerror}; choose "
+            "another --port or --host"
+        ) from error
 
 
 def _ending_quietly(kind: type[uvicorn.Server]) -> type[uvicorn.Server]:

@@ -107,16 +107,35 @@ def show_comparison(record: CompareRecord) -> None:
         for sentence in said["text"]:
             print(f"  {sentence}")
         header, lines = table_of(record, said)
-        table = make_table(*header)
+        shown = _fitting(header, lines)
+        table = make_table(*header[:shown])
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*line[:shown])
         print_table(table)
+        if shown < len(header):
+            print(f"in the report too: {', '.join(header[shown:])}")
     found = sum(record.advice.get("label_errors", {}).get("suspected", {}).values())
     if found:
         print(f"labels    {Path(record.out) / 'label_errors.csv'}: {found:,} to look at")
     print(f"records   {Path(record.out) / 'records.jsonl'}")
     print(f"table     {Path(record.out) / 'report.md'}")
     print(f"report    {record.report}")
+
+
+def _fitting(header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
+    """How many columns, from the first on, a terminal shows without breaking a figure.
+
+    All where they fit, or where so few do that `print_table` writes a line for each cell.
+    """
+    columns = _columns(sys.stdout)
+    if columns is None or columns < WIDE:
+        return len(header)
+    needed = 0
+    for shown, (head, *cells) in enumerate(zip(header, *lines, strict=True)):
+        needed += max(map(len, (*head.split(), *cells))) + 3
+        if needed > columns:
+            return shown
+    return len(header)
 
 
 def _show_features(record: ExtractRecord | FitRecord) -> None:

@@ -251,6 +251,7 @@ def _end_with_stdin() -> None:
 
 def main(folder: Path) -> None:
     """Do the job in the folder."""
+    from extractors.errors import command_line
     from tasks.methods.base import Unavailable
     from tasks.records import to_json
 
@@ -266,8 +267,9 @@ def main(folder: Path) -> None:
         answers.flush()
 
     try:
-        for record in run(folder, Path(job["out"]), trials, job):
-            answer({"record": record})
+        with command_line():  # who reads it is known where the answer is read
+            for record in run(folder, Path(job["out"]), trials, job):
+                answer({"record": record})
     except Unavailable as error:
         answer({UNAVAILABLE: str(error)})
     except MemoryError:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from extractors.errors import MachineError
+from extractors.errors import MachineError, worded
 from tasks.console import Reporter, Stage
 from tasks.ledger import Ledger, Trial
 from tasks.methods import METHODS
@@ -78,12 +78,13 @@ def _run_method(
             assert process.stdout is not None
             for answer in _answers(process.stdout):
                 if "record" in answer:
-                    ledger.append(answer["record"])
+                    notes = [worded(note) for note in answer["record"]["notes"]]
+                    ledger.append({**answer["record"], "notes": notes})
                     finished += 1
                     stage.advance(1)
                     stage.detail(f"{title}, {finished} of {len(trials)}")
                 else:
-                    reason = answer.get(UNAVAILABLE) or answer[FAILED]
+                    reason = worded(answer.get(UNAVAILABLE) or answer[FAILED])
             process.wait()
         finally:
             process.kill()

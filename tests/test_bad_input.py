@@ -160,7 +160,10 @@ def test_bad_rows_can_be_skipped_and_are_told(tmp_path):
     ids = [row_id for rows in data.splits.values() for row_id in rows.ids]
     assert len(ids) == 40
     assert [row_id for row_id, _ in data.skipped] == ["row/000040", "row/000041"]
-    assert any(note.startswith("bad rows dropped: 2, row/000040 (") for note in data.notes)
+    assert data.notes == (
+        "rows left out because they cannot be used: 2; d.jsonl, line 41 (the text is an int, not a "
+        "string); d.jsonl, line 42 (the label is missing)",
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux does")

@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tasks.cli import explain, main
+from tasks.cli import _own_warnings_in_a_line, explain, main
 
 VERBS = (
     *("demo", "tasks", "extract", "fit", "finetune", "compare", "predict", "evaluate", "refit"),
@@ -82,16 +82,26 @@ def test_there_is_a_version(capsys):
     assert capsys.readouterr().out == f"convex-heads {version('convex-heads')}\n"
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_own_warnings_are_a_line_and_those_of_others_stay(capsys):
+    from convex_heads import checkpoint
+
+    with (
+        warnings.catch_warnings(record=True, action="always") as heard,
+        _own_warnings_in_a_line(),
+    ):
+        warnings.warn_explicit("no checkpoints from here on", UserWarning, checkpoint.__file__, 1)
+        warnings.warn_explicit("something else", UserWarning, pytest.__file__, 1)
+    assert capsys.readouterr().err == "warning: no checkpoints from here on\n"
+    assert [str(each.message) for each in heard or ()] == ["something else"]
+
+
+def test_help_imports_nothing_heavy():
     code = (
         "import sys; from tasks.cli import main; main(['fit', '--help']); "
         f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - began
     assert "HEAVY []" in done.stdout
-    assert seconds < 3  # well under one on a machine that does nothing else
 
 
 @pytest.mark.parametrize(
@@ -125,6 +135,7 @@ REFUSED = {
     "negative beta": (["fit", "digits", "--beta", "-1"], "--beta -1.0: must be above 0"),
     "no config": (["extract", "digits", "--config", "no.toml"], "cannot read --config no.toml"),
     "no artefact": (["predict"], "say which artefact"),
+    "a file for a folder": (["info", __file__], "is a file: name the folder of a store or"),
     "no path": (["info"], "say which store or artefact"),
     "no action": (["cache"], "say what to do with the stores: ls, verify, compact or rm"),
     "no such action": (["cache", "purge"], "--action purge: must be 'ls', 'verify', 'compact' or"),

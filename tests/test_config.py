@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extractors import InputError
 from tasks import config
 from tasks.config import ExtractConfig, FitConfig
 from tasks.config_files import load_config, to_toml
@@ -55,6 +57,16 @@ def test_flags_win_over_the_file(tmp_path):
     (tmp_path / "f.toml").write_text('data = "imdb"\nseed = 3\ntrain_rows = 10\n')
     config = load_config(ExtractConfig, tmp_path / "f.toml", {"seed": 5, "train_rows": None})
     assert (config.data, config.seed, config.train_rows) == ("imdb", 5, 10)
+
+
+def test_a_file_with_faults_is_told_the_first_of_them(tmp_path):
+    path = tmp_path / "f.toml"
+    path.write_text('n_gates = "many"\nbeta = "x"\n')
+    with pytest.raises(InputError, match=r"n_gates many: must be 'auto' or 'grow' or .*integer$"):
+        load_config(FitConfig, path, {"data": "imdb"})
+    path.write_text('[fit]\ndata = "imdb"\n')
+    with pytest.raises(InputError, match=r"\[fit\] is a table; write options without one"):
+        load_config(FitConfig, path)
 
 
 def test_fit_json_has_the_promised_fields_in_their_order():

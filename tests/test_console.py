@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from tasks.inputs import text_items
 from tasks.pipeline import Predicted
 from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
 from tasks.predict import predictions as in_rows
-from tasks.show import make_table, print_table
+from tasks.show import _fitting, make_table, print_table
 
 
 def test_lines_say_how_far_and_how_long(monkeypatch):
@@ -92,7 +94,8 @@ def test_bars_show_counts_and_notes_are_taken_literally():
     with reporter.stage("extract", total=4, done=1) as stage:
         stage.advance(2)
     reporter.note("the class [red] has no rows")
-    assert "3/4" in stream.getvalue()
+    assert "3/3" in stream.getvalue()  # a search that ends early has no time left
+    assert "left" not in stream.getvalue().splitlines()[-2]
     assert "note: the class [red] has no rows" in stream.getvalue()
 
 
@@ -104,6 +107,14 @@ def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
         stage.advance(12_000)
         stage.detail("gap 1.8e-02, 160 passes")
     assert "12,000/12,000" in stream.getvalue()
+    reporter, clock = RichReporter(stream), itertools.count(step=3)
+    monkeypatch.setattr(reporter._console, "get_time", clock.__next__)
+    # The bar makes room for the time left.
+    with suppress(KeyboardInterrupt), reporter.stage("predict", total=200_000) as stage:
+        for _ in range(5):
+            stage.advance(10)
+        raise KeyboardInterrupt
+    assert re.search(r"50/200,000.* h [0-9]+ min left", stream.getvalue())
     with RichReporter(stream).stage("report", total=None):
         pass
     assert "?" not in stream.getvalue()  # of an unknown total
@@ -112,6 +123,13 @@ def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
     print_table(table, stream)
     assert "0.6999 to 0.7987" in stream.getvalue()
     assert max(map(len, re.split(r"[\r\n]", stream.getvalue()))) <= int(columns)
+
+
+@pytest.mark.parametrize(("columns", "shown"), [("40", 4), ("66", 3), ("80", 4), ("300", 4)])
+def test_of_a_wide_table_the_columns_that_fit_are_shown(columns, shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)  # at 40 each cell has a line
+    lines = [["a method with a name", "1.00", "98.00 to 100.00 or more", "25,000,000"]]
+    assert _fitting(["method", "test accuracy, %", "95% interval", "parameters"], lines) == shown
 
 
 def test_the_reporter_fits_the_stream(capsys):

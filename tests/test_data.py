@@ -204,9 +204,11 @@ def test_every_table_format_gives_the_same_rows(tmp_path, name, write):
 
 def test_text_that_a_reader_could_take_for_numbers_stays_text(tmp_path):
     texts = [f"0{i}" for i in range(20)]
-    data = load_task(write_csv(tmp_path / "d.csv", texts, ["007", "042"] * 10))
+    data = load_task(write_csv(tmp_path / "d.csv", texts, ["10", "9.0"] * 10))
     assert data.splits["train"].inputs[0].startswith("0")
-    assert data.classes == ("7", "42")  # integers, in numerical order
+    assert data.classes == ("9", "10")  # integers, in numerical order
+    data = load_task(write_csv(tmp_path / "d.csv", texts, ["01", "1"] * 10))
+    assert data.classes == ("01", "1")  # codes, and two different ones
 
 
 def test_line_breaks_quotes_and_other_scripts_survive_csv(tmp_path):

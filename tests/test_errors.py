@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from extractors import InputError, MachineError, load_extractor
 from extractors.errors import command_line
 from extractors.options import FeatureOptions
+from extractors.storage import plain_disk_errors
 from tasks import compare, load_task
 from tasks.cli import main
 
@@ -30,6 +33,25 @@ def test_options_are_parameters_in_python(written, read):
             assert str(error) == written
             assert str(kind(f"x: {error}")) == f"x: {written}"
         assert str(error) == read
+
+
+def test_notes_name_options_as_errors_do(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\n" + "fine,a\n,b\n" * 10)
+    (note,) = load_task(path).notes
+    assert note.endswith("data row 2 (on_bad_row skip leaves them out)")
+    with command_line():
+        (note,) = load_task(path).notes
+    assert note.endswith("data row 2 (--on-bad-row skip leaves them out)")
+
+
+def test_a_full_disk_is_cured_by_the_option_that_chose_it(tmp_path):
+    for option, named in (("--cache-dir", "cache_dir"), ("--output", "output")):
+        with (
+            pytest.raises(MachineError, match=rf"the disk is full: .* choose another {named}$"),
+            plain_disk_errors(tmp_path, option),
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_both_are_told_the_name_that_they_gave(capsys):

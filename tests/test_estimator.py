@@ -111,7 +111,7 @@ def test_not_converged_warns_with_the_gap(xor):
         ({"beta": -1}, "fraction"),
         ({"beta": "best"}, "auto"),
         ({"tolerance": 0}, "tolerance"),
-        ({"loss": "hinge"}, "softmax"),
+        ({"loss": "hinge"}, "auto, .*softmax"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(xor, options, word):
@@ -129,6 +129,8 @@ def test_unusable_rows_are_refused(xor):
         (bad, y, "NaN"),
         (X, np.full(len(X), "one"), "1 class"),
         (X[:10], y[:9], "inconsistent"),
+        (X[:4], np.array(["a", 1, 2.0, "b"], object), r"several types \(number, str\)"),
+        (X[:4], np.array(["a", None, "b", "b"], object), "is None: leave out rows"),
     ]:
         with pytest.raises(ValueError, match=word):
             ConvexHeadClassifier().fit(features, labels)

@@ -90,6 +90,10 @@ def test_planted_exact_and_near_duplicates_are_found_where_they_are():
     (near,) = found.examples["validation", "train"]
     assert (near.row, near.twin) == ("row/2001", "row/0003")
     assert SIMILARITY <= near.similarity < 0.9999
+    X[2001] = X[3] * np.linspace(0.9993, 1.0007, X.shape[1])  # 1.0000, but no copy
+    (near,) = find_leaks(splits(X, labels)).examples["validation", "train"]
+    assert near.similarity == 0.9999
+    X[2001] = nearly(X[3], rng)
     # Without these rows nothing leaks, and nothing more than that is taken out.
     assert found.remove["train"].tolist() == [3, 17, 700, 1234, 1500, 1999]
     assert found.remove["validation"].tolist() == [199]

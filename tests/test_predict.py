@@ -213,7 +213,9 @@ def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
     assert main([*command, "--by", "text"]) == 2
     assert "too many for slices" in capsys.readouterr().err
     assert main([*command, "--by", "sauce"]) == 2
-    assert "no such column" in capsys.readouterr().err
+    assert "has no column 'sauce'; its columns are " in capsys.readouterr().err
+    assert main([*command, "--by", "Source", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["slices"]) == 2
     # An artefact remembers the columns that its rows had.
     own = shutil.copytree(HEAD, tmp_path / "own")
     config = json.loads((own / "config.json").read_text())
@@ -222,6 +224,17 @@ def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
     source.write_text("words ,Kind\nfine,film\n")
     assert main(["evaluate", str(own), str(source), "--quiet"]) == 0
     assert main(["predict", str(own), "--input", str(source), "--quiet"]) == 0
+    # What cannot be used is called what it is, and left out as `fit` does.
+    source.write_text("text,label\nfine,film\nfine\n,film\nfine,\nfine,film\n")
+    assert main(["evaluate", str(own), *command[2:]]) == 2
+    said = capsys.readouterr().err
+    assert "data row 2: 1 cells where the header has 2" in said
+    assert "rows that cannot be used: 2 (--on-bad-row skip" in said
+    capsys.readouterr()
+    assert main(["evaluate", str(own), *command[2:], "--on-bad-row", "skip", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["n"] == 2
+    assert [row["id"] for row in record["skipped"]] == ["row/000001", "row/000002", "row/000003"]
     source.write_text("text,label\nfine,film\nfine,mineral\n")
     assert main(["evaluate", str(own), *command[2:]]) == 2
     assert "'mineral' is none of the head's classes" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from convex_heads.decode import Network, ReluNetwork, TwoLayer
 from convex_heads.head import ConvexHead
 from convex_heads.robustness import robustness_radius
 from tasks.calibration import fit_temperature
+from tasks.fit_head import unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
 
 # A radius costs about 10 P min(P, d) C products a row.
@@ -95,7 +96,7 @@ def _radius(
 def certificate_notes(head: ConvexHead) -> tuple[str, ...]:
     """A sentence where the gap that was asked for has not been reached."""
     gap = head.certificate_.relative_gap
-    return () if gap <= head.tolerance_ else (f"{head.status_.value} (gap {gap:.1e})",)
+    return () if gap <= head.tolerance_ else (unproven_note(head.status_, gap),)
 
 
 def training_of(head: ConvexHead) -> dict[str, Any]:
