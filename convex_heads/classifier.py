@@ -32,18 +32,18 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     random are the gates. "Globally optimal" is meant for the drawn gates.
 
     Parameters:
-        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64, or 32
-            for ReLU heads, which have two neurons for every gate and class), or
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64; 256
+            under ridge; 32 for ReLU heads, which have two neurons for every gate and class), or
             "grow": as many as that, added where they lower the objective most (slower; see
             :mod:`convex_heads.growth`).
         gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
             :mod:`convex_heads.gates`.
         beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
-            fractions to choose from, or "auto": a path from 0.1 to 0.001 (ReLU heads: from 0.003
-            to 0.3 of a smaller beta_max) of which the lowest validation loss chooses; the larger
-            beta wins ties. The path ends early once two points in turn have not lowered it.
-            Without ``X_val``, 15% of the rows are held out by a hash of their content to choose,
-            then all rows are fitted; with fewer than 100 distinct rows beta is 0.1.
+            fractions to choose from, or "auto": a path from 0.1 to 0.001 (ridge: from 10 to 0.003;
+            ReLU heads: from 0.003 to 0.3 of a smaller beta_max) of which the lowest validation loss
+            chooses; the larger beta wins ties. The path ends early once two points in turn have not
+            lowered it. Without ``X_val``, 15% of the rows are held out by a hash of their content
+            to choose, then all rows are fitted; with fewer than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
             Logistic with more than two classes is one-vs-rest: the sum of C binary losses, each
             class against the others, over shared gates. Under the group penalty it is one program
@@ -52,8 +52,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             Probabilities are the C sigmoids, normalised.
         class_weight: None, "balanced" or a dict from class to weight.
         penalty: "group" (the formula above, the default), which switches gates off, or "ridge",
-            sum_i ||W_i||_F^2 / 2 in its place, which uses all of them; fractions in ``beta`` are
-            of the group penalty's beta_max for both.
+            sum_i ||W_i||_F^2 / 2 in its place, which uses all of them and comes, with many gates,
+            near the kernel (x'y) P(g'x >= 0, g'y >= 0); fractions in ``beta`` are of the group
+            penalty's beta_max for both, and may be above 1 for ridge.
         activation: "gated_relu" (default), or "relu": a ReLU network on whose own objective the
             fit descends, certified as a point of the convex program of its own patterns
             (:mod:`convex_heads.relu`); its gap can end above ``tolerance``, which is said.

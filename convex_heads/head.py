@@ -28,7 +28,7 @@ from convex_heads.losses import LOSSES
 from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
 from convex_heads.precision import Precision
-from convex_heads.programs import ACTIVATIONS, Options, default_tolerance
+from convex_heads.programs import ACTIVATIONS, AUTO, Options, default_tolerance
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
@@ -96,7 +96,7 @@ class ConvexHead(BaseEstimator):
     ) -> None:
         check_selection(self.selection)
         options = self._options(data, loss_name)
-        fractions = self._fractions(data, ACTIVATIONS[options.activation].betas)
+        fractions = self._fractions(data, AUTO[options.activation, options.penalty].betas)
         for fraction in fractions:
             replace(options, beta=fraction)
         scaling = Scaling.fit(data.X, data.weight)
@@ -209,8 +209,8 @@ class ConvexHead(BaseEstimator):
     def _options(self, data: TrainingSet, loss_name: str) -> Options:
         """The options as checked numbers; beta is still to be chosen."""
         n_gates, tolerance = self.n_gates, self.tolerance
-        # An unknown activation is refused below, whatever the gates.
-        known = ACTIVATIONS.get(self.activation, ACTIVATIONS["gated_relu"])
+        # An unknown activation or penalty is refused below, whatever the gates.
+        known = AUTO.get((self.activation, self.penalty), AUTO["gated_relu", "group"])
         if n_gates in ("auto", "grow"):
             held = _WEIGHTS // ((data.X.shape[1] + 1) * data.target.shape[1])
             n_gates = max(1, min(known.gates, len(data.X) // _ROWS_PER_GATE, held))

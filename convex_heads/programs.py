@@ -40,8 +40,6 @@ class Activation(NamedTuple):
         decode: weights -> deployed network.
         decreasing: whether a path goes from the largest beta to the smallest. Descent goes the
             other way: neurons that the penalty has merged would not part again.
-        betas: fractions of beta_max on the path of "auto".
-        gates: most gates that "auto" offers; hidden units are P C and 2 P C, equally many.
     """
 
     name: str
@@ -54,8 +52,6 @@ class Activation(NamedTuple):
     certify: Callable[..., Any]
     decode: Callable[..., TwoLayer]
     decreasing: bool
-    betas: tuple[float, ...]
-    gates: int
 
 
 ACTIVATIONS = {
@@ -70,8 +66,6 @@ ACTIVATIONS = {
         certify=gated.certify_prepared,
         decode=Network.decode,
         decreasing=True,
-        betas=(0.1, 0.055, 0.03, 0.017, 0.01, 0.0055, 0.003, 0.0017, 0.001),
-        gates=64,
     ),
     "relu": Activation(
         name="relu",
@@ -84,10 +78,46 @@ ACTIVATIONS = {
         certify=relu.certify_prepared,
         decode=relu.decode,
         decreasing=False,
-        betas=(0.003, 0.01, 0.03, 0.1, 0.3),
-        gates=32,
     ),
 }
+
+
+class Auto(NamedTuple):
+    """What "auto" stands for under one activation and penalty.
+
+    Attributes:
+        betas: fractions of beta_max on the path.
+        gates: most gates that are offered.
+    """
+
+    betas: tuple[float, ...]
+    gates: int
+
+
+# Hidden units are P C and 2 P C under the two activations, equally many. Ridge spreads a function
+# over all gates at a 1/P of its penalty: it gains from many, and wants a beta that grows with them.
+AUTO = {
+    ("gated_relu", "group"): Auto(
+        (0.1, 0.055, 0.03, 0.017, 0.01, 0.0055, 0.003, 0.0017, 0.001), gates=64
+    ),
+    ("gated_relu", "ridge"): Auto((10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003), gates=256),
+    ("relu", "group"): Auto((0.003, 0.01, 0.03, 0.1, 0.3), gates=32),
+}
+
+
+def check_beta(beta: float, penalty: str) -> None:
+    """Refuses a fraction of beta_max that the penalty has no use for.
+
+    Raises:
+        ValueError: not above 0, or above 1 under the group penalty.
+    """
+    if beta > 1 and penalty == "group":
+        raise ValueError(
+            f"beta is a fraction of beta_max, above 0 and at most 1 under the group penalty: at 1 "
+            f"the head is zero; got {beta}"
+        )
+    if not 0 < beta < float("inf"):
+        raise ValueError(f"beta is a fraction of beta_max, above 0; got {beta}")
 
 
 def default_tolerance(activation: str, loss: str) -> float:
@@ -110,7 +140,8 @@ class Options:
     Attributes:
         beta: penalty as a fraction of beta_max, in (0, 1]; at 1 the head is zero. Default 0.03.
             Ridge weights are never zero and have no beta_max of their own: fractions are of the
-            beta_max of the group penalty there too, only to have the scale of the data in them.
+            beta_max of the group penalty there too, only to have the scale of the data in them,
+            and may be above 1.
         n_gates: gates to draw, >= 1; the first is always on. Default 64. Gates with equal patterns
             are dropped.
         gates: how they are drawn, one of :data:`convex_heads.gates.SAMPLERS`. Default ``aligned``.
@@ -164,10 +195,7 @@ class Options:
                 "the ReLU program has the group penalty, a norm for every neuron: use "
                 "penalty='group', or activation='gated_relu'"
             )
-        if not 0 < self.beta <= 1:
-            raise ValueError(
-                f"beta is a fraction of beta_max, above 0 and at most 1; got {self.beta}"
-            )
+        check_beta(self.beta, self.penalty)
         if self.n_gates < 1:
             raise ValueError(
                 f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"

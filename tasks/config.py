@@ -133,8 +133,9 @@ class FitConfig(ExtractConfig):
     beta_max, or "auto" (chosen on validation). loss: "auto" is logistic for two classes, else
     softmax; "logistic" with more is one-vs-rest. selection: how "auto" chooses: the lowest
     validation loss, or the largest beta within one standard error of it. penalty: "group" switches
-    gates off, "ridge" uses them all; beta_max is the group penalty's for both. tolerance: relative
-    duality gap to stop at; max_seconds: time limit of the solver; None leaves both to its defaults.
+    gates off, "ridge" uses them all and gains from many; beta_max is the group penalty's for both,
+    and ridge may be above it. tolerance: relative gap to stop at; max_seconds: time limit of
+    the solver; None leaves both to its defaults.
     precision: of the products that a solve of a gated head begins with; the gap is always computed
     in float32, and a gap above the tolerance is closed in float32.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
@@ -204,7 +205,7 @@ class FitConfig(ExtractConfig):
             )
         if self.beta != "auto":
             above_zero("--beta", self.beta, _BETA)
-            if self.beta > 1:
+            if self.beta > 1 and self.penalty == "group":
                 raise InputError(f"--beta {self.beta}: must be at most 1{_BETA}")
         above_zero("--tolerance", self.tolerance, GAP)
         if self.tolerance is not None and self.tolerance >= 1:

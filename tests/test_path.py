@@ -17,7 +17,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.operators import apply, build_program
 from convex_heads.penalties import group_l21
-from convex_heads.programs import ACTIVATIONS
+from convex_heads.programs import AUTO
 from convex_heads.selection import Judgement, choose, difference_errors, standard_error
 
 
@@ -168,7 +168,7 @@ def test_the_path_costs_less_than_three_cold_solves_at_its_smallest_beta():
     Y = np.eye(4, dtype=np.float32)[y]
     prepared = prepare(Z, Y, np.ones(len(X)), LOSSES["softmax"], 16, jax.random.key(0))
     limits, state, warm = Limits(tolerance=5e-2), None, 0.0
-    for fraction in ACTIVATIONS["gated_relu"].betas:
+    for fraction in AUTO["gated_relu", "group"].betas:
         beta = fraction * prepared.beta_max
         solution, state = minimise(prepared, beta, warm=state, limits=limits)
         warm += solution.stats.passes

@@ -155,6 +155,21 @@ def test_solve_takes_the_penalty_as_an_option():
         Options(penalty="lasso")
 
 
+def test_ridge_has_a_path_and_gates_of_its_own():
+    """Where hardly anything can be learnt, ridge wants more than the group penalty's beta_max."""
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(2100, 10)).astype(np.float32)
+    y = (X[:, 0] + 8 * rng.normal(size=2100) > 0).astype(int)
+    ridge = ConvexHeadClassifier(penalty="ridge").fit(X, y)
+    group = ConvexHeadClassifier().fit(X, y)
+    assert (len(ridge.gates_), len(group.gates_)) == (256, 64)
+    assert ridge.beta_ > 1 >= group.path_[0].fraction
+    assert ridge.certificate_.relative_gap <= 1e-3
+    assert ConvexHeadClassifier(penalty="ridge", beta=2.0).fit(X, y).beta_ == 2
+    with pytest.raises(ValueError, match="at most 1 under the group penalty"):
+        ConvexHeadClassifier(beta=2.0).fit(X, y)
+
+
 def test_a_ridge_head_uses_all_gates_and_its_network_is_certified():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(200, 4)).astype(np.float32)

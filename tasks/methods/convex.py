@@ -17,6 +17,7 @@ from convex_heads.robustness import robustness_radius
 from tasks.calibration import fit_temperature
 from tasks.fit_head import unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
+from tasks.methods.settings import SETTINGS
 
 # A radius costs about 10 P min(P, d) C products a row.
 _RADIUS_WORK, _RADIUS_ROWS = 2e10, 1000
@@ -38,7 +39,7 @@ def fit_relu(problem: Problem) -> Fitted:
 
 def fit_ntk(problem: Problem) -> Fitted:
     """Ridge regression on all gates: the kernel sum_i 1[g_i'x >= 0] 1[g_i'y >= 0] x'y."""
-    return _head(problem, penalty="ridge", loss="squared")
+    return _head(problem, penalty="ridge", loss="squared", beta=SETTINGS["ntk"]["betas"])
 
 
 def _head(problem: Problem, **options: Any) -> Fitted:

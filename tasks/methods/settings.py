@@ -49,7 +49,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "knn": {"neighbours": _NEIGHBOURS, "temperatures": [0.02, 0.07, 0.2, 2.0]},
     "svm": _SVM,
     "mlp": _MLP,
-    "ntk": {},
+    # Fractions of beta_max; the gates are as many as the head is offered under ridge.
+    "ntk": {"betas": [10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003]},
     "relu": {},
     # Fractions of beta_max; the largest first, ties go to it.
     "cronos": {"gates": 16, "steps": 10, "betas": [1e-1, 1e-2, 1e-3]},

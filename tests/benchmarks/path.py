@@ -21,7 +21,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import SOFTMAX
 from convex_heads.operators import apply
 from convex_heads.path import solve_path
-from convex_heads.programs import ACTIVATIONS
+from convex_heads.programs import AUTO
 from convex_heads.scaling import Scaling
 from convex_heads.selection import validation_score
 from convex_heads.training import TrainingSet
@@ -34,7 +34,7 @@ def measure(
     """One line per beta that the path visits, and one for all of them."""
     path = solve_path(
         prepared,
-        ACTIVATIONS["gated_relu"].betas,
+        AUTO["gated_relu", "group"].betas,
         limits,
         solver=solver,
         score=validation_score(
