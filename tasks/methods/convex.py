@@ -19,6 +19,7 @@ from tasks.fit_head import unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
 from tasks.methods.settings import SETTINGS
 
+_NTK = SETTINGS["ntk"]
 # A radius costs about 10 P min(P, d) C products a row.
 _RADIUS_WORK, _RADIUS_ROWS = 2e10, 1000
 
@@ -39,7 +40,8 @@ def fit_relu(problem: Problem) -> Fitted:
 
 def fit_ntk(problem: Problem) -> Fitted:
     """Ridge regression on all gates: the kernel sum_i 1[g_i'x >= 0] 1[g_i'y >= 0] x'y."""
-    return _head(problem, penalty="ridge", loss="squared", beta=SETTINGS["ntk"]["betas"])
+    gates = min(_NTK["most_gates"], max(1, len(problem.train) // _NTK["rows_per_gate"]))
+    return _head(problem, penalty="ridge", loss="squared", n_gates=gates, beta=_NTK["betas"])
 
 
 def _head(problem: Problem, **options: Any) -> Fitted:

@@ -49,8 +49,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "knn": {"neighbours": _NEIGHBOURS, "temperatures": [0.02, 0.07, 0.2, 2.0]},
     "svm": _SVM,
     "mlp": _MLP,
-    # Fractions of beta_max; the gates are as many as the head is offered under ridge.
-    "ntk": {"betas": [10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003]},
+    # As many gates, and the same fractions of beta_max, as the head has by default.
+    "ntk": {
+        "most_gates": 64,
+        "rows_per_gate": 8,
+        "betas": [0.1, 0.055, 0.03, 0.017, 0.01, 0.0055, 0.003, 0.0017, 0.001],
+    },
     "relu": {},
     # Fractions of beta_max; the largest first, ties go to it.
     "cronos": {"gates": 16, "steps": 10, "betas": [1e-1, 1e-2, 1e-3]},
