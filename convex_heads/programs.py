@@ -105,21 +105,6 @@ AUTO = {
 }
 
 
-def check_beta(beta: float, penalty: str) -> None:
-    """Refuses a fraction of beta_max that the penalty has no use for.
-
-    Raises:
-        ValueError: not above 0, or above 1 under the group penalty.
-    """
-    if beta > 1 and penalty == "group":
-        raise ValueError(
-            f"beta is a fraction of beta_max, above 0 and at most 1 under the group penalty: at 1 "
-            f"the head is zero; got {beta}"
-        )
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta is a fraction of beta_max, above 0; got {beta}")
-
-
 def default_tolerance(activation: str, loss: str) -> float:
     """Relative gap that a head is fitted to where none is asked for.
 
@@ -195,7 +180,11 @@ class Options:
                 "the ReLU program has the group penalty, a norm for every neuron: use "
                 "penalty='group', or activation='gated_relu'"
             )
-        check_beta(self.beta, self.penalty)
+        if not 0 < self.beta < float("inf") or (self.beta > 1 and self.penalty == "group"):
+            raise ValueError(
+                f"beta is a fraction of beta_max, above 0 and at most 1 under the group penalty; "
+                f"got {self.beta}"
+            )
         if self.n_gates < 1:
             raise ValueError(
                 f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from convex_heads.programs import AUTO
 from tasks.methods import METHODS, load_method
 from tasks.methods.base import Part, Problem, Unavailable
 from tasks.methods.ridge import ridge_path
@@ -38,6 +39,11 @@ def test_method_keeps_its_contract(name: str) -> None:
     assert np.mean(p.argmax(axis=1) == test.labels) > 0.7
     assert fitted.settings_tried >= 3 and fitted.parameters > 0
     assert np.array_equal(fit(problem()[0]).predict_proba(test), p)  # to the bit
+
+
+def test_gated_ridge_has_the_gates_and_the_path_of_the_head() -> None:
+    default, said = AUTO["gated_relu", "group"], SETTINGS["ntk"]
+    assert (tuple(said["betas"]), said["most_gates"]) == (default.betas, default.gates)
 
 
 def test_every_point_of_the_ridge_path_is_scikit_learns() -> None:
