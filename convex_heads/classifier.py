@@ -24,7 +24,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     r"""A two-layer gated ReLU classifier, trained to proven global optimality.
 
     .. math:: \min_W\; \frac1n \sum_j l\Big(z_0 + \sum_i D_i X W_i\Big)_j
-              + \beta \sum_i \|W_i\|_F
+              + \frac{\beta}{2} \sum_i \|W_i\|_F^2
 
     over standardised features X with a constant column, gates g_i drawn once, and
     D_i = diag(1[X g_i >= 0]); see :mod:`convex_heads.gated`. The first gate is always on, so the
@@ -32,18 +32,19 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     random are the gates. "Globally optimal" is meant for the drawn gates.
 
     Parameters:
-        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 64; 256
-            under ridge; 32 for ReLU heads, which have two neurons for every gate and class), or
-            "grow": as many as that, added where they lower the objective most (slower; see
-            :mod:`convex_heads.growth`).
+        n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 256; 64
+            under the group penalty; 32 for ReLU heads, which have two neurons for every gate and
+            class), or "grow": at most 64, added where they lower the objective under the group
+            penalty most (slower; see :mod:`convex_heads.growth`).
         gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
             :mod:`convex_heads.gates`.
-        beta: penalty as a fraction of beta_max (the value at which the head is zero), a list of
-            fractions to choose from, or "auto": a path from 0.1 to 0.001 (ridge: from 10 to 0.003;
-            ReLU heads: from 0.003 to 0.3 of a smaller beta_max) of which the lowest validation loss
-            chooses; the larger beta wins ties. The path ends early once two points in turn have not
-            lowered it. Without ``X_val``, 15% of the rows are held out by a hash of their content
-            to choose, then all rows are fitted; with fewer than 100 distinct rows beta is 0.1.
+        beta: penalty as a fraction of beta_max (the value at which the head is zero under the group
+            penalty), a list of fractions to choose from, or "auto": a path from 10 to 0.003 (group
+            penalty: from 0.1 to 0.001; ReLU heads: from 0.003 to 0.3 of a smaller beta_max) of
+            which the lowest validation loss chooses; the larger beta wins ties. The path ends early
+            once two points in turn have not lowered it. Without ``X_val``, 15% of the rows are held
+            out by a hash of their content to choose, then all rows are fitted; with fewer than 100
+            distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
             Logistic with more than two classes is one-vs-rest: the sum of C binary losses, each
             class against the others, over shared gates. Under the group penalty it is one program
@@ -51,16 +52,19 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             certificate proves it; under "ridge" it falls apart into the C binary programs.
             Probabilities are the C sigmoids, normalised.
         class_weight: None, "balanced" or a dict from class to weight.
-        penalty: "group" (the formula above, the default), which switches gates off, or "ridge",
-            sum_i ||W_i||_F^2 / 2 in its place, which uses all of them and comes, with many gates,
-            near the kernel (x'y) P(g'x >= 0, g'y >= 0); fractions in ``beta`` are of the group
+        penalty: "ridge" (the formula above), which uses all gates and comes, with many, near the
+            kernel (x'y) P(g'x >= 0, g'y >= 0); "group", sum_i ||W_i||_F in its place, which
+            switches gates off; or "auto" (default): ridge, but group for ReLU heads, for the
+            squared loss, for gates that grow, with fewer than 100 distinct rows, and where 256
+            gates would make a head of more than 64 MB. Fractions in ``beta`` are of the group
             penalty's beta_max for both, and may be above 1 for ridge.
         activation: "gated_relu" (default), or "relu": a ReLU network on whose own objective the
             fit descends, certified as a point of the convex program of its own patterns
             (:mod:`convex_heads.relu`); its gap can end above ``tolerance``, which is said.
         tolerance: relative gap to reach, between 0 and 1. "auto" (default) is 1e-3, and 2e-2 for
             ReLU heads and for the squared loss.
-        solver: "auto" (the fastest known), "subspace" or "fista" (the baseline); for ReLU heads
+        solver: "auto" (the fastest known), "subspace", "fista" (the baseline) or, under ridge,
+            "kernel" (in the span of the rows, see :mod:`convex_heads.kernel`); for ReLU heads
             "descent" or "admm" (the program of the drawn gates, CRONOS).
         max_passes: data passes to spend on one solve. Default 1000.
         max_seconds: seconds to spend on one solve. Default None, no limit.
@@ -81,6 +85,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         certificate_: :class:`convex_heads.certificate.Certificate` of the final weights.
         status_: how the final solve ended.
         solver_: the solver that was used.
+        penalty_: the penalty that was used.
         beta_: the chosen fraction of beta_max.
         path_: one :class:`convex_heads.path.PathPoint` for each beta tried, beta decreasing:
             validation loss, its standard errors and score, norms of every gate's weights, gap,
@@ -121,7 +126,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         beta: float | str | Sequence[float] = "auto",
         loss: str = "auto",
         class_weight: str | dict | None = None,
-        penalty: str = "group",
+        penalty: str = "auto",
         activation: str = "gated_relu",
         tolerance: float | str = "auto",
         solver: str = "auto",

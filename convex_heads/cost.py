@@ -30,6 +30,11 @@ class Shape(NamedTuple):
     C: int
 
     @property
+    def weights(self) -> int:
+        """Numbers in the weights."""
+        return self.P * self.d * self.C
+
+    @property
     def flops_per_pass(self) -> float:
         """Operations of a data pass."""
         return 4.0 * self.n * self.d * self.P * self.C
@@ -63,9 +68,19 @@ class Shape(NamedTuple):
         """The same without features, which a streamed fit reads from files."""
         n, d, P, C = self
         program = n * C * _BYTES + n * P
-        state = (kept_steps(n, P, C) + 4) * (n * C + P * d * C) * _BYTES
-        passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * P * d * C) * _BYTES
+        state = (kept_steps(n, P, C) + 4) * (n * C + self.weights) * _BYTES
+        passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * self.weights) * _BYTES
         return float(program + state + passing)
+
+    @property
+    def span_memory(self) -> float:
+        """As ``memory``, of a solve in the span of the rows (:mod:`convex_heads.kernel`).
+
+        That is the kernel, its factor and one more while they are made, and a state without gates.
+        """
+        alone = self._replace(P=1, d=self.n)
+        program = 5 * self.features + self.n * self.P + 3 * self.weights * _BYTES
+        return alone.streamed_memory + 3 * alone.features + program
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from convex_heads import fista, subspace, subspace_state
+from convex_heads import fista, kernel, subspace, subspace_state
 from convex_heads.certificate import TRIAL_GATES, Certificate, beta_max, certify_program
 from convex_heads.duality import residual
 from convex_heads.gates import (
@@ -45,7 +45,7 @@ from convex_heads.sources import RowSource, chunks, is_streamed
 # beta_max is known to so many units in the last place of the sum that it is the norm of; the
 # thousandth part of it must still be above round-off.
 _ROUNDOFF = 1e3
-SOLVERS = ("subspace", "fista")
+SOLVERS = ("subspace", "kernel", "fista")
 
 
 class Prepared(NamedTuple):
@@ -65,6 +65,7 @@ class Prepared(NamedTuple):
         key: JAX random key that the gates were drawn with.
         precision: of the products that a solve begins with (:mod:`convex_heads.reduced`); those
             of ``program`` itself are in float32. Default float32.
+        factor: of the kernel, where the solver is ``kernel``; see :func:`with_solver`.
     """
 
     program: Program
@@ -78,6 +79,7 @@ class Prepared(NamedTuple):
     penalty: Penalty
     key: Array
     precision: Precision = Precision.FLOAT32
+    factor: kernel.Factor | None = None
 
 
 def prepare(
@@ -225,6 +227,21 @@ def beta_floor(program: Program, loss: Loss) -> Array:
     return _ROUNDOFF * jnp.finfo(size.dtype).eps * size
 
 
+def with_solver(prepared: Prepared, solver: str) -> tuple[Prepared, str]:
+    """A program with all that a solver needs, and the solver's name: never ``auto``.
+
+    Args:
+        prepared: the program.
+        solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first.
+    """
+    if solver == "auto":
+        pays = kernel.pays(prepared.program, prepared.penalty)
+        solver = "kernel" if pays else SOLVERS[0]
+    if solver == "kernel" and prepared.factor is None:
+        prepared = prepared._replace(factor=kernel.factored(prepared.program))
+    return prepared, solver
+
+
 def minimise(
     prepared: Prepared,
     beta: float,
@@ -239,7 +256,7 @@ def minimise(
     Args:
         prepared: the program.
         beta: penalty, absolute, >= 0.
-        solver: one of ``SOLVERS``.
+        solver: one of ``SOLVERS``; ``kernel`` needs a factor (:func:`with_solver`).
         warm: final state of the same solver on the same features and gates; it is used up.
         limits: when to stop.
         on_record: called with every history record, every few steps.
@@ -260,6 +277,11 @@ def minimise(
             on_record=on_record,
             **start,
         )
+    if solver == "kernel":
+        assert prepared.factor is not None
+        return kernel.minimise(
+            program, prepared.factor, loss, beta, warm=warm, limits=limits, on_record=on_record
+        )
     return subspace.minimise(
         program, loss, beta, penalty=penalty, warm=warm, limits=limits, on_record=on_record
     )
@@ -272,6 +294,9 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
         return fista.init(
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
+    if solver == "kernel":
+        assert prepared.factor is not None
+        return kernel.resume(program, prepared.factor, W)
     return subspace_state.state_at(program, prepared.penalty, W)
 
 

@@ -28,7 +28,13 @@ from convex_heads.losses import LOSSES
 from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
 from convex_heads.precision import Precision
-from convex_heads.programs import ACTIVATIONS, AUTO, Options, default_tolerance
+from convex_heads.programs import (
+    ACTIVATIONS,
+    AUTO,
+    Options,
+    default_penalty,
+    default_tolerance,
+)
 from convex_heads.scaling import Scaling
 from convex_heads.selection import check_selection, validation_score
 from convex_heads.solution import Record, Status
@@ -63,7 +69,7 @@ class ConvexHead(BaseEstimator):
         n_gates: int | str = "auto",
         gates: str = DEFAULT_SAMPLER,
         beta: float | str | Sequence[float] = "auto",
-        penalty: str = "group",
+        penalty: str = "auto",
         activation: str = "gated_relu",
         tolerance: float | str = "auto",
         solver: str = "auto",
@@ -120,13 +126,14 @@ class ConvexHead(BaseEstimator):
         on_record: Callable[[Record], None] | None,
     ) -> None:
         activation = ACTIVATIONS[options.activation]
-        solver, limits, loss_name = options.solver_used, options.limits, options.loss
+        limits, loss_name = options.limits, options.loss
         key, certificate_key = jax.random.split(
             jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
         )
         # For the middle of the path: gates that help there help on both sides of it.
         middle = sorted(fractions)[len(fractions) // 2]
         prepared, rounds = self._prepare(data, scaling, replace(options, beta=middle), key)
+        prepared, solver = activation.with_solver(prepared, options.solver)
         path = solve_path(
             prepared,
             fractions,
@@ -178,6 +185,7 @@ class ConvexHead(BaseEstimator):
         self.gates_ = prepared.gates
         self.loss_ = loss_name
         self.solver_ = solver
+        self.penalty_ = options.penalty
         self.status_ = status
         self.tolerance_ = options.limits.tolerance
         self.beta_ = fraction
@@ -208,11 +216,19 @@ class ConvexHead(BaseEstimator):
 
     def _options(self, data: TrainingSet, loss_name: str) -> Options:
         """The options as checked numbers; beta is still to be chosen."""
-        n_gates, tolerance = self.n_gates, self.tolerance
+        n_gates, tolerance, penalty = self.n_gates, self.tolerance, self.penalty
+        d, C = data.X.shape[1] + 1, data.target.shape[1]
+        if penalty == "auto":
+            # Gates are grown until none violates the group penalty's dual constraint.
+            penalty = (
+                "group"
+                if n_gates == "grow"
+                else default_penalty(self.activation, loss_name, len(data.X), d, C)
+            )
         # An unknown activation or penalty is refused below, whatever the gates.
-        known = AUTO.get((self.activation, self.penalty), AUTO["gated_relu", "group"])
+        known = AUTO.get((self.activation, penalty), AUTO["gated_relu", "group"])
         if n_gates in ("auto", "grow"):
-            held = _WEIGHTS // ((data.X.shape[1] + 1) * data.target.shape[1])
+            held = _WEIGHTS // (d * C)
             n_gates = max(1, min(known.gates, len(data.X) // _ROWS_PER_GATE, held))
         if tolerance == "auto":
             tolerance = default_tolerance(self.activation, loss_name)
@@ -228,7 +244,7 @@ class ConvexHead(BaseEstimator):
             n_gates=int(n_gates),
             gates=self.gates,
             loss=loss_name,
-            penalty=self.penalty,
+            penalty=penalty,
             activation=self.activation,
             solver=self.solver,
             limits=Limits(tolerance, self.max_passes, self.max_seconds),
@@ -261,7 +277,8 @@ class ConvexHead(BaseEstimator):
             options.beta * prepared.beta_max,
             key,
             growth,
-            solver=options.solver_used,
+            # A program that grows has no kernel to keep.
+            solver="fista" if options.solver == "fista" else "subspace",
             limits=_loose(options.limits),
         )
         return grown.prepared, grown.rounds

@@ -23,6 +23,7 @@ from convex_heads.precision import Precision, check_precision
 from convex_heads.solution import Record, Solution
 from convex_heads.sources import RowSource, is_streamed
 from convex_heads.traced import is_traced, solve_traced
+from convex_heads.training import MIN_ROWS_TO_SELECT
 
 
 class Activation(NamedTuple):
@@ -30,9 +31,11 @@ class Activation(NamedTuple):
 
     Attributes:
         name: ``gated_relu`` or ``relu``.
-        solvers: the first one is the default.
+        solvers: their names.
         prepare: data -> program.
         reweight: the same program under other row weights.
+        with_solver: (program, solver or ``auto``) -> the program with what the solver needs, and
+            the solver's name.
         minimise: solves it for one beta.
         resume: a warm start at weights.
         scores: (program, weights) -> scores without offset of the deployed network (B, b, C).
@@ -46,6 +49,7 @@ class Activation(NamedTuple):
     solvers: tuple[str, ...]
     prepare: Callable[..., gated.Prepared]
     reweight: Callable[[gated.Prepared, np.ndarray], gated.Prepared]
+    with_solver: Callable[[gated.Prepared, str], tuple[gated.Prepared, str]]
     minimise: Callable[..., tuple[Solution, Any]]
     resume: Callable[..., Any]
     scores: Callable[[Program, Array], Array]
@@ -60,6 +64,7 @@ ACTIVATIONS = {
         solvers=gated.SOLVERS,
         prepare=gated.prepare,
         reweight=gated.reweight,
+        with_solver=gated.with_solver,
         minimise=reduced.minimise,
         resume=gated.resume,
         scores=apply,
@@ -72,6 +77,7 @@ ACTIVATIONS = {
         solvers=relu.SOLVERS,
         prepare=relu.prepare,
         reweight=relu.reweight,
+        with_solver=relu.with_solver,
         minimise=relu.minimise,
         resume=relu.resume,
         scores=network_scores,
@@ -94,8 +100,9 @@ class Auto(NamedTuple):
     gates: int
 
 
-# Hidden units are P C and 2 P C under the two activations, equally many. Ridge spreads a function
-# over all gates at a 1/P of its penalty: it gains from many, and wants a beta that grows with them.
+# Hidden units are P C and 2 P C under the two activations with the group penalty, equally many.
+# Ridge spreads a function over all gates at a 1/P of its penalty: it gains from many, and wants a
+# beta that grows with them.
 AUTO = {
     ("gated_relu", "group"): Auto(
         (0.1, 0.055, 0.03, 0.017, 0.01, 0.0055, 0.003, 0.0017, 0.001), gates=64
@@ -103,6 +110,36 @@ AUTO = {
     ("gated_relu", "ridge"): Auto((10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003), gates=256),
     ("relu", "group"): Auto((0.003, 0.01, 0.03, 0.1, 0.3), gates=32),
 }
+
+
+# Numbers in the weights of a ridge head, all of which it is deployed with: 64 MB.
+_DEPLOYED = 1 << 24
+
+
+def default_penalty(activation: str, loss: str, n: int, d: int, C: int) -> str:
+    """The penalty where none is asked for.
+
+    Classifiers with a gated ReLU have the ridge penalty, but not of so few rows that they have few
+    gates, nor where all its gates would make a head of more than 64 MB: the group penalty switches
+    off those that do not pay.
+
+    Args:
+        activation: of the head.
+        loss: of the head.
+        n: rows.
+        d: features, a constant one included.
+        C: outputs.
+
+    Example:
+        >>> default_penalty("gated_relu", "softmax", 5000, 385, 6)
+        'ridge'
+        >>> default_penalty("gated_relu", "softmax", 1_281_167, 1025, 1000)
+        'group'
+    """
+    ridge = AUTO.get((activation, "ridge"))
+    if ridge is None or loss == "squared" or n < MIN_ROWS_TO_SELECT:
+        return "group"
+    return "ridge" if ridge.gates * d * C <= _DEPLOYED else "group"
 
 
 def default_tolerance(activation: str, loss: str) -> float:
@@ -136,10 +173,11 @@ class Options:
             programs only).
         activation: ``gated_relu`` (default, :mod:`convex_heads.gated`) or ``relu``
             (:mod:`convex_heads.relu`).
-        solver: ``auto`` (default) is the first of: for gated programs ``subspace``
-            (:mod:`convex_heads.subspace`) and ``fista`` (:mod:`convex_heads.fista`, the independent
-            baseline); for ReLU programs ``descent`` (:mod:`convex_heads.descent`) and ``admm``
-            (:mod:`convex_heads.cronos`).
+        solver: ``auto`` (default) is the fastest known. For gated programs there are ``subspace``
+            (:mod:`convex_heads.subspace`), under a ridge penalty ``kernel``
+            (:mod:`convex_heads.kernel`, for few rows), and ``fista`` (:mod:`convex_heads.fista`,
+            the independent baseline); for ReLU programs ``descent``
+            (:mod:`convex_heads.descent`) and ``admm`` (:mod:`convex_heads.cronos`).
         limits: tolerance, max_passes, max_seconds.
         precision: of the streamed products that a solve of a gated program begins with:
             ``float32`` (default), ``tf32`` or ``bfloat16``, summed in float32. The gap is always
@@ -180,6 +218,11 @@ class Options:
                 "the ReLU program has the group penalty, a norm for every neuron: use "
                 "penalty='group', or activation='gated_relu'"
             )
+        if self.solver == "kernel" and (self.penalty, self.precision) != ("ridge", "float32"):
+            raise ValueError(
+                f"solver='kernel' is for penalty='ridge' and precision='float32'; got "
+                f"{self.penalty!r} and {self.precision!r}"
+            )
         if not 0 < self.beta < float("inf") or (self.beta > 1 and self.penalty == "group"):
             raise ValueError(
                 f"beta is a fraction of beta_max, above 0 and at most 1 under the group penalty; "
@@ -194,11 +237,6 @@ class Options:
     def _solvers(self) -> tuple[str, ...]:
         known = ACTIVATIONS.get(self.activation)
         return () if known is None else known.solvers
-
-    @property
-    def solver_used(self) -> str:
-        """The solver's name, never ``auto``."""
-        return self._solvers[0] if self.solver == "auto" else self.solver
 
 
 def solve(
@@ -249,7 +287,7 @@ def solve(
         ((4, 8, 5, 2), True)
     """
     if is_traced(X, Y, key):
-        if options.activation != "gated_relu" or options.solver_used != gated.SOLVERS[0]:
+        if options.activation != "gated_relu" or options.solver != "auto":
             raise ValueError(
                 "under jit and vmap there is activation='gated_relu' with solver='auto' alone; got "
                 f"{options.activation!r} with {options.solver!r}"
@@ -282,11 +320,12 @@ def solve(
         options.gates,
     )
     prepared = prepared._replace(precision=Precision(options.precision))
+    prepared, solver = activation.with_solver(prepared, options.solver)
     with one_fit(options, np.asarray(prepared.second_moment), prepared.gates, Y):
         solution, _ = activation.minimise(
             prepared,
             options.beta * prepared.beta_max,
-            solver=options.solver_used,
+            solver=solver,
             limits=options.limits,
             on_record=on_record,
         )

@@ -24,6 +24,7 @@ from convex_heads.gated import (
     resume,
     rotate,
     unrotate,
+    with_solver,
 )
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES, targets
@@ -114,10 +115,11 @@ def solve_more(
         key,
         PENALTIES[penalty],
     )
+    prepared, solver = with_solver(prepared, "auto")
     rotated = rotate(prepared, W)
-    start = resume(prepared, rotated) if warm else None
+    start = resume(prepared, rotated, solver=solver) if warm else None
     before = certify_prepared(prepared, rotated, beta, key=trial_key).primal
-    solution, _ = minimise(prepared, beta, warm=start, limits=limits)
+    solution, _ = minimise(prepared, beta, solver=solver, warm=start, limits=limits)
     certificate = certify_prepared(
         prepared, solution.value, beta, R=solution.residual, key=trial_key
     )

@@ -106,6 +106,11 @@ def start(prepared: Prepared) -> Array:
     return jnp.asarray(rotated, prepared.program.X.dtype)
 
 
+def with_solver(prepared: Prepared, solver: str) -> tuple[Prepared, str]:
+    """As :func:`convex_heads.gated.with_solver`."""
+    return prepared, SOLVERS[0] if solver == "auto" else solver
+
+
 def minimise(
     prepared: Prepared,
     beta: float,

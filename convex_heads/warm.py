@@ -137,7 +137,6 @@ def solve_again(
         )
     relu = isinstance(network, ReluNetwork)
     activation = ACTIVATIONS["relu" if relu else "gated_relu"]
-    solver = activation.solvers[0] if solver == "auto" else solver
     before = objective(network, X, Y, omega, beta, penalty)
     if isinstance(network, ReluNetwork):
         W = neurons_of(network, Y.shape[1])
@@ -155,6 +154,7 @@ def solve_again(
         jax.random.key(seed),
         PENALTIES[penalty],
     )
+    prepared, solver = activation.with_solver(prepared, solver)
     rotated = rotate(prepared, W)
     history: tuple[Record, ...] = ()
     status = Status.STATIONARY

@@ -49,6 +49,7 @@ class Alternated:
         usable: features that the heads read (d,) bool; the others are taken as constant.
         certificate: of the model's head, on the features of the model's blocks.
         beta: absolute.
+        penalty: of the heads, ``group`` or ``ridge``.
         history: a line for each half-step, see `State`.
         rounds: that were begun.
         interrupted: whether Ctrl-C ended it.
@@ -60,6 +61,7 @@ class Alternated:
     usable: np.ndarray
     certificate: Mapping[str, Any]
     beta: float
+    penalty: str
     history: list[dict[str, Any]]
     rounds: int
     interrupted: bool
@@ -70,7 +72,6 @@ def alternate(
     *,
     rounds: int = 5,
     options: BlockOptions | None = None,
-    penalty: str = "group",
     limits: Limits | None = None,
     seed: int = 0,
     budget_seconds: float | None = None,
@@ -85,7 +86,6 @@ def alternate(
         joint: backbone, rows and first head.
         rounds: at most so many; a round is a block half-step and a head half-step.
         options: of the block half-steps.
-        penalty: of the head, ``group`` or ``ridge``.
         limits: of the head half-steps.
         seed: of everything random.
         budget_seconds: wall-clock time of all; the first head is always solved.
@@ -101,7 +101,7 @@ def alternate(
         InputError: no checkpoint to resume from, or options that cannot be met.
         MachineError: disk or memory.
     """
-    run = HalfSteps(joint, options or BlockOptions(), penalty, limits or Limits(), seed, reporter)
+    run = HalfSteps(joint, options or BlockOptions(), limits or Limits(), seed, reporter)
     began = time.monotonic()
     published = joint.cut.state()
 
@@ -151,6 +151,7 @@ def alternate(
         usable=state.usable,
         certificate=state.best_certificate,
         beta=state.beta,
+        penalty=state.penalty,
         history=state.history,
         rounds=state.round,
         interrupted=interrupted,

@@ -54,6 +54,7 @@ class State:
         gates: all that the head may choose from (P, d + 1).
         usable: features that are not constant (d,) bool.
         beta: absolute penalty, of every round.
+        penalty: of the head, ``group`` or ``ridge``.
         objective: J of ``now``.
         certificate: of the last head solve, and ``best_certificate`` of the best model's head.
         round: that is done or being done; 0 is the frozen backbone's.
@@ -75,6 +76,7 @@ class State:
     gates: np.ndarray
     usable: np.ndarray
     beta: float
+    penalty: str
     objective: float
     certificate: dict[str, Any]
     best_certificate: dict[str, Any]
@@ -88,8 +90,8 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-_PLAIN = ("beta", "objective", "certificate", "best_certificate", "round", "next_half", "rate")
-_PLAIN += ("best_accuracy", "best_loss", "highest", "lowest", "idle", "seconds", "history")
+_PLAIN = ("beta", "penalty", "objective", "certificate", "best_certificate", "round", "next_half")
+_PLAIN += ("rate", "best_accuracy", "best_loss", "highest", "lowest", "idle", "seconds", "history")
 _ARRAYS = ("frozen_right", "frozen_losses", "gates", "usable")
 
 

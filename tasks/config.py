@@ -25,10 +25,10 @@ from extractors.options import (
 from tasks.config_base import GAP, CommonConfig, OnBadRow, above_zero, at_least
 
 Activation = Literal["gated_relu", "relu"]
-Penalty = Literal["group", "ridge"]
-Solver = Literal["auto", "subspace", "fista", "descent", "admm"]
+Penalty = Literal["auto", "group", "ridge"]
+Solver = Literal["auto", "subspace", "kernel", "fista", "descent", "admm"]
 SOLVERS = {
-    "gated_relu": ("auto", "subspace", "fista"),
+    "gated_relu": ("auto", "subspace", "kernel", "fista"),
     "relu": ("auto", "descent", "admm"),
 }
 Loss = Literal["auto", "softmax", "logistic", "squared"]
@@ -132,10 +132,11 @@ class FitConfig(ExtractConfig):
     out: where the artefact goes; None is a folder under the cache directory. beta: a fraction of
     beta_max, or "auto" (chosen on validation). loss: "auto" is logistic for two classes, else
     softmax; "logistic" with more is one-vs-rest. selection: how "auto" chooses: the lowest
-    validation loss, or the largest beta within one standard error of it. penalty: "group" switches
-    gates off, "ridge" uses them all and gains from many; beta_max is the group penalty's for both,
-    and ridge may be above it. tolerance: relative gap to stop at; max_seconds: time limit of
-    the solver; None leaves both to its defaults.
+    validation loss, or the largest beta within one standard error of it. penalty: "ridge" uses all
+    gates and gains from many, "group" switches gates off, "auto" chooses as ConvexHeadClassifier
+    does; beta_max is the group penalty's for both, and under "ridge" beta may be above it.
+    tolerance: relative gap to stop at; max_seconds: time limit of the solver; None leaves both to
+    its defaults.
     precision: of the products that a solve of a gated head begins with; the gap is always computed
     in float32, and a gap above the tolerance is closed in float32.
     leak_check: look for duplicates between the splits and within train; drop_leaks: leave them out
@@ -162,7 +163,7 @@ class FitConfig(ExtractConfig):
     gates: Gates = "aligned"
     beta: Literal["auto"] | float = "auto"
     selection: Selection = "best"
-    penalty: Penalty = "group"
+    penalty: Penalty = "auto"
     solver: Solver = "auto"
     tolerance: float | None = None
     precision: Precision = "float32"
@@ -191,8 +192,10 @@ class FitConfig(ExtractConfig):
             raise InputError(
                 f"--solver {self.solver}: {self.activation} heads have {', '.join(known)}"
             )
-        if self.activation == "relu" and self.penalty != "group":
+        if self.activation == "relu" and self.penalty == "ridge":
             raise InputError(f"--penalty {self.penalty}: ReLU heads have the group penalty")
+        if self.solver == "kernel" and (self.penalty, self.precision) != ("ridge", "float32"):
+            raise InputError("--solver kernel is for --penalty ridge and --precision float32")
         if self.activation == "relu" and self.precision != "float32":
             raise InputError(f"--precision {self.precision}: ReLU heads are solved in float32")
         if self.activation == "relu" and self.n_gates == "grow":
@@ -205,8 +208,10 @@ class FitConfig(ExtractConfig):
             )
         if self.beta != "auto":
             above_zero("--beta", self.beta, _BETA)
-            if self.beta > 1 and self.penalty == "group":
-                raise InputError(f"--beta {self.beta}: must be at most 1{_BETA}")
+            if self.beta > 1 and self.penalty != "ridge":
+                raise InputError(
+                    f"--beta {self.beta}: must be at most 1{_BETA}; more is for --penalty ridge"
+                )
         above_zero("--tolerance", self.tolerance, GAP)
         if self.tolerance is not None and self.tolerance >= 1:
             raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
@@ -242,12 +247,14 @@ class FinetuneConfig(FitConfig):
     lora, the rank of the change of every linear layer in a round. learning_rate: None finds it.
     epochs: of a block half-step. layer_decay: each block's rate is so many times that of the one
     above. accumulate: passes that a step is divided into. budget_seconds: of all rounds together.
-    resume: go on from the checkpoint beside `out`.
+    resume: go on from the checkpoint beside `out`. penalty: "group" unless asked otherwise, since a
+    ridge head of many gates fits all of few rows and leaves the blocks little to learn.
 
     >>> FinetuneConfig(data="sst2", unfreeze=2).rounds
     5
     """
 
+    penalty: Penalty = "group"
     unfreeze: int = 1
     rounds: int = 5
     optimizer: Optimizer = "adamw"

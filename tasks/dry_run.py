@@ -3,14 +3,18 @@
 How many passes a path takes depends on the data, so the path is solved: on at most `PILOT_ROWS`
 rows, with all of its options. The passes are those of the pilot times the ratio of rows to the
 power 0.25, at most twice as many. Its seconds are scaled by the rows too: those of a second time,
-when everything is imported and compiled; what the first one took beside is added once. On fewer
-rows the pilot is the fit itself.
+when everything is imported and compiled; what the first one took beside is added once. Where all
+rows would be solved in their span (:mod:`convex_heads.kernel`), both grow with the rows once more;
+where only the pilot's would, it is solved on all gates as they will be. On fewer rows the pilot is
+the fit itself.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +28,9 @@ from tasks.extraction import extract_features
 from tasks.fit_head import fit_head
 from tasks.memory import peak_rss_mb
 from tasks.streaming import is_larger_than_memory
+
+if TYPE_CHECKING:
+    from convex_heads import ConvexHeadClassifier
 
 PILOT_ROWS = 4096
 # Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6).
@@ -79,7 +86,7 @@ def forecast(
         InputError: options or data that cannot be used, a machine that is not known, or features
             that are not there yet.
     """
-    from convex_heads import cost
+    from convex_heads import cost, kernel
 
     described = None
     if config.machine is not None:
@@ -94,28 +101,30 @@ def forecast(
     share = len(rows) / n
     judges = _some(validation.labels, max(1, round(share * len(validation.ids))), config.seed)
     parts = _pick(train, rows), _pick(validation, judges)
-    began = time.perf_counter()
-    with compile_clock() as compiling:
-        pilot = fit_head(config, found.dataset.classes, *parts, reporter)
-    seconds = time.perf_counter() - began
+    pilot, seconds, compiling = _solved(config, found.dataset.classes, parts, reporter)
     outputs = len(np.atleast_1d(pilot.network_.offset))
     whole = cost.Shape(n, found.extraction.dim + 1, len(pilot.gates_), outputs)
+    unlike = pilot.solver_ == "kernel" and not kernel.is_faster(n, whole.weights)
+    if unlike and config.solver == "auto":
+        config = replace(config, solver="subspace")
+        pilot, seconds, compiling = _solved(config, found.dataset.classes, parts, reporter)
     part = whole._replace(n=len(rows))
     streamed = is_larger_than_memory(found)
-    held = whole.streamed_memory if streamed else whole.memory
-    longer = min(_MOST, share**-_GROWTH)
+    in_span = pilot.solver_ == "kernel"
+    memory, before = (s.span_memory if in_span else s.memory for s in (whole, part))
+    held = whole.streamed_memory if streamed else memory
+    # A product in the span of n rows takes n^2 multiplications for each output.
+    longer = min(_MOST, share**-_GROWTH) / (share if in_span else 1)
     passes = pilot.passes_ * longer
     # In less than float32 weights and residuals go in two terms: such a pass is two.
     products = passes + pilot.reduced_passes_ * longer
     if described is None:
         # The first time imports, loads and warms up as well, which does not grow with the rows.
-        began = time.perf_counter()
-        fit_head(config, found.dataset.classes, *parts, reporter)
-        work = time.perf_counter() - began
-        start = max(0.0, seconds - compiling.seconds - work)
+        work = _solved(config, found.dataset.classes, parts, reporter).seconds
+        start = max(0.0, seconds - compiling - work)
         told = {
             "fit": round(start + work * longer / share, 2),
-            "compile": round(compiling.seconds, 2),
+            "compile": round(compiling, 2),
         }
     else:
         told = {"fit": round(described.seconds(whole, products), 3)}
@@ -129,18 +138,35 @@ def forecast(
         passes=int(np.ceil(passes)),
         flops=products * whole.flops_per_pass,
         bytes=products * whole.bytes_per_pass,
-        peak_rss_mb=round(peak_rss_mb() + max(0, held - part.memory) / 2**20, 1),
-        device_mb=round(whole.memory / 2**20, 1),
+        peak_rss_mb=round(peak_rss_mb() + max(0, held - before) / 2**20, 1),
+        device_mb=round(memory / 2**20, 1),
         temporary_mb=round(whole.features / 2**20, 1) if streamed else 0.0,
         seconds=told,
         machine=None if described is None else f"{described.count}x{described.name}",
-        fits=None if described is None else whole.memory < described.memory,
+        fits=None if described is None else memory < described.memory,
         pilot={
             "rows": len(rows),
             "passes": float(pilot.passes_),
             "seconds": round(seconds, 2),
         },
     )
+
+
+class _Pilot(NamedTuple):
+    """A fit with its seconds, and those of them that it compiled."""
+
+    head: ConvexHeadClassifier
+    seconds: float
+    compiling: float
+
+
+def _solved(
+    config: FitConfig, classes: Sequence[str], parts: tuple[StoredRows, StoredRows], on: Reporter
+) -> _Pilot:
+    began = time.perf_counter()
+    with compile_clock() as compiling:
+        head = fit_head(config, classes, *parts, on)
+    return _Pilot(head, time.perf_counter() - began, compiling.seconds)
 
 
 def _some(labels: np.ndarray, most: int, seed: int) -> np.ndarray:

@@ -123,7 +123,6 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
             ),
             rounds=config.rounds,
             options=options,
-            penalty=config.penalty,
             limits=_limits(config),
             seed=config.seed,
             budget_seconds=config.budget_seconds,
@@ -164,6 +163,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
     record = FinetuneRecord(
         **common_fields(config, found, rows, outcome, done.certificate, out=out, seconds=seconds),
         solver=config.solver,
+        penalty=done.penalty,
         n_gates=done.certificate["n_gates"],
         passes=0 if first is None else math.ceil(first.passes_),
         validation_accuracy=float(np.mean(answers == rows.validation.labels)),

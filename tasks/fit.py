@@ -75,6 +75,7 @@ def run_fit(
     record = FitRecord(
         **common_fields(config, found, rows, outcome, proven, out=out, seconds=seconds),
         solver=classifier.solver_,
+        penalty=classifier.penalty_,
         n_gates=len(classifier.gates_),
         passes=int(np.ceil(classifier.passes_)),
         validation_accuracy=classifier.score(rows.validation.features, rows.validation.labels),

@@ -120,12 +120,11 @@ class HalfSteps:
         self,
         joint: Joint,
         options: BlockOptions,
-        penalty: str,
         limits: Limits,
         seed: int,
         reporter: Reporter | None,
     ) -> None:
-        self.joint, self.options, self.penalty = joint, options, penalty
+        self.joint, self.options = joint, options
         self.limits, self.seed = limits, seed
         self.reporter = reporter or QuietReporter()
         n = len(joint.train)
@@ -171,7 +170,8 @@ class HalfSteps:
             gates=np.asarray(head.gates_),
             usable=self._usable,
             beta=float(certificate.beta),
-            objective=self._objective(network, float(certificate.beta)),
+            penalty=head.penalty_,
+            objective=self._objective(network, float(certificate.beta), head.penalty_),
             certificate=certificate._asdict(),
             best_certificate=certificate._asdict(),
             rate=self.options.rate,
@@ -198,7 +198,8 @@ class HalfSteps:
         omega = torch.from_numpy(self.omega / self.omega.mean()).float().to(joint.cut.device)
         usable = torch.from_numpy(self._usable).to(joint.cut.device)
         loss_name = state.now.network.loss
-        norms = state.objective - self._objective(state.now.network, 0.0)  # beta h(W)
+        # beta h(W)
+        norms = state.objective - self._objective(state.now.network, 0.0, state.penalty)
 
         def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
             at = torch.from_numpy(batch).to(joint.cut.device)
@@ -256,7 +257,7 @@ class HalfSteps:
                 parts = {k: before[k] + np.float32(share) * (after[k] - before[k]) for k in after}
                 self.joint.cut.restore(parts)
             self._tried = self._extract_rows(self.joint.train)
-            here = objective(network, self._tried, self._Y, self.omega, state.beta, self.penalty)
+            here = objective(network, self._tried, self._Y, self.omega, state.beta, state.penalty)
             if here <= state.objective:
                 return here, share, None
             found = min(found, here)
@@ -303,7 +304,7 @@ class HalfSteps:
             self._Y,
             self.omega,
             state.beta,
-            penalty=self.penalty,
+            penalty=state.penalty,
             limits=self.limits,
             seed=self.seed,
         )
@@ -380,8 +381,8 @@ class HalfSteps:
         losses = row_losses(torch.from_numpy(z), torch.from_numpy(labels), network.loss)
         return Answers(_classes(z) == labels, losses.double().numpy())
 
-    def _objective(self, network: TwoLayer, beta: float) -> float:
-        return objective(network, self._features, self._Y, self.omega, beta, self.penalty)
+    def _objective(self, network: TwoLayer, beta: float, penalty: str) -> float:
+        return objective(network, self._features, self._Y, self.omega, beta, penalty)
 
 
 def _is_solved(state: State) -> bool:

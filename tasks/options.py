@@ -85,8 +85,10 @@ Selection = Annotated[
         metavar="best|one-se",
     ),
 ]
-Penalty = Annotated[str | None, Option(help="[group]", metavar="group|ridge")]
-Solver = Annotated[str | None, Option(metavar="auto|subspace|fista|descent|admm")]
+Penalty = Annotated[
+    str | None, Option(help="[auto; finetune: group]", metavar="auto|group|ridge")
+]
+Solver = Annotated[str | None, Option(metavar="auto|subspace|kernel|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")

@@ -195,7 +195,6 @@ def common_fields(
         "loss": outcome.head.network.loss,
         **{name: certificate[name] for name in proven},
         "pattern_violation": pattern_violation if math.isfinite(pattern_violation) else None,
-        "penalty": config.penalty,
         "test_accuracy": outcome.measured.accuracy,
         "test_accuracy_interval": outcome.measured.accuracy_interval,
         "test_macro_f1": outcome.measured.macro_f1,

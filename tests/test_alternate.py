@@ -90,7 +90,7 @@ def test_objective_never_rises_and_the_delta_is_the_model(family, tmp_path):
 def test_blocks_may_move_under_a_head_that_fits_closely_if_it_is_solved_anew(tmp_path):
     problem = joint("bert", backbone("bert", tmp_path), beta=0.02)
     options = BlockOptions(epochs=1, batch_size=8, rate=1e-3)
-    run = HalfSteps(problem, options, "group", Limits(), 0, None)
+    run = HalfSteps(problem, options, Limits(), 0, None)
     state = run.begin()
     first = state.now.network
     run.block_half(state, math.inf)
@@ -117,7 +117,7 @@ def test_what_is_saved_has_a_certificate_of_its_own(tmp_path):
     problem = joint("bert", backbone("bert", tmp_path), beta=0.1)
     # So small a rate that the objective falls without the head being solved anew.
     options = BlockOptions(epochs=1, batch_size=8, rate=1e-4)
-    run = HalfSteps(problem, options, "group", Limits(), 0, None)
+    run = HalfSteps(problem, options, Limits(), 0, None)
     state = run.begin()
     state.frozen_right, state.best_accuracy = np.zeros(16, bool), -1.0  # whatever comes is better
     run.block_half(state, math.inf)
@@ -140,7 +140,7 @@ def test_what_is_saved_has_a_certificate_of_its_own(tmp_path):
 def test_a_head_that_is_not_kept_leaves_the_certificate_alone(tmp_path):
     problem = joint("bert", backbone("bert", tmp_path), beta=0.1)
     options = BlockOptions(epochs=1, batch_size=8, rate=1e-4)
-    run = HalfSteps(problem, options, "group", Limits(), 0, None)
+    run = HalfSteps(problem, options, Limits(), 0, None)
     state = run.begin()
     run.block_half(state, math.inf)
     assert state.next_half == "head" and not state.history[-1]["solved"]
@@ -153,7 +153,7 @@ def test_a_head_that_is_not_kept_leaves_the_certificate_alone(tmp_path):
 
 def test_a_certificate_survives_its_checkpoint_as_it_is(tmp_path):
     problem = joint("bert", backbone("bert", tmp_path), penalty="ridge")
-    given = {"rounds": 0, "penalty": "ridge", "checkpoints": tmp_path / "kept"}
+    given = {"rounds": 0, "checkpoints": tmp_path / "kept"}
     first = alternate(problem, **given).certificate
     again = alternate(problem, **given, resume=True).certificate
     np.testing.assert_equal(again, first)
@@ -186,7 +186,7 @@ def test_a_budget_leaves_time_for_the_head_of_the_last_blocks(tmp_path, monkeypa
 def test_a_head_that_was_solved_in_part_only_is_solved_on(tmp_path):
     problem = joint("bert", backbone("bert", tmp_path), beta=0.02)
     options = BlockOptions(epochs=1, batch_size=8, rate=1e-3)
-    run = HalfSteps(problem, options, "group", Limits(tolerance=1e-7, max_passes=40), 0, None)
+    run = HalfSteps(problem, options, Limits(tolerance=1e-7, max_passes=40), 0, None)
     state = run.begin()
     run.block_half(state, math.inf)
     line, before = state.history[-1], state.now.network

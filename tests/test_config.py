@@ -138,7 +138,7 @@ def test_choices_of_the_command_line_are_those_of_the_library():
     from convex_heads.programs import ACTIVATIONS
 
     assert set(get_args(config.Gates)) == set(SAMPLERS)
-    assert set(get_args(config.Penalty)) == set(PENALTIES)
+    assert set(get_args(config.Penalty)) == {"auto", *PENALTIES}
     assert set(get_args(config.Loss)) == {"auto", *LOSSES}
     assert get_args(config.Precision) == tuple(each.value for each in Precision)
     solvers = {name: ("auto", *kind.solvers) for name, kind in ACTIVATIONS.items()}

@@ -32,10 +32,11 @@ def test_a_problem_no_linear_head_can_solve(xor):
 
 def test_many_weights_mean_few_gates(xor, monkeypatch):
     X, y = xor
-    assert len(ConvexHeadClassifier(beta=0.1).fit(X, y).gates_) == 64
+    options = {"beta": 0.1, "penalty": "group"}
+    assert len(ConvexHeadClassifier(**options).fit(X, y).gates_) == 64
     monkeypatch.setattr("convex_heads.head._WEIGHTS", 5 * (X.shape[1] + 1))
-    assert len(ConvexHeadClassifier(beta=0.1).fit(X, y).gates_) == 5
-    assert len(ConvexHeadClassifier(beta=0.1, n_gates=16).fit(X, y).gates_) == 16
+    assert len(ConvexHeadClassifier(**options).fit(X, y).gates_) == 5
+    assert len(ConvexHeadClassifier(**options, n_gates=16).fit(X, y).gates_) == 16
 
 
 def test_same_seed_same_bits_whatever_the_order_of_the_rows(xor):

@@ -46,7 +46,7 @@ def objective(network: Network, X: np.ndarray, Y: np.ndarray, beta: float) -> fl
 def test_a_head_of_four_binary_losses_is_certified_as_one(blobs):
     X, y = blobs
     Y = (y[:, None] == NAMES).astype(float)
-    head = ConvexHeadClassifier(loss="logistic", beta=0.03, n_gates=8).fit(X, y)
+    head = ConvexHeadClassifier(loss="logistic", beta=0.03, n_gates=8, penalty="group").fit(X, y)
     network, proof = head.network_, head.certificate_
     assert isinstance(network, Network)
     assert (head.loss_, network.weights.shape[2]) == ("logistic", 4)

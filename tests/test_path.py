@@ -12,11 +12,11 @@ from reference import random_problem
 from convex_heads import ConvexHeadClassifier, ConvexHeadRegressor, Options, Status, solve
 from convex_heads.certificate import beta_max
 from convex_heads.duality import loss_value
-from convex_heads.gated import SOLVERS, minimise, prepare, resume
+from convex_heads.gated import SOLVERS, minimise, prepare, resume, with_solver
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.operators import apply, build_program
-from convex_heads.penalties import group_l21
+from convex_heads.penalties import PENALTIES, group_l21
 from convex_heads.programs import AUTO
 from convex_heads.selection import Judgement, choose, difference_errors, standard_error
 
@@ -42,13 +42,13 @@ def test_beta_max_is_exact_by_an_interior_point_method(loss, seed):
     assert min(gains) < problem.objective(0 * direction, 0.999 * largest) - 1e-12
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["subspace", "fista"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_head_vanishes_at_beta_max_and_not_just_below(solver, classes):
     rng = np.random.default_rng(classes)
     X = rng.normal(size=(300, 4)).astype(np.float32)
     y = np.argmax(X[:, :classes], axis=1)
-    options = {"solver": solver, "tolerance": 1e-6, "n_gates": 16}
+    options = {"solver": solver, "tolerance": 1e-6, "n_gates": 16, "penalty": "group"}
     at = ConvexHeadClassifier(beta=1.0, **options).fit(X, y)
     below = ConvexHeadClassifier(beta=0.999, **options).fit(X, y)
     assert at.certificate_.active_gates == 0
@@ -112,7 +112,9 @@ def noisy(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_selection_of_the_estimator(solver):
     X, y = noisy(600, 4)
-    options = {"n_gates": 16, "solver": solver, "beta": [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.03]}
+    penalty = "ridge" if solver == "kernel" else "group"
+    betas = [0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.03]
+    options = {"n_gates": 16, "solver": solver, "penalty": penalty, "beta": betas}
     best = ConvexHeadClassifier(**options).fit(X[:400], y[:400], X_val=X[400:], y_val=y[400:])
     simple = ConvexHeadClassifier(selection="one_se", **options).fit(
         X[:400], y[:400], X_val=X[400:], y_val=y[400:]
@@ -181,7 +183,9 @@ def test_a_solve_resumed_at_solved_weights_is_done_at_once(solver):
     X, y = noisy(300, 4)
     Z = np.c_[X, np.ones(len(X))].astype(np.float32)
     Y = y[:, None].astype(np.float32)
-    prepared = prepare(Z, Y, np.ones(len(X)), LOSSES["logistic"], 8, jax.random.key(0))
+    penalty = PENALTIES["ridge" if solver == "kernel" else "group"]
+    prepared = prepare(Z, Y, np.ones(len(X)), LOSSES["logistic"], 8, jax.random.key(0), penalty)
+    prepared, _ = with_solver(prepared, solver)
     beta, limits = 0.01 * prepared.beta_max, Limits(tolerance=1e-2)
     cold, _ = minimise(prepared, beta, solver=solver, limits=limits)
     state = resume(prepared, cold.value, solver=solver)
@@ -194,11 +198,12 @@ def test_a_solve_resumed_at_solved_weights_is_done_at_once(solver):
 def test_records_come_as_they_are_made_and_are_the_history(solver):
     X, y = noisy(300, 5)
     Z = np.c_[X, np.ones(len(X))].astype(np.float32)
+    penalty, n_gates = ("ridge", 64) if solver == "kernel" else ("group", 8)
     records = []
     solution = solve(
         Z,
         y[:, None].astype(np.float32),
-        Options(beta=0.003, n_gates=8, loss="logistic", solver=solver),
+        Options(beta=0.003, n_gates=n_gates, loss="logistic", solver=solver, penalty=penalty),
         jax.random.key(0),
         on_record=records.append,
     )
@@ -207,8 +212,9 @@ def test_records_come_as_they_are_made_and_are_the_history(solver):
     for before, after in itertools.pairwise(records):
         assert after.passes > before.passes
         assert after.seconds >= before.seconds
-        # Single precision: scores that were added up over many steps are computed anew at times.
-        assert after.primal <= before.primal * (1 + 1e-5)
+        # Single precision: scores that were added up over many steps are computed anew at times,
+        # and a kernel's at last without what makes its factor exist.
+        assert after.primal <= before.primal * (1 + (1e-4 if solver == "kernel" else 1e-5))
         assert after.dual >= before.dual
     assert all(r.dual <= r.primal * (1 + 1e-6) for r in records)
     assert records[-1].relative_gap <= 2e-2

@@ -7,9 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import Problem, random_problem
-from scipy.optimize import minimize
+from scipy.optimize import minimize as scipy_minimize
 
-from convex_heads import ConvexHeadClassifier, Limits, Options, certify, fista, solve, subspace
+from convex_heads import (
+    ConvexHeadClassifier,
+    Limits,
+    Options,
+    certify,
+    fista,
+    kernel,
+    solve,
+    subspace,
+)
 from convex_heads.certificate import certify_program
 from convex_heads.losses import LOSSES
 from convex_heads.operators import build_program
@@ -39,29 +48,37 @@ def _optimum(problem: Problem, beta: float) -> np.ndarray:
         return _objective(problem, W, beta), (F.T @ problem.residual(W)).ravel() + beta * w
 
     options = {"maxiter": 10_000, "ftol": 1e-15, "gtol": 1e-10}
-    found = minimize(both, np.zeros(P * d * C), jac=True, method="L-BFGS-B", options=options)
+    found = scipy_minimize(both, np.zeros(P * d * C), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(P, d, C)
+
+
+def _by_kernel(program, loss, beta, *, penalty, limits):
+    assert penalty is RIDGE
+    return kernel.minimise(program, kernel.factored(program), loss, beta, limits=limits)
 
 
 @pytest.mark.x64
 @pytest.mark.parametrize(
-    ("solver", "loss"),
+    ("minimise", "loss"),
     [
-        (fista, "squared"),
-        (fista, "logistic"),
-        (fista, "softmax"),
-        (subspace, "softmax"),
-        pytest.param(subspace, "squared", marks=pytest.mark.slow),
-        pytest.param(subspace, "logistic", marks=pytest.mark.slow),
+        (fista.minimise, "squared"),
+        (fista.minimise, "logistic"),
+        (fista.minimise, "softmax"),
+        (subspace.minimise, "softmax"),
+        (_by_kernel, "softmax"),
+        (_by_kernel, "squared"),
+        pytest.param(_by_kernel, "logistic", marks=pytest.mark.slow),
+        pytest.param(subspace.minimise, "squared", marks=pytest.mark.slow),
+        pytest.param(subspace.minimise, "logistic", marks=pytest.mark.slow),
     ],
 )
-def test_weights_equal_an_independent_solution(solver, loss):
+def test_weights_equal_an_independent_solution(minimise, loss):
     for seed, beta in ((0, 0.3), (1, 0.03), (2, 0.003)):
         problem = random_problem(seed, loss)
         program = _program(problem)
         expected = _optimum(problem, beta)
         optimum = _objective(problem, expected, beta)
-        solution, _ = solver.minimise(program, LOSSES[loss], beta, penalty=RIDGE, limits=LIMITS)
+        solution, _ = minimise(program, LOSSES[loss], beta, penalty=RIDGE, limits=LIMITS)
         assert solution.stats.primal == pytest.approx(optimum, rel=1e-6)
         np.testing.assert_allclose(solution.value, expected, atol=2e-2 * np.abs(expected).max())
         proof = certify_program(
@@ -160,14 +177,13 @@ def test_ridge_has_a_path_and_gates_of_its_own():
     rng = np.random.default_rng(5)
     X = rng.normal(size=(2100, 10)).astype(np.float32)
     y = (X[:, 0] + 8 * rng.normal(size=2100) > 0).astype(int)
-    ridge = ConvexHeadClassifier(penalty="ridge").fit(X, y)
-    group = ConvexHeadClassifier().fit(X, y)
+    ridge, group = (ConvexHeadClassifier(penalty=name).fit(X, y) for name in ("ridge", "group"))
     assert (len(ridge.gates_), len(group.gates_)) == (256, 64)
     assert ridge.beta_ > 1 >= group.path_[0].fraction
     assert ridge.certificate_.relative_gap <= 1e-3
     assert ConvexHeadClassifier(penalty="ridge", beta=2.0).fit(X, y).beta_ == 2
     with pytest.raises(ValueError, match="at most 1 under the group penalty"):
-        ConvexHeadClassifier(beta=2.0).fit(X, y)
+        ConvexHeadClassifier(beta=2.0, penalty="group").fit(X, y)
 
 
 def test_a_ridge_head_uses_all_gates_and_its_network_is_certified():

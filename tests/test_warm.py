@@ -31,7 +31,7 @@ def fitted(X, y, **options):
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
-        ({}, (300, 5, 2)),
+        ({"penalty": "group"}, (300, 5, 2)),
         pytest.param({"penalty": "ridge"}, (300, 5, 3), marks=pytest.mark.slow),
         ({"loss": "squared"}, (20, 30, 2)),  # fewer rows than features: in the span of the rows
         pytest.param({"activation": "relu"}, (300, 5, 2), marks=pytest.mark.slow),
@@ -43,7 +43,7 @@ def test_lower_than_before_and_as_low_as_can_be(options, shape):
     X, moved, y = problem(n, d, C)
     head = fitted(X, y, **options)
     Y, omega = targets(y, head.loss_, C), np.ones(n)
-    penalty, beta = options.get("penalty", "group"), head.certificate_.beta
+    penalty, beta = head.penalty_, head.certificate_.beta
     # The objective is the certificate's.
     here = objective(head.network_, X, Y, omega, beta, penalty)
     assert here == pytest.approx(head.certificate_.primal, rel=2e-4)
@@ -68,7 +68,7 @@ def test_lower_than_before_and_as_low_as_can_be(options, shape):
 
 def test_dropped_gates_come_back_where_they_help():
     X, _, y = problem(300, 5, 2)
-    head = fitted(X, y)
+    head = fitted(X, y, penalty="group")
     network = type(head.network_)(
         **(vars(head.network_) | {"gates": head.gates_[:1], "weights": head.network_.weights[:1]})
     )

@@ -110,7 +110,7 @@ def test_it_is_for_large_programs_with_zeros(monkeypatch):
 
 def test_a_head_is_solved_again_on_few_gates(monkeypatch):
     X, y = rows()
-    head = ConvexHeadClassifier(n_gates=32, beta=0.5, random_state=0).fit(X, y)
+    head = ConvexHeadClassifier(n_gates=32, beta=0.5, penalty="group").fit(X, y)
     moved = (X + 0.3 * np.tanh(X[:, ::-1])).astype(np.float32)
     Y, beta = targets(y, "softmax", C), head.certificate_.beta
     given = head.network_, head.gates_, moved, Y, np.ones(N), beta

@@ -45,7 +45,9 @@ def fit_cronos_am(problem: Problem) -> Fitted:
     )
 
     def fit_head(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
-        head = ConvexHeadClassifier(**problem.options, random_state=problem.seed)
+        # As `finetune` has it.
+        options = {"penalty": "group", **problem.options}
+        head = ConvexHeadClassifier(**options, random_state=problem.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return head.fit(X, problem.train.labels, X_val=X_val, y_val=problem.validation.labels)
@@ -54,7 +56,6 @@ def fit_cronos_am(problem: Problem) -> Fitted:
         Joint(cut, train, validation, problem.n_classes, fit_head),
         rounds=_AM["rounds"],
         seed=problem.seed,
-        penalty=str(problem.options.get("penalty", "group")),
         budget_seconds=problem.budget_seconds,
     )
     network = done.model.network

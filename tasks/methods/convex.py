@@ -59,7 +59,8 @@ def _head(problem: Problem, **options: Any) -> Fitted:
 
     def refit(part: Part) -> Callable[[Part], NDArray[np.floating]]:
         loose = max(head.tolerance_, ADVICE_GAP)
-        again = ConvexHeadClassifier(**{**options, "beta": head.beta_, "tolerance": loose})
+        same = {"penalty": head.penalty_, "beta": head.beta_}
+        again = ConvexHeadClassifier(**{**options, **same, "tolerance": loose})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             again.fit(part.features, part.labels)

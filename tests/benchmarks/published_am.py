@@ -73,7 +73,7 @@ class Rows(NamedTuple):
 def ours(joint: Joint, test: CachedRows, rounds: int, epochs: float, seed: int) -> list[Point]:
     """Accuracy of what is best by validation after each half-step of so many rounds."""
     options = BlockOptions(epochs=epochs)
-    run = HalfSteps(joint, options, "group", Limits(), seed, None)
+    run = HalfSteps(joint, options, Limits(), seed, None)
     state = run.begin()
     clock, cut = Clock(), joint.cut
 
@@ -99,7 +99,7 @@ def published(
 ) -> list[Point]:
     """Accuracy after each solve of the head, for so many seconds."""
     cut, labels = joint.cut, torch.from_numpy(joint.train.labels)
-    state = HalfSteps(joint, BlockOptions(), "group", Limits(), seed, None).begin()
+    state = HalfSteps(joint, BlockOptions(), Limits(), seed, None).begin()
     network, usable = state.now.network, torch.from_numpy(state.usable)
     assert isinstance(network, Network)
     Y = targets(joint.train.labels, network.loss, joint.n_classes)
