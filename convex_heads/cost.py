@@ -66,7 +66,7 @@ class Shape(NamedTuple):
     @property
     def streamed_memory(self) -> float:
         """The same without features, which a streamed fit reads from files."""
-        n, d, P, C = self
+        n, _, P, C = self
         program = n * C * _BYTES + n * P
         state = (kept_steps(n, P, C) + 4) * (n * C + self.weights) * _BYTES
         passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * self.weights) * _BYTES
