@@ -85,9 +85,7 @@ Selection = Annotated[
         metavar="best|one-se",
     ),
 ]
-Penalty = Annotated[
-    str | None, Option(help="[auto; finetune: group]", metavar="auto|group|ridge")
-]
+Penalty = Annotated[str | None, Option(help="[auto; finetune: group]", metavar="auto|group|ridge")]
 Solver = Annotated[str | None, Option(metavar="auto|subspace|kernel|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
