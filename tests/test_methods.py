@@ -41,8 +41,9 @@ def test_method_keeps_its_contract(name: str) -> None:
     assert np.array_equal(fit(problem()[0]).predict_proba(test), p)  # to the bit
 
 
-def test_gated_ridge_has_the_gates_and_the_path_of_the_head() -> None:
-    default, said = AUTO["gated_relu", "group"], SETTINGS["ntk"]
+@pytest.mark.parametrize(("method", "penalty"), [("convex", "ridge"), ("ntk", "group")])
+def test_records_tell_the_gates_and_the_path_of_the_head(method: str, penalty: str) -> None:
+    default, said = AUTO["gated_relu", penalty], SETTINGS[method]
     assert (tuple(said["betas"]), said["most_gates"]) == (default.betas, default.gates)
 
 

@@ -134,7 +134,7 @@ def test_the_shared_gates_are_optimal_for_all_labels_together() -> None:
     given, _ = problem()
     X, Y = given.train.features, given.targets(given.train)
     X_val, Y_val = given.validation.features, given.targets(given.validation)
-    head = MultiLabelHead(tolerance=1e-3, n_gates=16).fit(X, Y, X_val, Y_val)
+    head = MultiLabelHead(tolerance=1e-3, n_gates=16, penalty="group").fit(X, Y, X_val, Y_val)
     certificate = head.certificate_
     assert certificate.relative_gap <= 1e-3
     # The objective, from the deployed network: one penalty for each gate and all labels.

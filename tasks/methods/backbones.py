@@ -46,7 +46,7 @@ def fit_cronos_am(problem: Problem) -> Fitted:
 
     def fit_head(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
         # As `finetune` has it.
-        options = {"penalty": "group", **problem.options}
+        options = {"penalty": _AM["penalty"], **problem.options}
         head = ConvexHeadClassifier(**options, random_state=problem.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -30,6 +30,7 @@ _LINEAR = settings_of("linear", several_labels=True)
 _C_TIMES_D = np.array(_LINEAR["C_times_d"])
 _FEWEST, _PATIENCE = _LINEAR["fewest"], _LINEAR["patience"]
 _TFIDF_C = np.array(settings_of("tfidf", several_labels=True)["C"])
+_PENALTY = settings_of("convex", several_labels=True)["penalty"]
 _NEIGHBOURS = settings_of("knn", several_labels=True)["neighbours"]
 
 
@@ -39,14 +40,15 @@ class MultiLabelHead(ConvexHead):
     .. math:: \min_W\; \frac1n \sum_j \sum_c \log(1 + e^{z_{jc}}) - y_{jc} z_{jc}
               + \beta \sum_i \|W_i\|_F
 
-    A gate is on for all labels or off for all. The program is that of
+    With ``penalty="group"`` a gate is on for all labels or off for all. The program is that of
     :class:`convex_heads.ConvexHeadClassifier` with C logistic outputs in place of one, and so is
     the certificate.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
         >>> Y = np.stack([X[:, 0] > 0, X[:, 1] > 0], axis=1)
-        >>> head = MultiLabelHead(beta=0.05).fit(X[:150], Y[:150], X[150:], Y[150:])
+        >>> head = MultiLabelHead(beta=0.05, penalty="group")
+        >>> head = head.fit(X[:150], Y[:150], X[150:], Y[150:])
         >>> bool(np.mean((head.network_.scores(X) > 0) == Y) > 0.9)
         True
     """
@@ -84,7 +86,7 @@ def fit_convex(problem: Problem) -> Fitted:
     if problem.class_weight is not None:
         raise Unavailable("it has no class weights for several labels: leave out --class-weight")
     train, validation = problem.train, problem.validation
-    head = MultiLabelHead(**options, random_state=problem.seed)
+    head = MultiLabelHead(**{"penalty": _PENALTY, **options}, random_state=problem.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the notes
         head.fit(

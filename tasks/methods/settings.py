@@ -1,8 +1,8 @@
 """What every method of `compare` tries, in one place and without its libraries.
 
 A record of a comparison says it, so that a row that other settings made is told from one of these:
-it is not taken as done (`tasks.ledger`). The convex head's own options are not here: they are given
-by the person who compares, and a part of what the comparison is about.
+it is not taken as done (`tasks.ledger`). Of the convex head only the defaults are here: its options
+are given by the person who compares, and a part of what the comparison is about.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ _EPOCHS, _LONGEST = 3.0, 20.0
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "linear": _LINEAR,
-    "convex": {},
+    "convex": {
+        "penalty": "ridge",
+        "most_gates": 256,
+        "betas": [10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003],
+    },
     "ridge": _RIDGE,
     # The last temperature weighs all neighbours about alike.
     "knn": {"neighbours": _NEIGHBOURS, "temperatures": [0.02, 0.07, 0.2, 2.0]},
     "svm": _SVM,
     "mlp": _MLP,
-    # As many gates, and the same fractions of beta_max, as the head has by default.
+    # As many gates, and the same fractions of beta_max, as the head has with the group penalty.
     "ntk": {
         "most_gates": 64,
         "rows_per_gate": 8,
@@ -61,7 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tfidf": _TFIDF,
     "tabicl": {},
     "tabpfn": {},
-    "cronos-am": {"unfreeze": 2, "rounds": 6},
+    "cronos-am": {"unfreeze": 2, "rounds": 6, "penalty": "group"},
     "lora": {"rank": 8, "epochs": _EPOCHS, "longest": _LONGEST, "rates": [1e-4, 5e-4, 2e-3]},
     # Of texts; the small convolutional networks among image backbones want larger rates.
     "finetune": {
@@ -73,7 +77,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "setfit": {"steps": 500, "batch": 16, "rate": 2e-5},
 }
 # For rows with several labels, where it is not the same.
-_SEVERAL: dict[str, dict[str, Any]] = {"knn": {"neighbours": _NEIGHBOURS}}
+_SEVERAL: dict[str, dict[str, Any]] = {
+    "knn": {"neighbours": _NEIGHBOURS},
+    "convex": {"penalty": "group"},
+}
 
 
 def settings_of(method: str, several_labels: bool = False) -> dict[str, Any]:
