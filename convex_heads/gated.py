@@ -3,9 +3,9 @@ r"""Gated ReLU heads: from features and targets to a solved, certified convex pr
 .. math:: \min_W\; \frac1n \sum_j l\Big(\big(z_0 + \sum_i D_i X W_i\big)_j, y_j\Big)
           + \beta \, h(W), \qquad f(x) = z_0 + \sum_i 1[g_i'x \ge 0]\, W_i'x .
 
-With the group penalty h(W) = sum_i ||W_i||_F (the default) this is the convex program of a
-two-layer gated ReLU network (Mishkin, Sahiner, Pilanci 2022, eq. 5; Pilanci & Ergen 2020 for the
-ReLU network); h(W) = sum_i ||W_i||_F^2 / 2 is ridge regression on the same gated features. The
+With the group penalty h(W) = sum_i ||W_i||_F this is the convex program of a two-layer gated ReLU
+network (Mishkin, Sahiner, Pilanci 2022, eq. 5; Pilanci & Ergen 2020 for the ReLU network);
+h(W) = sum_i ||W_i||_F^2 / 2 is ridge regression on the same gated features. The
 features are rotated to the principal axes of their second moment X'X/n before solving: the penalty
 does not change under rotation, and there the metric that all gates share is diagonal. With fewer
 rows than features, only the span of the rows is kept: weights outside it cost and do nothing.

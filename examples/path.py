@@ -12,7 +12,8 @@ from convex_heads import ConvexHeadClassifier
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_state=0)
 
-head = ConvexHeadClassifier(beta=np.geomspace(0.3, 0.003, 5)).fit(X_train, y_train)
+head = ConvexHeadClassifier(beta=np.geomspace(0.3, 0.003, 5), penalty="group")
+head = head.fit(X_train, y_train)
 
 print(" beta/beta_max  validation accuracy  relative gap  active gates  data passes")
 for point in head.path_:

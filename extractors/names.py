@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,14 +242,14 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _existing_folder(prefix: str, text: str, contents: str) -> Path:
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if not folder.is_dir():
         raise InputError(f"'{prefix}{text}': there is no folder {text}; it should hold {contents}")
     return folder.resolve()
 
 
 def _source_of_folder(text: str) -> str:
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if not folder.is_dir():
         raise InputError(f"there is no folder {text}, which should hold a backbone's config.json")
     if (folder / "modules.json").is_file():

@@ -86,7 +86,8 @@ Selection = Annotated[
     ),
 ]
 Penalty = Annotated[str | None, Option(help="[auto; finetune: group]", metavar="auto|group|ridge")]
-Solver = Annotated[str | None, Option(metavar="auto|subspace|kernel|fista|descent|admm")]
+# And kernel: its name would be one too many for a terminal of 40 columns, and auto chooses it.
+Solver = Annotated[str | None, Option(metavar="auto|subspace|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")

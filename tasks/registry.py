@@ -310,7 +310,7 @@ def resolve_data_root(data_root: str | os.PathLike[str] | None) -> Path | None:
     given = data_root if data_root is not None else os.environ.get("CONVEX_HEADS_DATA") or None
     if given is None:
         return None
-    root = Path(given).expanduser()
+    root = Path(os.path.expanduser(given))
     if not root.is_dir():
         option = "--data-root" if data_root is not None else "CONVEX_HEADS_DATA"
         raise InputError(f"{option} {root} is not a folder")

@@ -82,7 +82,7 @@ def read_source(data: str, root: Path | None, choice: ColumnChoice) -> RawData:
         repository, config = parse_hub_name(data)
         instead = "download it elsewhere and give the folder instead"
         return read_hub(repository.rpartition("/")[2], repository, config, choice, instead)
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     looks_like_path = path.exists() or path.suffix or len(path.parts) > 1
     if looks_like_path:
         return read_path(path, choice)

@@ -295,7 +295,7 @@ OPTIONS = {
     "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1.0: must be below 1"),
     "unknown solver": (
         {"solver": "adam"},
-        "--solver adam: must be 'auto', 'subspace', 'fista', 'descent' or 'admm'",
+        "--solver adam: must be 'auto', 'subspace', 'kernel', 'fista', 'descent' or 'admm'",
     ),
     "unknown loss": ({"loss": "hinge"}, "--loss hinge: must be 'auto', 'softmax'"),
     "unknown activation": ({"activation": "gelu"}, "--activation gelu: must be 'gated_relu'"),

@@ -99,7 +99,7 @@ def test_predictions_equal_the_program_that_was_solved():
     rng = np.random.default_rng(3)
     X = rng.normal(2, 3, size=(300, 5)).astype(np.float32)
     y = (X[:, 0] > 2).astype(int)
-    head = ConvexHeadClassifier(beta=0.01, tolerance=1e-3).fit(X, y)
+    head = ConvexHeadClassifier(beta=0.01, penalty="group", tolerance=1e-3).fit(X, y)
     p = head.predict_proba(X)[np.arange(300), y].astype(np.float64)
     penalty = sum(np.linalg.norm(w) for w in head.network_.weights)
     objective = -np.log(p).mean() + head.certificate_.beta * penalty

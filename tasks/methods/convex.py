@@ -21,7 +21,7 @@ from tasks.methods.settings import SETTINGS
 
 _NTK = SETTINGS["ntk"]
 # A radius costs about 10 P min(P, d) C products a row.
-_RADIUS_WORK, _RADIUS_ROWS = 2e10, 1000
+_RADIUS_WORK, _RADIUS_ROWS = 5e9, 1000
 
 #: Relative gap of the heads whose opinion on rows they have not seen goes into the data advice: as
 #: many wrong labels are found as with 1e-3 (``tests/benchmarks/label_errors.py``) in half the time.
