@@ -350,7 +350,9 @@ def _figures(
 
 def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]]:
     """Name and history of every solve: the points of the path, then the final one."""
-    path = [(f"{p['beta'] / record.beta_max:.1g}", p["history"]) for p in record.path]
+    fractions = (p["beta"] / record.beta_max for p in record.path)
+    names = (f"{float(f'{fraction:.1g}'):g}" for fraction in fractions)  # 10, and not 1e+01
+    path = [(name, p["history"]) for name, p in zip(names, record.path, strict=True)]
     return [*path, ("final", record.history)]
 
 

@@ -105,7 +105,7 @@ def certificate_notes(head: ConvexHead) -> tuple[str, ...]:
 
 def training_of(head: ConvexHead) -> dict[str, Any]:
     """The path without its clock, and the convergence of every solve with it."""
-    solves = [(f"{p.fraction:.1g}", p.history) for p in head.path_]
+    solves = [(f"{float(f'{p.fraction:.1g}'):g}", p.history) for p in head.path_]
     return {
         "path": [
             {
