@@ -36,7 +36,7 @@ RIVALS = ("logistic", "svm", "mlp")
 HEADS: dict[str, dict[str, Any]] = {
     "default": {},
     "squared": {"loss": "squared"},
-    "ridge": {"penalty": "ridge"},
+    "group": {"penalty": "group"},
     "grow": {"n_gates": "grow"},
     "relu": {"activation": "relu"},
 }

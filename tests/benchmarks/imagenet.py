@@ -49,7 +49,7 @@ def fit_row(
     X: np.memmap, y: np.ndarray, drawn: ImageNetShaped, gates: int, beta: float, gap: float
 ) -> Row:
     """One line of the table."""
-    head = ConvexHeadClassifier(n_gates=gates, beta=beta, tolerance=gap)
+    head = ConvexHeadClassifier(n_gates=gates, beta=beta, penalty="group", tolerance=gap)
     records: list[tuple[Record, float]] = []
     device = jax.devices()[0]
     before = settle()

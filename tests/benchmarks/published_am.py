@@ -178,7 +178,7 @@ def main() -> None:
         rows = Rows(*(cached_rows(cut, part.inputs, part.labels, None) for part in parts))
 
         def fit_head(X: np.ndarray, V: np.ndarray) -> ConvexHeadClassifier:
-            head = ConvexHeadClassifier(random_state=seed)  # noqa: B023
+            head = ConvexHeadClassifier(penalty="group", random_state=seed)  # noqa: B023
             labels = rows.train.labels, rows.validation.labels  # noqa: B023
             return head.fit(X, labels[0], X_val=V, y_val=labels[1])
 
