@@ -86,28 +86,23 @@ def pays(program: Program, penalty: Penalty) -> bool:
 
 def factored(program: Program) -> Factor:
     """The factor of a program's kernel; row weights and targets have no part in it."""
-    K = _kernel(program)
-    eps = _SHIFT * jnp.finfo(K.dtype).eps * jnp.mean(jnp.diagonal(K))
+    shift = _SHIFT
     while True:
-        L = _cholesky(K, eps)
-        if bool(jnp.isfinite(L[-1, -1])):
-            return Factor(L.reshape(*program.omega.shape, -1), eps)
-        eps = 10 * eps
+        factor = _factored(program, jnp.asarray(shift, program.X.dtype))
+        # Not finite where K + eps I is not positive in floating point.
+        if bool(jnp.isfinite(factor.L[-1, -1, -1])):
+            return factor
+        shift *= 10
 
 
 @jit
-def _kernel(program: Program) -> Array:
-    """K of all rows (n, n), padding included."""
+def _factored(program: Program, shift: Array) -> Factor:
     n, (P, d, _) = program.omega.size, program.shape
     X, D = program.X.reshape(n, d), program.D.reshape(n, P).astype(program.X.dtype)
-    return (X @ X.T) * (D @ D.T)
-
-
-@jit
-def _cholesky(K: Array, eps: Array) -> Array:
-    """Of K + eps I; not finite where that is not positive in floating point."""
-    shifted = K + eps * jnp.eye(len(K), dtype=K.dtype)
-    return jnp.linalg.cholesky(shifted, symmetrize_input=False)
+    K = (X @ X.T) * (D @ D.T)
+    eps = shift * jnp.finfo(K.dtype).eps * jnp.mean(jnp.diagonal(K))
+    L = jnp.linalg.cholesky(K + eps * jnp.eye(n, dtype=K.dtype), symmetrize_input=False)
+    return Factor(L.reshape(*program.omega.shape, n), eps)
 
 
 def minimise(
