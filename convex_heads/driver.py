@@ -99,6 +99,25 @@ def drive(
             return state, status, tuple(history)
 
 
+def going_on(
+    history: list[Record],
+    passes: float,
+    seconds: float,
+    on_record: Callable[[Record], None] | None,
+) -> Callable[[Record], None]:
+    """What a solve calls that goes on where another one ended.
+
+    Its records are counted from the beginning of the first and follow those in ``history``.
+    """
+
+    def later(record: Record) -> None:
+        history.append(record.after(passes, seconds))
+        if on_record is not None:
+            on_record(history[-1])
+
+    return later
+
+
 def _status(record: Record, idle: bool, limits: Limits) -> Status | None:
     if record.relative_gap <= limits.tolerance:
         return Status.CONVERGED

@@ -232,14 +232,15 @@ def with_solver(prepared: Prepared, solver: str) -> tuple[Prepared, str]:
 
     Args:
         prepared: the program.
-        solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first.
+        solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first. The first
+            too where a kernel has no factor.
     """
-    if solver == "auto":
-        pays = kernel.pays(prepared.program, prepared.penalty)
-        solver = "kernel" if pays else SOLVERS[0]
+    if solver == "auto" and kernel.pays(prepared.program, prepared.penalty):
+        solver = "kernel"
     if solver == "kernel" and prepared.factor is None:
         prepared = prepared._replace(factor=kernel.factored(prepared.program))
-    return prepared, solver
+    unready = solver == "kernel" and prepared.factor is None
+    return prepared, SOLVERS[0] if unready or solver == "auto" else solver
 
 
 def minimise(

@@ -33,6 +33,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 
 from convex_heads import subspace
+from convex_heads.driver import going_on
 from convex_heads.duality import relative_gap
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
@@ -49,7 +50,8 @@ _MOST_ROWS = 1 << 14
 # longer. On two cores cifar10 (617) is solved three times faster so, trec6 (127) as fast, wordnet6
 # (40) and sst2 (14) several times slower.
 _TO_READ = 128
-# The first eps tried: so many units in the last place of the mean of K's diagonal.
+# The first eps tried: so many units in the last place of the mean of K's diagonal; then ten times
+# as much until there is a factor.
 _SHIFT = 8
 # The gap of the program with eps, of the tolerance; the rest is for eps.
 _OWN_GAP = 0.9
@@ -84,15 +86,19 @@ def pays(program: Program, penalty: Penalty) -> bool:
     )
 
 
-def factored(program: Program) -> Factor:
-    """The factor of a program's kernel; row weights and targets have no part in it."""
-    shift = _SHIFT
-    while True:
-        factor = _factored(program, jnp.asarray(shift, program.X.dtype))
-        # Not finite where K + eps I is not positive in floating point.
+def factored(program: Program) -> Factor | None:
+    """The factor of a program's kernel; row weights and targets have no part in it.
+
+    None where there is none in floating point, not even with an eps as large as K.
+    """
+    dtype = program.X.dtype
+    shift = _SHIFT * float(jnp.finfo(dtype).eps)
+    while shift < 1:
+        factor = _factored(program, jnp.asarray(shift, dtype))
         if bool(jnp.isfinite(factor.L[-1, -1, -1])):
             return factor
         shift *= 10
+    return None
 
 
 @jit
@@ -100,7 +106,7 @@ def _factored(program: Program, shift: Array) -> Factor:
     n, (P, d, _) = program.omega.size, program.shape
     X, D = program.X.reshape(n, d), program.D.reshape(n, P).astype(program.X.dtype)
     K = (X @ X.T) * (D @ D.T)
-    eps = shift * jnp.finfo(K.dtype).eps * jnp.mean(jnp.diagonal(K))
+    eps = shift * jnp.mean(jnp.diagonal(K))
     L = jnp.linalg.cholesky(K + eps * jnp.eye(n, dtype=K.dtype), symmetrize_input=False)
     return Factor(L.reshape(*program.omega.shape, n), eps)
 
@@ -137,7 +143,8 @@ def minimise(
         >>> X = np.c_[rng.normal(size=(80, 6)), np.ones(80)].astype("float32")
         >>> Y = (X[:, :1] * X[:, 1:2] > 0).astype("float32")
         >>> at = prepare(X, Y, np.ones(80), LOGISTIC, 64, jax.random.key(0), RIDGE)
-        >>> solution, _ = minimise(at.program, factored(at.program), LOGISTIC, 0.1 * at.beta_max)
+        >>> factor = factored(at.program)
+        >>> solution, _ = minimise(at.program, factor, LOGISTIC, 0.1 * at.beta_max)
         >>> solution.value.shape, solution.stats.relative_gap <= 1e-3
         ((64, 7, 1), True)
     """
@@ -220,12 +227,6 @@ def _on_all_gates(
     """Goes on from what has been found, where eps or round-off left the gap too wide."""
     spent, history = found.stats, list(found.history)
 
-    def later(record: Record) -> None:
-        """The record counted from the beginning of the whole solve."""
-        history.append(record.after(spent.passes, spent.seconds))
-        if on_record is not None:
-            on_record(history[-1])
-
     solution, _ = subspace.minimise(
         program,
         loss,
@@ -233,7 +234,7 @@ def _on_all_gates(
         penalty=RIDGE,
         warm=state_at(program, RIDGE, found.value),
         limits=limits.after(spent.passes, spent.seconds),
-        on_record=later,
+        on_record=going_on(history, spent.passes, spent.seconds, on_record),
     )
     figures = solution.stats._replace(
         passes=spent.passes + solution.stats.passes,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import gated
+from convex_heads.driver import going_on
 from convex_heads.duality import dual_value, relative_gap
 from convex_heads.gated import Prepared
 from convex_heads.limits import Limits
@@ -94,17 +95,11 @@ def minimise(
         )
         return done, state
 
-    def later(record: Record) -> None:
-        """The record counted from the beginning of the whole solve."""
-        history.append(record.after(passes, seconds))
-        if on_record is not None:
-            on_record(history[-1])
-
     second, state = solve(
         prepared,
         warm=_without_span(state, program),
         limits=limits.after(passes, seconds),
-        on_record=later,
+        on_record=going_on(history, passes, seconds, on_record),
     )
     figures = second.stats._replace(
         passes=passes + second.stats.passes,

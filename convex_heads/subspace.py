@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from convex_heads import fista
-from convex_heads.driver import drive, stats
+from convex_heads.driver import drive, going_on, stats
 from convex_heads.duality import relative_gap, residual
 from convex_heads.levelling import Levelled, levelled
 from convex_heads.limits import Limits
@@ -308,12 +308,6 @@ def _polish(
     h = metric(program, loss, residual(program, loss, s.z))
     history: list[Record] = []
 
-    def later(record: Record) -> None:
-        """The record counted from the beginning of the whole solve."""
-        history.append(record.after(passes, spent))
-        if on_record is not None:
-            on_record(history[-1])
-
     solution, end = fista.minimise(
         program,
         loss,
@@ -322,7 +316,7 @@ def _polish(
         h=h,
         W=s.W,
         limits=limits.after(passes, spent),
-        on_record=later,
+        on_record=going_on(history, passes, spent, on_record),
         sharpen=partial(sharpened, program, loss, jnp.asarray(beta, h.dtype))
         if penalty.sparse
         else None,
