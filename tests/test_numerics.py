@@ -129,7 +129,7 @@ def _hard(name: str, loss: str, solver: str, **options: str) -> None:
     head = fit(build(loss, beta=0.03, solver=solver, **options), X, y)
     check(head, X)
     if ("constant" in name and "all" in name) or name in ("all zero", "all rows equal"):
-        # Nothing to learn from, and that is proven; a kernel of round-off may leave a small constant.
+        # Nothing to learn from, and that is proven; a kernel of round-off may leave a constant.
         assert head.status_ is Status.CONVERGED
         assert solver == "kernel" or head.certificate_.active_gates == 0
         assert np.abs(head.network_.weights).max(initial=0) < 0.05
