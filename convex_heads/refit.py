@@ -87,8 +87,9 @@ def solve_more(
         >>> X = rng.normal(size=(300, 4)).astype("float32")
         >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
         >>> first = ConvexHeadClassifier(beta=0.05, n_gates=8).fit(X[:150], y[:150])
-        >>> more = solve_more(first.network_, X, y, 2, first.certificate_.beta)
-        >>> cold = solve_more(first.network_, X, y, 2, first.certificate_.beta, warm=False)
+        >>> given, penalty = (first.network_, X, y, 2, first.certificate_.beta), first.penalty_
+        >>> more = solve_more(*given, penalty=penalty)
+        >>> cold = solve_more(*given, penalty=penalty, warm=False)
         >>> more.certificate.relative_gap <= 1e-3, more.passes <= cold.passes
         (True, True)
     """

@@ -85,7 +85,8 @@ def certify(
         >>> X = rng.normal(size=(300, 4)).astype("float32")
         >>> y = (X[:, 0] * X[:, 1] > 0).astype(int)
         >>> head = ConvexHeadClassifier(beta=0.1, tolerance=1e-3).fit(X, y)
-        >>> proof = certify(head.network_, X, y[:, None], head.certificate_.beta)
+        >>> beta, penalty = head.certificate_.beta, head.penalty_
+        >>> proof = certify(head.network_, X, y[:, None], beta, penalty=penalty)
         >>> proof.dual <= proof.primal, proof.relative_gap < 1e-2
         (True, True)
     """

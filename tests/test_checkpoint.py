@@ -35,7 +35,7 @@ def fit(stop_after: int | None = None, **options: object) -> ConvexHeadClassifie
         if len(seen) == stop_after:
             raise Stop
 
-    wanted = {"n_gates": 16, "beta": [0.1, 0.02], "tolerance": 1e-4} | options
+    wanted = {"n_gates": 16, "beta": [0.1, 0.02], "penalty": "group", "tolerance": 1e-4} | options
     head = ConvexHeadClassifier(**wanted).fit(X, Y, on_record=on_record)
     head.n_records_ = len(seen)
     return head

@@ -46,7 +46,8 @@ def test_features_are_halves_unless_told_otherwise(root, tmp_path, capsys, more,
 
 @pytest.mark.slow
 def test_a_fit_tells_top_1_and_top_5(root, tmp_path, capsys):
-    options = ("--n-gates", "1", "--beta", "0.1", "--no-leak-check", "--out", str(tmp_path / "out"))
+    options = ("--n-gates", "1", "--beta", "0.1", "--penalty", "group", "--no-leak-check")
+    options = (*options, "--out", str(tmp_path / "out"))
     assert main(command("fit", root, tmp_path, *options)) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["n_classes"], record["n_test"]) == (CLASSES, 4 * CLASSES)

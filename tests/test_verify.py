@@ -150,7 +150,8 @@ def test_a_fitted_head_has_the_certificate_it_was_given():
     X = rng.normal(1, 2, size=(200, 4)).astype(np.float32)
     y = (X[:, 0] * X[:, 1] > 0).astype(int) + (X[:, 2] > 2)
     weight = rng.integers(0, 3, 200)
-    head = ConvexHeadClassifier(n_gates=16, beta=0.05, tolerance=1e-4, solver="fista")
+    options = {"penalty": "group", "tolerance": 1e-4, "solver": "fista"}
+    head = ConvexHeadClassifier(n_gates=16, beta=0.05, **options)
     head.fit(X, y, weight)
     expected = head.certificate_
     proof = certify(
