@@ -26,6 +26,9 @@ class Stop(Exception):
     """An interruption."""
 
 
+WANTED = {"n_gates": 16, "beta": [0.1, 0.02], "penalty": "group", "tolerance": 1e-4}
+
+
 def fit(stop_after: int | None = None, **options: object) -> ConvexHeadClassifier:
     """A head of a path of two points; or an interruption after so many records."""
     seen: list[Record] = []
@@ -35,8 +38,7 @@ def fit(stop_after: int | None = None, **options: object) -> ConvexHeadClassifie
         if len(seen) == stop_after:
             raise Stop
 
-    wanted = {"n_gates": 16, "beta": [0.1, 0.02], "penalty": "group", "tolerance": 1e-4} | options
-    head = ConvexHeadClassifier(**wanted).fit(X, Y, on_record=on_record)
+    head = ConvexHeadClassifier(**WANTED | options).fit(X, Y, on_record=on_record)
     head.n_records_ = len(seen)
     return head
 
@@ -125,9 +127,7 @@ with checkpoints(sys.argv[1], every=0):
     if sys.argv[3] == "solve":
         t.solved(on_record)
     else:
-        t.ConvexHeadClassifier(n_gates=16, beta=[0.1, 0.02], tolerance=1e-4).fit(
-            t.X, t.Y, on_record=on_record
-        )
+        t.ConvexHeadClassifier(**t.WANTED).fit(t.X, t.Y, on_record=on_record)
 """
 
 
