@@ -118,6 +118,15 @@ def precision_note(effect: PrecisionEffect) -> str:
     )
 
 
+def solve_name(fraction: float) -> str:
+    """The name of a point of the path in a figure, from its fraction of beta_max.
+
+    >>> solve_name(10.0), solve_name(0.0055)
+    ('10', '0.006')
+    """
+    return f"{float(f'{fraction:.1g}'):g}"
+
+
 def history_lines(records: Sequence[Record]) -> list[dict[str, float]]:
     """What a record keeps of a solve: gap and seconds at so many data passes."""
     return [

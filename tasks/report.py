@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tasks.card import a_text, card_metadata, revision_facts, rows_in_words, shown_backbone
 from tasks.console import duration
+from tasks.fit_head import solve_name
 from tasks.leak_words import examples_in_words, leaks_in_words
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
 from tasks.records import FitRecord
@@ -350,9 +351,7 @@ def _figures(
 
 def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]]:
     """Name and history of every solve: the points of the path, then the final one."""
-    fractions = (p["beta"] / record.beta_max for p in record.path)
-    names = (f"{float(f'{fraction:.1g}'):g}" for fraction in fractions)  # 10, and not 1e+01
-    path = [(name, p["history"]) for name, p in zip(names, record.path, strict=True)]
+    path = [(solve_name(p["beta"] / record.beta_max), p["history"]) for p in record.path]
     return [*path, ("final", record.history)]
 
 

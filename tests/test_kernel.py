@@ -115,6 +115,13 @@ def test_with_too_large_an_eps_all_gates_go_on(monkeypatch):
     assert state.W.shape == (1, given.program.omega.size, C)  # in the span, for the next beta
 
 
+def test_without_a_factor_all_gates_are_solved():
+    given = prepared(*rows(), omega=np.ones(N))
+    nothing = given._replace(program=given.program._replace(X=0 * given.program.X))
+    assert kernel.factored(nothing.program) is None
+    assert gated.with_solver(nothing, "kernel") == (nothing, "subspace")
+
+
 def test_limits_are_counted_in_passes_over_all_gates():
     given, name = gated.with_solver(prepared(*rows(), omega=np.ones(N), n_gates=18), "kernel")
     limits = Limits(1e-6, max_passes=1)

@@ -15,7 +15,7 @@ from convex_heads.decode import Network, ReluNetwork, TwoLayer
 from convex_heads.head import ConvexHead
 from convex_heads.robustness import robustness_radius
 from tasks.calibration import fit_temperature
-from tasks.fit_head import unproven_note
+from tasks.fit_head import solve_name, unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
 from tasks.methods.settings import SETTINGS
 
@@ -105,7 +105,7 @@ def certificate_notes(head: ConvexHead) -> tuple[str, ...]:
 
 def training_of(head: ConvexHead) -> dict[str, Any]:
     """The path without its clock, and the convergence of every solve with it."""
-    solves = [(f"{float(f'{p.fraction:.1g}'):g}", p.history) for p in head.path_]
+    solves = [(solve_name(p.fraction), p.history) for p in head.path_]
     return {
         "path": [
             {
