@@ -36,6 +36,8 @@ from convex_heads.decode import Network, ReluNetwork
 _BLOCK_ENTRIES = 1 << 20
 # Largest number of entries of the a_i of all units for some of the classes: 256 MB.
 _DIFFERENCE_ENTRIES = 32 << 20
+# Norms that the search takes of one row's sums: log2(P) breakpoints, and the two ends.
+_NORMS = 10
 # Chord and tangent meet within two or three rounds; every round is sound.
 _ROUNDS = 30
 _CLOSE = 1e-13
@@ -108,8 +110,8 @@ def robustness_radius(network: Network | ReluNetwork, X: ArrayLike) -> np.ndarra
         P, k = units.gates.shape
         chunk = max(1, _DIFFERENCE_ENTRIES // max(1, P * k))
         for first in range(0, len(others), chunk):
-            lead = units.lead(y, others[first : first + chunk])
             rows = np.flatnonzero(predicted == y)
+            lead = units.lead(y, others[first : first + chunk], len(rows))
             step = max(1, _BLOCK_ENTRIES // max(1, P * lead.norms.shape[1]))
             for start in range(0, len(rows), step):
                 block = rows[start : start + step]
@@ -165,8 +167,8 @@ class _Units(NamedTuple):
         """1 for columns that inputs can change and for the constant, 0 for the others: (d + 1,)."""
         return np.append(network.scaling.keep, True).astype(np.float64)
 
-    def lead(self, y: int, others: np.ndarray) -> _Lead:
-        """The lead of class y over other classes (K,)."""
+    def lead(self, y: int, others: np.ndarray, rows: int) -> _Lead:
+        """The lead of class y over other classes (K,), for so many rows."""
         network = self.network
         if isinstance(network, Network):
             weights = network.weights * self._columns(network)[:, None]
@@ -183,9 +185,9 @@ class _Units(NamedTuple):
             rising = difference >= 0
         inner = a[:, :-1]
         root = inner.transpose(2, 1, 0)
-        if root.shape[1] > root.shape[2]:
+        if root.shape[1] > root.shape[2] and rows * _NORMS > root.shape[2]:
             # The norm of a sum of P vectors needs P coordinates; unlike those of a Gram matrix,
-            # these keep the small difference of large vectors.
+            # these keep the small difference of large vectors. Few rows do not repay them.
             root = np.asarray(np.linalg.qr(root, mode="r"))
         return _Lead(
             offset=self.offset[y] - self.offset[others],

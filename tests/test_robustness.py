@@ -255,6 +255,13 @@ def test_blocks_chunks_and_precision_change_nothing(name, monkeypatch):
     np.testing.assert_allclose(robustness_radius(network, X), radius, rtol=1e-12)
 
 
+def test_a_row_alone_has_the_radius_that_it_has_among_many():
+    network = _gated(5, P=30, d=40, C=3)
+    X = _rows(network)
+    alone = [robustness_radius(network, x[None])[0] for x in X[:5]]
+    np.testing.assert_allclose(alone, robustness_radius(network, X)[:5], rtol=1e-9)
+
+
 def test_a_column_that_is_constant_does_not_count():
     network = _gated(8)
     keep = np.array([True, False, True, True])
