@@ -76,11 +76,13 @@ class Shape(NamedTuple):
     def span_memory(self) -> float:
         """As ``memory``, of a solve in the span of the rows (:mod:`convex_heads.kernel`).
 
-        That is the kernel, its factor and one more while they are made, and a state without gates.
+        That is the kernel, patterns as numbers to make it of, and weights at the end of a solve.
         """
-        alone = self._replace(P=1, d=self.n)
-        program = 5 * self.features + self.n * self.P + 3 * self.weights * _BYTES
-        return alone.streamed_memory + 3 * alone.features + program
+        n, _, P, C = self
+        program = (1 + 3) * self.features + n * C * _BYTES + 5 * n * P
+        kernel = n * n * _BYTES
+        passing = (_PASSING_SCORES * n * C + _PASSING_WEIGHTS * self.weights) * _BYTES
+        return float(program + kernel + passing)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
         key: JAX random key that the gates were drawn with.
         precision: of the products that a solve begins with (:mod:`convex_heads.reduced`); those
             of ``program`` itself are in float32. Default float32.
-        factor: of the kernel, where the solver is ``kernel``; see :func:`with_solver`.
+        kernel: F F' (n, n), where the solver is ``kernel``; see :func:`with_solver`.
     """
 
     program: Program
@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
     penalty: Penalty
     key: Array
     precision: Precision = Precision.FLOAT32
-    factor: kernel.Factor | None = None
+    kernel: Array | None = None
 
 
 def prepare(
@@ -232,15 +232,13 @@ def with_solver(prepared: Prepared, solver: str) -> tuple[Prepared, str]:
 
     Args:
         prepared: the program.
-        solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first. The first
-            too where a kernel has no factor.
+        solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first.
     """
-    if solver == "auto" and kernel.pays(prepared.program, prepared.penalty):
-        solver = "kernel"
-    if solver == "kernel" and prepared.factor is None:
-        prepared = prepared._replace(factor=kernel.factored(prepared.program))
-    unready = solver == "kernel" and prepared.factor is None
-    return prepared, SOLVERS[0] if unready or solver == "auto" else solver
+    if solver == "auto":
+        solver = "kernel" if kernel.pays(prepared.program, prepared.penalty) else SOLVERS[0]
+    if solver == "kernel" and prepared.kernel is None:
+        prepared = prepared._replace(kernel=kernel.gram(prepared.program))
+    return prepared, solver
 
 
 def minimise(
@@ -257,7 +255,7 @@ def minimise(
     Args:
         prepared: the program.
         beta: penalty, absolute, >= 0.
-        solver: one of ``SOLVERS``; ``kernel`` needs a factor (:func:`with_solver`).
+        solver: one of ``SOLVERS``; ``kernel`` needs it (:func:`with_solver`).
         warm: final state of the same solver on the same features and gates; it is used up.
         limits: when to stop.
         on_record: called with every history record, every few steps.
@@ -279,9 +277,9 @@ def minimise(
             **start,
         )
     if solver == "kernel":
-        assert prepared.factor is not None
+        assert prepared.kernel is not None
         return kernel.minimise(
-            program, prepared.factor, loss, beta, warm=warm, limits=limits, on_record=on_record
+            program, prepared.kernel, loss, beta, warm=warm, limits=limits, on_record=on_record
         )
     return subspace.minimise(
         program, loss, beta, penalty=penalty, warm=warm, limits=limits, on_record=on_record
@@ -296,8 +294,8 @@ def resume(prepared: Prepared, W: Array, *, solver: str = SOLVERS[0]) -> Any:
             program, loss, prepared.penalty, jnp.zeros((), W.dtype), W, jnp.ones((), W.dtype)
         )
     if solver == "kernel":
-        assert prepared.factor is not None
-        return kernel.resume(program, prepared.factor, W)
+        assert prepared.kernel is not None
+        return kernel.resume(program, prepared.kernel, loss, W)
     return subspace_state.state_at(program, prepared.penalty, W)
 
 

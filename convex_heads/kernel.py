@@ -5,18 +5,20 @@ representer theorem (Kimeldorf & Wahba 1971). So the gated map enters through it
 
 .. math:: K = F F', \qquad K_{jk} = x_j'x_k \cdot \#\{i : g_i'x_j \ge 0,\; g_i'x_k \ge 0\},
 
-and with L L' = K + eps I the program is one of a single gate on rows of n numbers,
+.. math:: \min_A\; \phi(K A) + \tfrac{\beta}{2} \langle A, K A \rangle .
 
-.. math:: \min_u\; \phi(L u) + \tfrac{\beta}{2} \|u\|^2, \qquad A = L'^{-1} u,
+The gradient over W is F'(R + beta A), R the residual: in these coordinates it takes no product,
+and one with K for its scores. One step:
 
-which :mod:`convex_heads.subspace` solves. A product takes n^2 C multiplications in place of
-n d P C, whatever the number of gates; K takes n^2 (d + P) and L n^3 / 6, once for a path. With few
-outputs such products wait for memory, so this is for many gates, features and outputs.
+    R = residual at z0 + K A,  g = -R / beta - A,  K g              n^2 C multiplications
+    A <- the minimiser of the objective over A + span{g, the last step}
 
-eps makes the factor exist in floating point. It takes nothing from the proof: ||L'R||^2 is at least
-||F'R||^2, so that every bound is one of the program itself, and what W is worth is computed
-without eps, from F W = L u - eps A. Should the two leave a gap that is too wide, the solver of all
-gates goes on from W.
+which are conjugate gradients in the inner product of K where the loss is a quadratic, and the
+search of :mod:`convex_heads.span` where it is not. K g also gives ||F'R||^2 = <R, K R>, and so a
+dual bound at every step. A product over all gates takes 2 n d P C, whatever the number of rows is;
+K takes n^2 (d + P) / 2, once for a path.
+
+Where round-off ends the search too early, the solver of all gates goes on from W.
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.scipy.linalg import solve_triangular
 
 from convex_heads import subspace
-from convex_heads.driver import going_on
-from convex_heads.duality import relative_gap
+from convex_heads.driver import drive, going_on, stats
+from convex_heads.duality import loss_value, relative_gap, residual, scaled_dual
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
@@ -42,33 +45,59 @@ from convex_heads.penalties import RIDGE, Penalty
 from convex_heads.precision import Precision, jit
 from convex_heads.sharding import devices_here
 from convex_heads.solution import Record, Solution, Status
-from convex_heads.subspace_state import State, objective, state_at
+from convex_heads.span import Span, roundoff, search
+from convex_heads.subspace_state import state_at
 
-# Rows beyond which the kernel is not thought of: it and its factor take 2 GB there in float32.
-_MOST_ROWS = 1 << 14
-# Multiplications of a product over all gates, to one number of L: with fewer, reading L takes
-# longer. On two cores cifar10 (617) is solved three times faster so, trec6 (127) as fast, wordnet6
-# (40) and sst2 (14) several times slower.
-_TO_READ = 128
-# The first eps tried: so many units in the last place of the mean of K's diagonal; then ten times
-# as much until there is a factor.
-_SHIFT = 8
-# The gap of the program with eps, of the tolerance; the rest is for eps.
-_OWN_GAP = 0.9
-# Products with L after which the kernel is too ill-conditioned to go on with.
-_MOST_PASSES = 400
+# Rows beyond which the kernel is not thought of: it takes 2.4 GB there in float32.
+_MOST_ROWS = 24 << 10
+# Multiplications of a product over all gates, to one number of K: with fewer, making and reading K
+# take longer. On two cores a fit takes 0.14 of the seconds at 617 (cifar10), 0.4 at 40 (wordnet6),
+# 1.0 at 14 (sst2), 1.4 at 7.
+_TO_READ = 16
+# Steps between two looks at the clock, and those after which K A is computed anew.
+_CHUNK, _REFRESH = 8, 32
+# Where the model at A tells the gain to this share, there is no search.
+_TOLD = 0.25
+# Steps without progress that mean that round-off has been reached, what progress is, as a share of
+# the gap, and for how many of them a step counts whose image proved unsound.
+_MAX_IDLE, _PROGRESS, _UNSOUND = 15, 1e-4, 8
+# Steps after which K is too ill-conditioned to go on with.
+_MOST_STEPS = 800
 
 
-class Factor(NamedTuple):
-    """L L' = K + eps I.
+class State(NamedTuple):
+    """Where a solve stands. It serves any number of warm starts.
 
     Attributes:
-        L: lower triangle, in the blocks of the program's rows (B, b, B b); its padding included.
-        eps: ().
+        A: coefficients of the rows (B, b, C).
+        z: K A (B, b, C).
+        step: the last step of A, and its image under K (2, B, b, C).
+        kept: whether the search may use it, ().
+        R: residual of the best dual point so far (B, b, C).
+        primal: objective at A, ().
+        lowest: the lowest so far, which round-off may have left again, ().
+        dual: best dual value, ().
+        passes: data passes over all gates that took as many multiplications, ().
+        iterations: steps taken, () int32.
+        idle: steps since the objective or the bound last gained 1e-4 of the gap, () int32.
     """
 
-    L: Array
-    eps: Array
+    A: Array
+    z: Array
+    step: Array
+    kept: Array
+    R: Array
+    primal: Array
+    lowest: Array
+    dual: Array
+    passes: Array
+    iterations: Array
+    idle: Array
+
+    @property
+    def gap(self) -> Array:
+        """Relative gap, ()."""
+        return relative_gap(self.primal, self.dual)
 
 
 def is_faster(n: int, weights: int) -> bool:
@@ -86,34 +115,26 @@ def pays(program: Program, penalty: Penalty) -> bool:
     )
 
 
-def factored(program: Program) -> Factor | None:
-    """The factor of a program's kernel; row weights and targets have no part in it.
-
-    None where there is none in floating point, not even with an eps as large as K.
-    """
-    dtype = program.X.dtype
-    shift = _SHIFT * float(jnp.finfo(dtype).eps)
-    while shift < 1:
-        factor = _factored(program, jnp.asarray(shift, dtype))
-        if bool(jnp.isfinite(factor.L[-1, -1, -1])):
-            return factor
-        shift *= 10
-    return None
-
-
 @jit
-def _factored(program: Program, shift: Array) -> Factor:
-    n, (P, d, _) = program.omega.size, program.shape
-    X, D = program.X.reshape(n, d), program.D.reshape(n, P).astype(program.X.dtype)
-    K = (X @ X.T) * (D @ D.T)
-    eps = shift * jnp.mean(jnp.diagonal(K))
-    L = jnp.linalg.cholesky(K + eps * jnp.eye(n, dtype=K.dtype), symmetrize_input=False)
-    return Factor(L.reshape(*program.omega.shape, n), eps)
+def gram(program: Program) -> Array:
+    """K = F F' (n, n), n with the padding; row weights and targets have no part in it."""
+    B, b, _ = program.X.shape
+    D = program.D.astype(program.X.dtype)
+    # K is symmetric: half of its blocks are computed.
+    rows, columns = (jnp.asarray(at) for at in np.tril_indices(B))
+
+    def block(k: Array, K: Array) -> Array:
+        i, j = rows[k], columns[k]
+        part = (program.X[i] @ program.X[j].T) * (D[i] @ D[j].T)
+        K = jax.lax.dynamic_update_slice(K, part.T, (j * b, i * b))
+        return jax.lax.dynamic_update_slice(K, part, (i * b, j * b))
+
+    return jax.lax.fori_loop(0, len(rows), block, jnp.zeros((B * b, B * b), D.dtype))
 
 
 def minimise(
     program: Program,
-    factor: Factor,
+    K: Array,
     loss: Loss,
     beta: float,
     *,
@@ -125,10 +146,10 @@ def minimise(
 
     Args:
         program: the blocked data.
-        factor: of its kernel.
+        K: its kernel (n, n), of :func:`gram`.
         loss: the row loss.
         beta: absolute penalty, > 0.
-        warm: final state of a solve with the same factor, or of :func:`resume`; it is used up.
+        warm: final state of a solve with the same kernel, or of :func:`resume`.
         limits: when to stop. Passes are counted in passes over all gates, by multiplications.
         on_record: called with every history record.
 
@@ -143,90 +164,184 @@ def minimise(
         >>> X = np.c_[rng.normal(size=(80, 6)), np.ones(80)].astype("float32")
         >>> Y = (X[:, :1] * X[:, 1:2] > 0).astype("float32")
         >>> at = prepare(X, Y, np.ones(80), LOGISTIC, 64, jax.random.key(0), RIDGE)
-        >>> factor = factored(at.program)
-        >>> solution, _ = minimise(at.program, factor, LOGISTIC, 0.1 * at.beta_max)
+        >>> solution, _ = minimise(at.program, gram(at.program), LOGISTIC, 0.1 * at.beta_max)
         >>> solution.value.shape, solution.stats.relative_gap <= 1e-3
         ((64, 7, 1), True)
     """
     limits, began = limits or Limits(), time.perf_counter()
-    P, d, _ = program.shape
-    share = program.omega.size / (P * d)
-    within = replace(
-        limits,
-        tolerance=_OWN_GAP * limits.tolerance,
-        max_passes=min(_MOST_PASSES, math.ceil(limits.max_passes / share)),
+    most = math.ceil(_MOST_STEPS * _share(program))
+    dtype = program.X.dtype
+    beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
+    state, status, history = drive(
+        lambda s: _advance(program, K, loss, beta_, tolerance, s),
+        _restated(program, loss, beta_, _zero(program) if warm is None else warm),
+        replace(limits, max_passes=min(most, limits.max_passes)),
+        max_idle=_MAX_IDLE,
+        on_record=on_record,
     )
-
-    def counted(record: Record) -> Record:
-        return record._replace(passes=share * record.passes)
-
-    own, state = subspace.minimise(
-        _in_span(program, factor),
-        loss,
-        beta,
-        penalty=RIDGE,
-        warm=warm,
-        limits=within,
-        on_record=None if on_record is None else lambda record: on_record(counted(record)),
-    )
-    W, z, primal = _given_back(program, factor, loss, jnp.asarray(beta, own.value.dtype), state)
-    gap = max(0.0, float(relative_gap(primal, jnp.asarray(own.stats.dual, primal.dtype))))
-    figures = own.stats._replace(
-        primal=float(primal),
-        relative_gap=gap,
-        passes=share * own.stats.passes + 0.5,
-        seconds=time.perf_counter() - began,
-    )
-    at = Record(figures.passes, figures.primal, figures.dual, gap, round(figures.seconds, 4))
-    history = (*map(counted, own.history), at)
-    if on_record is not None:
-        on_record(at)
-    found = own._replace(value=W, scores=z, stats=figures, history=history)
-    if gap <= limits.tolerance:
-        return found._replace(status=Status.CONVERGED), state
-    if own.status is Status.MAX_SECONDS:
-        return found, state
-    if figures.passes >= limits.max_passes:
-        return found._replace(status=Status.MAX_PASSES), state
-    return _on_all_gates(program, factor, loss, beta, found, limits, on_record)
+    W = adjoint(program, state.A)
+    figures = stats(state, time.perf_counter() - began, program.X.shape[1])
+    figures = figures._replace(passes=figures.passes + 0.5)
+    found = Solution(W, status, figures, history, state.z, state.R)
+    within = status is Status.MAX_PASSES and figures.passes < limits.max_passes
+    if status is Status.STALLED or within:
+        return _on_all_gates(program, K, loss, beta, found, limits, on_record)
+    return found, state
 
 
-def resume(program: Program, factor: Factor, W: Array) -> State:
-    """A state at weights W (P, d, C) in the span of the rows, or at what of them is in it."""
+def resume(program: Program, K: Array, loss: Loss, W: Array) -> State:
+    """A state near weights W (P, d, C).
+
+    At an optimum R = -beta A, and beta is what F'R = -beta W says that it is. Elsewhere the error
+    of that A is one in directions in which K is large, where a few steps take it away.
+    """
     z = apply(program, W)
-    n, C = program.omega.size, z.shape[-1]
-    u = solve_triangular(factor.L.reshape(n, n), z.reshape(n, C), lower=True)
-    return state_at(_in_span(program, factor), RIDGE, u[None])
-
-
-def _in_span(program: Program, factor: Factor) -> Program:
-    """The program of the same rows that has L for its features, and one gate."""
-    return program._replace(X=factor.L, D=jnp.ones((*program.omega.shape, 1), bool))
+    A, z = _coefficients(program, K, loss, W, z)
+    return _zero(program)._replace(A=A, z=z)
 
 
 @partial(jit, static_argnames="loss")
-def _given_back(
-    program: Program, factor: Factor, loss: Loss, beta: Array, state: State
-) -> tuple[Array, Array, Array]:
-    """W = F'A (P, d, C), F W (B, b, C) and the objective there, ()."""
-    n, (u,) = program.omega.size, state.W
-    A = solve_triangular(factor.L.reshape(n, n), u, trans="T", lower=True).reshape(state.z.shape)
-    W, z = adjoint(program, A), state.z - factor.eps * A
-    return W, z, objective(program, loss, RIDGE, beta, W, z)
+def _coefficients(
+    program: Program, K: Array, loss: Loss, W: Array, z: Array
+) -> tuple[Array, Array]:
+    """A (B, b, C) that weights W with scores z = F W have if they are optimal, and K A."""
+    R = residual(program, loss, z)
+    along = -jnp.vdot(R, z)
+    A = jnp.where(along > 0, -R * (jnp.vdot(W, W) / jnp.where(along > 0, along, 1)), 0)
+    return A, _image(K, A)
+
+
+def _image(K: Array, A: Array) -> Array:
+    """K A (B, b, C)."""
+    return (K @ A.reshape(len(K), -1)).reshape(A.shape)
+
+
+def _share(program: Program) -> float:
+    """Multiplications of a product with K, of those of a data pass."""
+    P, d, _ = program.shape
+    return program.omega.size / (2 * P * d)
+
+
+def _zero(program: Program) -> State:
+    """State at A = 0, before :func:`_restated` has given it a penalty."""
+    nothing, zero = jnp.zeros_like(program.Y), jnp.zeros((), program.Y.dtype)
+    return State(
+        A=nothing,
+        z=nothing,
+        step=jnp.zeros((2, *nothing.shape), nothing.dtype),
+        kept=jnp.array(False),
+        R=nothing,
+        primal=zero,
+        lowest=zero,
+        dual=zero,
+        passes=zero,
+        iterations=jnp.int32(0),
+        idle=jnp.int32(0),
+    )
+
+
+@partial(jit, static_argnames="loss")
+def _restated(program: Program, loss: Loss, beta: Array, s: State) -> State:
+    """The same coefficients under another penalty or other row weights, bounds forgotten."""
+    primal = _objective(program, loss, beta, s.A, s.z)
+    return s._replace(
+        R=jnp.zeros_like(s.R),
+        primal=primal,
+        lowest=primal,
+        dual=jnp.full_like(primal, -jnp.inf),
+        passes=jnp.zeros_like(primal),
+        iterations=jnp.int32(0),
+        idle=jnp.int32(0),
+    )
+
+
+def _objective(program: Program, loss: Loss, beta: Array, A: Array, z: Array) -> Array:
+    return loss_value(program, loss, z) + beta / 2 * jnp.vdot(A, z)
+
+
+@partial(jit, static_argnames="loss")
+def _advance(
+    program: Program, K: Array, loss: Loss, beta: Array, tolerance: Array, s: State
+) -> State:
+    """Some steps, fewer if the gap closes or progress ends."""
+
+    def go_on(carry: tuple[Array, State]) -> Array:
+        k, s = carry
+        return (k < _CHUNK) & (s.gap > tolerance) & (s.idle < _MAX_IDLE)
+
+    return jax.lax.while_loop(
+        go_on,
+        lambda c: (c[0] + 1, _step(program, K, loss, beta, tolerance, c[1])),
+        (jnp.int32(0), s),
+    )[1]
+
+
+def _step(program: Program, K: Array, loss: Loss, beta: Array, tolerance: Array, s: State) -> State:
+    """One step; see the module's docstring."""
+    R = residual(program, loss, s.z)
+    # Scaled so that a step along it is at most one.
+    g = -R / beta - s.A
+    Kg = _image(K, g)
+    moves, images = jnp.stack([g, s.step[0]]), jnp.stack([Kg, s.step[1]])
+    inner = jnp.einsum("i...,j...->ij", moves, images)
+    along = jnp.einsum("i...,...->i", moves, s.z)
+    size = jnp.vdot(s.A, s.z)
+    # R = -beta (g + A), and ||F'R||^2 = <R, K R>. Every residual is a dual point.
+    square = beta * beta * (inner[0, 0] + 2 * along[0] + size)
+    dual = scaled_dual(program, loss, R, jnp.ones_like(beta)) - square / (2 * beta)
+    higher = dual > s.dual
+    kept = jnp.stack([jnp.array(True), s.kept])
+    span = Span(s.z, jnp.moveaxis(images, 0, 1), size[None], along[None], inner[None], kept)
+    # Nothing beside a product with K: so it is exact, where a model at A would nearly do.
+    t, _ = search(program, loss, RIDGE, beta, s.primal, span, jnp.zeros_like(along))
+    A, z = s.A + jnp.tensordot(t, moves, 1), s.z + jnp.tensordot(t, images, 1)
+    primal = _objective(program, loss, beta, A, z)
+    step = jnp.stack([A - s.A, z - s.z])
+    noise = roundoff(s.primal)
+    dual = jnp.maximum(dual, s.dual)
+    good = primal <= s.primal + noise
+    A, believed = jnp.where(good, A, s.A), jnp.where(good, primal, s.primal)
+    # The images are summed up over many steps: no gap is believed that rests on them.
+    refresh = (
+        ~good
+        | (s.iterations % _REFRESH == _REFRESH - 1)
+        | (believed - dual <= tolerance * believed)
+    )
+
+    def summed_anew() -> tuple[Array, Array]:
+        z = _image(K, A)
+        return z, _objective(program, loss, beta, A, z)
+
+    z, primal = jax.lax.cond(refresh, summed_anew, lambda: (z, believed))
+    sound = good & (jnp.abs(primal - believed) <= roundoff(primal))
+    gain = jnp.maximum(s.lowest - primal, dual - s.dual)
+    idle = jnp.where(gain > _PROGRESS * (primal - dual), 0, s.idle + 1)
+    return State(
+        A=A,
+        z=z,
+        step=step,
+        kept=sound,
+        R=jnp.where(higher, R, s.R),
+        primal=primal,
+        lowest=jnp.minimum(s.lowest, primal),
+        dual=dual,
+        passes=s.passes + jnp.where(refresh, 2, 1) * _share(program),
+        iterations=s.iterations + 1,
+        idle=jnp.where(sound, idle, s.idle + _UNSOUND),
+    )
 
 
 def _on_all_gates(
     program: Program,
-    factor: Factor,
+    K: Array,
     loss: Loss,
     beta: float,
     found: Solution,
     limits: Limits,
     on_record: Callable[[Record], None] | None,
 ) -> tuple[Solution, State]:
-    """Goes on from what has been found, where eps or round-off left the gap too wide."""
+    """Goes on from what has been found, where round-off left the gap too wide."""
     spent, history = found.stats, list(found.history)
-
     solution, _ = subspace.minimise(
         program,
         loss,
@@ -242,4 +357,4 @@ def _on_all_gates(
         seconds=spent.seconds + solution.stats.seconds,
     )
     solution = solution._replace(stats=figures, history=tuple(history))
-    return solution, resume(program, factor, solution.value)
+    return solution, resume(program, K, loss, solution.value)

@@ -121,8 +121,8 @@ def precision_note(effect: PrecisionEffect) -> str:
 def solve_name(fraction: float) -> str:
     """The name of a point of the path in a figure, from its fraction of beta_max.
 
-    >>> solve_name(10.0), solve_name(0.0055)
-    ('10', '0.006')
+    >>> solve_name(10.0), solve_name(0.0017)
+    ('10', '0.002')
     """
     return f"{float(f'{fraction:.1g}'):g}"
 

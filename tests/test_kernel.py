@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,18 +44,18 @@ def flat() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("data", [rows, singular, flat], ids=["rows", "singular", "flat"])
-def test_the_kernel_is_that_of_the_gates_and_has_a_factor(data):
-    given = prepared(*data(), omega=np.ones(len(data()[0])))
-    program, factor = given.program, kernel.factored(given.program)
-    n = program.omega.size
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_the_kernel_is_that_of_the_gates(data, blocks, monkeypatch):
+    monkeypatch.setattr("convex_heads.operators._MAX_BLOCK_ROWS", 48 if blocks > 1 else 512)
+    program = prepared(*data(), omega=np.ones(len(data()[0]))).program
+    assert (len(program.X) > 1) == (blocks > 1)
+    K = np.asarray(kernel.gram(program), np.float64)
+    np.testing.assert_array_equal(K, K.T)
     # K a = F F'a for any a, by the products of all gates.
     a = jax.random.normal(jax.random.key(1), program.Y.shape)
-    L = np.asarray(factor.L, np.float64).reshape(n, n)
-    assert np.isfinite(L).all() and (np.triu(L, 1) == 0).all()
-    expected = np.asarray(apply(program, adjoint(program, a)), np.float64).reshape(n, C)
-    found = L @ (L.T @ np.asarray(a, np.float64).reshape(n, C))
-    found -= float(factor.eps) * np.asarray(a, np.float64).reshape(n, C)
-    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(L @ L.T).sum(axis=1).max())
+    expected = np.asarray(apply(program, adjoint(program, a)), np.float64).reshape(len(K), C)
+    found = K @ np.asarray(a, np.float64).reshape(len(K), C)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(K).sum(axis=1).max())
 
 
 @pytest.mark.parametrize("data", [rows, singular, flat], ids=["rows", "singular", "flat"])
@@ -78,7 +76,7 @@ def test_the_optimum_is_that_of_all_gates_and_proven(data, fraction):
     assert found.stats.dual <= whole.stats.primal * (1 + 1e-6)
     # Scores of all rows, those held out too.
     z = np.asarray(apply(given.program, found.value))
-    np.testing.assert_allclose(np.asarray(found.scores), z, atol=1e-3 * np.abs(z).max())
+    np.testing.assert_allclose(np.asarray(found.scores), z, atol=1e-6 + 1e-3 * np.abs(z).max())
 
 
 def test_a_path_goes_on_in_the_span_and_from_any_weights():
@@ -88,9 +86,12 @@ def test_a_path_goes_on_in_the_span_and_from_any_weights():
     near, state = gated.minimise(given, 1.2 * beta, solver=name, limits=limits)
     warm, _ = gated.minimise(given, beta, solver=name, warm=state, limits=limits)
     assert warm.stats.passes < cold.stats.passes
+    # A state serves again.
+    twice, _ = gated.minimise(given, beta, solver=name, warm=state, limits=limits)
+    np.testing.assert_array_equal(np.asarray(twice.value), np.asarray(warm.value))
     again = gated.resume(given, cold.value, solver=name)
     at, _ = gated.minimise(given, beta, solver=name, warm=again, limits=limits)
-    assert at.stats.passes < 0.5 * cold.stats.passes
+    assert at.stats.iterations < 0.5 * cold.stats.iterations
     # What is outside of the span costs and does nothing: a warm start leaves it.
     outside = cold.value + jax.random.normal(jax.random.key(2), cold.value.shape)
     from_there = gated.resume(given, outside, solver=name)
@@ -99,8 +100,8 @@ def test_a_path_goes_on_in_the_span_and_from_any_weights():
     assert near.stats.primal > cold.stats.primal
 
 
-def test_with_too_large_an_eps_all_gates_go_on(monkeypatch):
-    monkeypatch.setattr(kernel, "_SHIFT", 0.3 / np.finfo(np.float32).eps)
+def test_where_round_off_ends_it_all_gates_go_on(monkeypatch):
+    monkeypatch.setattr(kernel, "_MOST_STEPS", 5)
     given, name = gated.with_solver(prepared(*rows(), omega=np.ones(N)), "kernel")
     beta, records = 0.01 * given.beta_max, []
     found, state = gated.minimise(
@@ -110,23 +111,26 @@ def test_with_too_large_an_eps_all_gates_go_on(monkeypatch):
     proof = gated.certify_prepared(given, found.value, beta, R=found.residual, key=given.key)
     assert proof.relative_gap <= 1.5e-4
     assert tuple(records) == found.history
-    gaps = [record.relative_gap for record in records]
-    assert any(later > before for before, later in itertools.pairwise(gaps))  # without eps
-    assert state.W.shape == (1, given.program.omega.size, C)  # in the span, for the next beta
+    passes = [record.passes for record in records]
+    assert passes == sorted(passes)
+    # In the span again, and near: for the next beta.
+    again, _ = gated.minimise(given, beta, solver=name, warm=state, limits=Limits(1e-3))
+    assert again.stats.iterations <= 16
 
 
-def test_without_a_factor_all_gates_are_solved():
+def test_features_that_say_nothing_have_a_kernel_too():
     given = prepared(*rows(), omega=np.ones(N))
     nothing = given._replace(program=given.program._replace(X=0 * given.program.X))
-    assert kernel.factored(nothing.program) is None
-    assert gated.with_solver(nothing, "kernel") == (nothing, "subspace")
+    ready, name = gated.with_solver(nothing, "kernel")
+    found, _ = gated.minimise(ready, 1.0, solver=name)
+    assert found.status is Status.CONVERGED and not np.asarray(found.value).any()
 
 
 def test_limits_are_counted_in_passes_over_all_gates():
     given, name = gated.with_solver(prepared(*rows(), omega=np.ones(N), n_gates=18), "kernel")
     limits = Limits(1e-6, max_passes=1)
     found, _ = gated.minimise(given, 1e-3 * given.beta_max, solver=name, limits=limits)
-    share = given.program.omega.size / (given.program.shape[0] * given.program.shape[1])
+    share = given.program.omega.size / (2 * given.program.shape[0] * given.program.shape[1])
     assert found.status is Status.MAX_PASSES
     assert 1 <= found.stats.passes <= 1 + 0.5 + 10 * share
     assert found.stats.iterations > 2

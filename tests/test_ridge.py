@@ -54,7 +54,7 @@ def _optimum(problem: Problem, beta: float) -> np.ndarray:
 
 def _by_kernel(program, loss, beta, *, penalty, limits):
     assert penalty is RIDGE
-    return kernel.minimise(program, kernel.factored(program), loss, beta, limits=limits)
+    return kernel.minimise(program, kernel.gram(program), loss, beta, limits=limits)
 
 
 @pytest.mark.x64
