@@ -19,6 +19,9 @@ _BYTES = 4  # float32
 _PASSING_SCORES, _PASSING_WEIGHTS = 15, 12
 # Share of the peak that products of these shapes are taken to reach on a machine that is described.
 _SHARE_OF_PEAK = 0.5
+# Operations in the time in which a number is read from memory, and passes of a fit in the span of
+# its rows beside those of its solves.
+_TO_READ, _SPAN_PASSES = 32, 2.5
 
 
 class Shape(NamedTuple):
@@ -47,6 +50,26 @@ class Shape(NamedTuple):
         hidden = 4 * n * P * C * _BYTES
         span = 3 * (kept_steps(n, P, C) + 3) * (n * C + P * d * C) * _BYTES
         return float(rows + hidden + span)
+
+    def span_steps(self, passes: float, solves: int) -> float:
+        """Steps of solves in the span of the rows (:mod:`convex_heads.kernel`) from their passes.
+
+        A product with the kernel is n / (2 P d) of a pass, weights from its coefficients are half.
+        """
+        return (passes - 0.5 * solves) * 2 * self.P * self.d / self.n
+
+    def span_passes(self, steps: float, solves: int) -> float:
+        """The inverse of :meth:`span_steps`."""
+        return steps * self.n / (2 * self.P * self.d) + 0.5 * solves
+
+    def span_operations(self, steps: float, solves: int) -> tuple[float, float]:
+        """Operations of a fit in the span: on all pairs of rows, and on all rows.
+
+        The kernel and its products, which read it; the weights of every solve, what validation
+        rows and the certificate take, a few passes.
+        """
+        pairs = self.d + self.P + steps * max(2 * self.C, _TO_READ)
+        return self.n**2 * pairs, self.flops_per_pass * (0.5 * solves + _SPAN_PASSES)
 
     @property
     def features(self) -> float:

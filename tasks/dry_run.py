@@ -4,9 +4,9 @@ How many passes a path takes depends on the data, so the path is solved: on at m
 rows, with all of its options. The passes are those of the pilot times the ratio of rows to the
 power 0.25, at most twice as many. Its seconds are scaled by the rows too: those of a second time,
 when everything is imported and compiled; what the first one took beside is added once. Where all
-rows would be solved in their span (:mod:`convex_heads.kernel`), both grow with the rows once more;
-where only the pilot's would, it is solved on all gates as they will be. On fewer rows the pilot is
-the fit itself.
+rows would be solved in their span (:mod:`convex_heads.kernel`), steps grow as the root of the rows,
+and what works on pairs of rows as their square; where only the pilot's would, it is solved on all
+gates as they will be. On fewer rows the pilot is the fit itself.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
 
 PILOT_ROWS = 4096
-# Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6).
-_GROWTH, _MOST = 0.25, 2.0
+# Passes grow with the rows: not at all (synthetic mixtures) to as their root (wordnet6); steps in
+# the span of the rows as their root and more (cifar10).
+_GROWTH, _SPAN_GROWTH, _MOST = 0.25, 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,24 @@ def forecast(
     in_span = pilot.solver_ == "kernel"
     memory, before = (s.span_memory if in_span else s.memory for s in (whole, part))
     held = whole.streamed_memory if streamed else memory
-    # A product in the span of n rows takes n^2 multiplications for each output.
-    longer = min(_MOST, share**-_GROWTH) / (share if in_span else 1)
-    passes = pilot.passes_ * longer
+    growth = min(_MOST, share ** -(_SPAN_GROWTH if in_span else _GROWTH))
+    if in_span:
+        solves = len(pilot.path_) + 1
+        steps = part.span_steps(pilot.passes_, solves)
+        passes = whole.span_passes(growth * steps, solves)
+        longer = sum(whole.span_operations(growth * steps, solves))
+        longer /= sum(part.span_operations(steps, solves))
+    else:
+        passes = growth * pilot.passes_
+        longer = growth / share
     # In less than float32 weights and residuals go in two terms: such a pass is two.
-    products = passes + pilot.reduced_passes_ * longer
+    products = passes + growth * pilot.reduced_passes_
     if described is None:
         # The first time imports, loads and warms up as well, which does not grow with the rows.
         work = _solved(config, found.dataset.classes, parts, reporter).seconds
         start = max(0.0, seconds - compiling - work)
         told = {
-            "fit": round(start + work * longer / share, 2),
+            "fit": round(start + work * longer, 2),
             "compile": round(compiling, 2),
         }
     else:
