@@ -179,7 +179,7 @@ def minimise(
         max_idle=_MAX_IDLE,
         on_record=on_record,
     )
-    W = adjoint(program, state.A)
+    W = jax.block_until_ready(adjoint(program, state.A))
     figures = stats(state, time.perf_counter() - began, program.X.shape[1])
     figures = figures._replace(passes=figures.passes + 0.5)
     found = Solution(W, status, figures, history, state.z, state.R)

@@ -200,7 +200,8 @@ class RefitRecord:
     of all rows at the old weights, where the solve began; primal, dual and relative_gap: where it
     ended. test_accuracy: on the test rows of both; test_accuracy_before_rows: on those of the first
     fit, beside what the old head reaches on them. Rows of new data without splits are divided as
-    `fit` does. None where there are no such rows. commands: of the first fit and every refit since.
+    `fit` does. None where there are no such rows. leaks: as of `fit`, of the rows of both, by their
+    features. commands: of the first fit and every refit since.
     """
 
     artefact: str
@@ -227,6 +228,7 @@ class RefitRecord:
     new_store: str
     seconds: float
     seed: int
+    leaks: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
 

@@ -22,7 +22,7 @@ from convex_heads.solution import Status
 from extractors.base import Rows
 from extractors.errors import InputError
 from extractors.extract import extract
-from extractors.store import FeatureStore, default_cache_dir
+from extractors.store import FeatureStore, StoredRows, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.classes import left_out_before, left_out_note, only_classes
@@ -34,6 +34,8 @@ from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide
 from tasks.fit_head import unproven_note
 from tasks.labels import encode_labels
+from tasks.leak_words import leaks_in_words
+from tasks.leaks import find_leaks
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
 from tasks.raw import WHOLE
@@ -79,15 +81,16 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     new, ids, left_out = _new_rows(config, pipeline, reporter)
     new_names = [name for name in new.classes if name not in pipeline.classes]
     classes = (*pipeline.classes, *new_names)
-    X: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    y: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    first: dict[str, StoredRows] = {}
+    added: dict[str, StoredRows] = {}
     counts: dict[str, int] = {}
     for split in _SPLITS:
-        old = [_stored(store, split, None, classes, network.dim) for store in before]
-        added = _stored(new, split, ids[split], classes, network.dim)
-        X[split] = np.concatenate([x for x, _ in old]), added[0]
-        y[split] = np.concatenate([labels for _, labels in old]), added[1]
-        counts[f"{split}_before"], counts[f"{split}_new"] = len(y[split][0]), len(added[1])
+        first[split] = _joined(
+            *(_stored(store, split, None, classes, network.dim) for store in before)
+        )
+        added[split] = _stored(new, split, ids[split], classes, network.dim)
+        counts[f"{split}_before"] = len(first[split].ids)
+        counts[f"{split}_new"] = len(added[split].ids)
     if not counts["train_before"]:
         raise InputError(f"the store {before[0].path} holds no training rows: fit again")
     expected = record.get("n_train")
@@ -96,11 +99,18 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             f"the store holds {counts['train_before']:,} training rows, the head was fitted on "
             f"{expected:,} of them: all are used now"
         )
-    both = {split: (np.concatenate(X[split]), np.concatenate(y[split])) for split in X}
+    both = {split: _joined(first[split], added[split]) for split in _SPLITS}
+    train, validation = both["train"], both["validation"]
+    with reporter.stage("leaks", total=None):
+        leaks = find_leaks(both).as_record()
+    notes = []
+    if leaks["examples"]:
+        notes.append(f"duplicates, of new rows and those of the first fit: {leaks_in_words(leaks)}")
     with reporter.stage("refit", total=None):
         solved = solve_more(
             network,
-            *both["train"],
+            train.features,
+            train.labels,
             n_classes=len(classes),
             beta=float(certificate["beta"]),
             penalty=str(record.get("penalty", "group")),
@@ -111,28 +121,26 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             seed=config.seed,
         )
     found = solved.network
-    temperature = fit_temperature(
-        found.scores(both["validation"][0]), found.loss, both["validation"][1]
-    )
+    temperature = fit_temperature(found.scores(validation.features), found.loss, validation.labels)
     head = Head(found, classes, 1.0 if temperature is None else temperature)
     measured = {
-        name: evaluate(by.predict_proba(rows), labels)
-        for name, by, rows, labels in (
-            ("all", head, *both["test"]),
-            ("of the first fit, old head", pipeline.head, X["test"][0], y["test"][0]),
-            ("of the first fit", head, X["test"][0], y["test"][0]),
-            ("new", head, X["test"][1], y["test"][1]),
+        name: evaluate(by.predict_proba(rows.features), rows.labels)
+        for name, by, rows in (
+            ("all", head, both["test"]),
+            ("of the first fit, old head", pipeline.head, first["test"]),
+            ("of the first fit", head, first["test"]),
+            ("new", head, added["test"]),
         )
-        if len(labels)
+        if rows.ids
     }
 
     def accuracy(of: str) -> float | None:
         return measured[of].accuracy if of in measured else None
 
-    notes = ()
     if solved.status is not Status.CONVERGED:
-        notes = (unproven_note(solved.status, solved.certificate.relative_gap),)
-        reporter.note(notes[0])
+        notes.append(unproven_note(solved.status, solved.certificate.relative_gap))
+    for note in notes:
+        reporter.note(note)
     made = RefitRecord(
         artefact=str(config.out),
         before=config.artefact,
@@ -158,7 +166,8 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         new_store=str(new.path),
         seconds=round(time.perf_counter() - began, 3),
         seed=config.seed,
-        notes=notes,
+        leaks=leaks,
+        notes=tuple(notes),
         commands=(*_commands(pipeline), as_command("refit", config)),
     )
     facts = {
@@ -168,7 +177,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         # What a further refit needs: the store of all rows so far is more than one.
         "record": {
             **record,
-            "n_train": len(both["train"][1]),
+            "n_train": len(train.ids),
             "classes": list(classes),
             "left_out_classes": [name for name in left_out if name not in classes],
         },
@@ -230,16 +239,25 @@ def _stored(
     ids: list[str] | None,
     classes: tuple[str, ...],
     dim: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, d) and class numbers (n,) of a split's rows; None takes all of them."""
+) -> StoredRows:
+    """A split's rows with labels that number these classes; None takes all of them."""
     unknown = [name for name in store.classes if name not in classes]
     if unknown:
         raise InputError(f"the store {store.path} has the class '{unknown[0]}', the head has not")
     if split not in store.splits or ids == []:
-        return np.zeros((0, dim), np.float32), np.zeros(0, np.int64)
+        return StoredRows([], np.zeros(0, np.int64), np.zeros((0, dim), np.float32), None)
     rows = store.read(split, ids)
     place = np.array([classes.index(name) for name in store.classes])
-    return np.asarray(rows.features), place[rows.labels]
+    return rows._replace(labels=place[rows.labels], features=np.asarray(rows.features))
+
+
+def _joined(*parts: StoredRows) -> StoredRows:
+    return StoredRows(
+        [row for part in parts for row in part.ids],
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.features for part in parts]),
+        None,
+    )
 
 
 def _new_rows(

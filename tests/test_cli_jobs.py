@@ -65,11 +65,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_penalty_and_solver_are_those_that_were_asked_for(reviews, tmp_path):
     done = run(
         *("fit", str(reviews), "--backbone", "toy:text-32", "--out", str(tmp_path / "head")),
-        *(*QUICK, "--penalty", "ridge", "--solver", "fista", "--json"),
+        *(*QUICK, "--beta", "2", "--penalty", "ridge", "--solver", "fista", "--json"),
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert (record["penalty"], record["solver"]) == ("ridge", "fista")
+    assert (record["penalty"], record["solver"], record["beta"]) == ("ridge", "fista", 2)
     assert record["pattern_violation"] is None  # under ridge every gate gains something
     assert "under a ridge penalty" in (tmp_path / "head" / "README.md").read_text()
     assert "ridge penalty" in (tmp_path / "head" / "report.html").read_text()

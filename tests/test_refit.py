@@ -167,6 +167,24 @@ def test_rows_of_a_new_class_are_added_twice_over(fitted, capsys):
 
 
 @pytest.mark.slow
+def test_rows_that_the_head_has_seen_are_told(fitted, capsys):
+    (fitted / "more").mkdir()
+    write(fitted / "more" / "train.csv", ("animal", "plant"), 100, 120)
+    write(fitted / "more" / "test.csv", ("animal", "plant"), 0, 40)  # rows of the first fit
+    refit = ["refit", str(fitted / "head"), str(fitted / "more"), "--json"]
+    capsys.readouterr()
+    where = ["--out", str(fitted / "again"), "--cache-dir", str(fitted / "cache")]
+    assert main([*refit, *where]) == 0
+    streams = capsys.readouterr()
+    leaks = json.loads(streams.out)["leaks"]
+    exact = leaks["test_in_train"]["exact"]
+    assert 40 < exact < 80 < leaks["checked"]["test"]
+    said = " ".join(streams.err.split())
+    assert "duplicates, of new rows and those of the first fit: " in said
+    assert f"test rows are in train too ({exact} exact" in said
+
+
+@pytest.mark.slow
 def test_columns_of_the_first_fit_are_remembered_and_what_is_missing_is_named(
     fitted, tmp_path, capsys
 ):
