@@ -176,6 +176,7 @@ def certify_program(
     R: Array | None = None,
     trial_gates: ArrayLike | None = None,
     penalty: Penalty = GROUP,
+    largest: float | None = None,
 ) -> Certificate:
     """Certifies weights of a gated program.
 
@@ -189,6 +190,7 @@ def certify_program(
         trial_gates: fresh gates (P', d) for the pattern violation; NaN is reported without,
             and under a ridge penalty, where every gate gains something.
         penalty: of the weights.
+        largest: beta_max, where it is known; half a data pass otherwise.
     """
     dtype = program.X.dtype
     beta_ = jnp.asarray(beta, dtype)
@@ -207,7 +209,7 @@ def certify_program(
         dual=dual_,
         relative_gap=gap,
         beta=float(beta),
-        beta_max=float(beta_max(program, loss)),
+        beta_max=float(beta_max(program, loss)) if largest is None else largest,
         active_gates=int(active),
         n_gates=int(W.shape[0]),
         cone_violation=0.0,

@@ -340,28 +340,31 @@ def trial_gates(prepared: Prepared, key: Array) -> Array:
 
 def rotate(prepared: Prepared, W: np.ndarray) -> Array:
     """The inverse of :func:`unrotate`, within the span of the rows: (P, k, C) -> (P, r, C)."""
-    return jnp.asarray(_turned(prepared.Q.T, W), prepared.program.X.dtype)
+    return jnp.asarray(turned(prepared.Q.T, W), prepared.program.X.dtype)
 
 
 def unrotate(prepared: Prepared, W: Array) -> np.ndarray:
     """Weights (P, d, C) in the coordinates of the features that were given to ``prepare``."""
-    return _turned(prepared.Q, np.asarray(W, np.float64)).astype(W.dtype)
+    return turned(prepared.Q, W)
 
 
-def _turned(Q: np.ndarray, W: np.ndarray) -> np.ndarray:
-    """Q W_i of all gates, (P, k, C): one product, many thin ones are several times slower."""
+def turned(Q: np.ndarray, W: Array | np.ndarray) -> np.ndarray:
+    """Q W_i of all gates, (P, k, C), summed in double precision.
+
+    In one product: many thin ones are several times slower.
+    """
     P, k, C = W.shape
-    return np.ascontiguousarray(
-        (Q @ W.transpose(1, 0, 2).reshape(k, P * C)).reshape(-1, P, C).transpose(1, 0, 2)
-    )
+    columns = np.asarray(W, np.float64).transpose(1, 0, 2).reshape(k, P * C)
+    product = (Q @ columns).reshape(-1, P, C).transpose(1, 0, 2)
+    return np.ascontiguousarray(product, dtype=W.dtype)
 
 
 def certify_prepared(
     prepared: Prepared, W: Array, beta: float, *, R: Array | None = None, key: Array
 ) -> Certificate:
     """The certificate of rotated weights, with a pattern violation from freshly drawn gates."""
-    trial = trial_gates(prepared, key)
-    proof = certify_program(
+    trial = trial_gates(prepared, key) if prepared.penalty.sparse else None
+    return certify_program(
         prepared.program,
         prepared.loss,
         W,
@@ -369,5 +372,5 @@ def certify_prepared(
         R=R,
         trial_gates=trial,
         penalty=prepared.penalty,
+        largest=prepared.beta_max,
     )
-    return proof._replace(beta_max=prepared.beta_max)

@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
 )
 
 from convex_heads.checkpoint import one_fit
-from convex_heads.gated import Prepared, unrotate
+from convex_heads.gated import Prepared, turned, unrotate
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.growth import Growth, Round, grow
 from convex_heads.limits import Limits
@@ -190,13 +190,20 @@ class ConvexHead(BaseEstimator):
         self.tolerance_ = options.limits.tolerance
         self.beta_ = fraction
         self.path_ = path.points
-        self.coef_path_ = [unrotate(prepared, W) for W in path.weights]
+        self._rotated_path = prepared.Q, [np.asarray(W) for W in path.weights]
         self.history_ = solution.history
         self.precision_effect_ = solution.precision_effect
         self.passes_ = sum(each.passes for each in rounds) + passes + solution.stats.passes
         before = (*rounds, *path.points)
         self.reduced_passes_ = sum(each.reduced_passes for each in before) + solution.reduced_passes
         self.block_rows_ = solution.stats.block_rows
+
+    @property
+    def coef_path_(self) -> list[np.ndarray]:
+        """Weights W (P, d + 1, C) of every point of ``path_``, computed when asked for."""
+        check_is_fitted(self)
+        Q, weights = self._rotated_path
+        return [turned(Q, W) for W in weights]
 
     def _check_rows(self, X: Any, y: Any, **options: Any) -> tuple[RowSource, np.ndarray]:
         """X (n, d) and y (n,) or (n, C), checked; a streamed X is read and left where it is."""

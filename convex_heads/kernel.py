@@ -15,8 +15,9 @@ and one with K for its scores. One step:
 
 which are conjugate gradients in the inner product of K where the loss is a quadratic, and the
 search of :mod:`convex_heads.span` where it is not. K g also gives ||F'R||^2 = <R, K R>, and so a
-dual bound at every step. A product over all gates takes 2 n d P C, whatever the number of rows is;
-K takes n^2 (d + P) / 2, once for a path.
+dual bound at every step. The next beta of a path begins with the best in the span of the last
+optimum and the way to it, which takes no product. A pass over all gates takes 2 n d P C
+multiplications; K takes n^2 (d + P) / 2, once for a path.
 
 Where round-off ends the search too early, the solver of all gates goes on from W.
 """
@@ -72,6 +73,7 @@ class State(NamedTuple):
         A: coefficients of the rows (B, b, C).
         z: K A (B, b, C).
         step: the last step of A, and its image under K (2, B, b, C).
+        begun: A where the solve began, and its image (2, B, b, C).
         kept: whether the search may use it, ().
         R: residual of the best dual point so far (B, b, C).
         primal: objective at A, ().
@@ -85,6 +87,7 @@ class State(NamedTuple):
     A: Array
     z: Array
     step: Array
+    begun: Array
     kept: Array
     R: Array
     primal: Array
@@ -228,7 +231,8 @@ def _zero(program: Program) -> State:
     return State(
         A=nothing,
         z=nothing,
-        step=jnp.zeros((2, *nothing.shape), nothing.dtype),
+        step=jnp.stack([nothing, nothing]),
+        begun=jnp.stack([nothing, nothing]),
         kept=jnp.array(False),
         R=nothing,
         primal=zero,
@@ -242,9 +246,21 @@ def _zero(program: Program) -> State:
 
 @partial(jit, static_argnames="loss")
 def _restated(program: Program, loss: Loss, beta: Array, s: State) -> State:
-    """The same coefficients under another penalty or other row weights, bounds forgotten."""
+    """A start under another penalty or other row weights, bounds forgotten.
+
+    It is the best in the span of A and of the way that the last solve went, if there was one. Not
+    of what :func:`resume` gives: where K is large it is in error, and all of it would be shrunk.
+    """
+    at = jnp.stack([s.A, s.z])
+    ways, kept = jnp.stack([at, at - s.begun]), jnp.full(2, s.iterations > 0)
     primal = _objective(program, loss, beta, s.A, s.z)
+    t = _searched(program, loss, beta, s, primal, ways, kept)
+    A, z = at + jnp.tensordot(t, ways, 1)
+    primal = _objective(program, loss, beta, A, z)
     return s._replace(
+        A=A,
+        z=z,
+        begun=at,
         R=jnp.zeros_like(s.R),
         primal=primal,
         lowest=primal,
@@ -253,6 +269,27 @@ def _restated(program: Program, loss: Loss, beta: Array, s: State) -> State:
         iterations=jnp.int32(0),
         idle=jnp.int32(0),
     )
+
+
+def _searched(
+    program: Program,
+    loss: Loss,
+    beta: Array,
+    s: State,
+    primal: Array,
+    ways: Array,
+    kept: Array,
+) -> Array:
+    """The best coefficients (k,) from A along ways with their images (k, 2, B, b, C).
+
+    Nothing beside a product with K: so it is exact, where a model at A would nearly do.
+    """
+    moves, images = ways[:, 0], ways[:, 1]
+    inner = jnp.einsum("i...,j...->ij", moves, images)
+    along = jnp.einsum("i...,...->i", moves, s.z)
+    size = jnp.vdot(s.A, s.z)
+    span = Span(s.z, jnp.moveaxis(images, 0, 1), size[None], along[None], inner[None], kept)
+    return search(program, loss, RIDGE, beta, primal, span, jnp.zeros_like(along))[0]
 
 
 def _objective(program: Program, loss: Loss, beta: Array, A: Array, z: Array) -> Array:
@@ -282,19 +319,14 @@ def _step(program: Program, K: Array, loss: Loss, beta: Array, tolerance: Array,
     # Scaled so that a step along it is at most one.
     g = -R / beta - s.A
     Kg = _image(K, g)
-    moves, images = jnp.stack([g, s.step[0]]), jnp.stack([Kg, s.step[1]])
-    inner = jnp.einsum("i...,j...->ij", moves, images)
-    along = jnp.einsum("i...,...->i", moves, s.z)
-    size = jnp.vdot(s.A, s.z)
+    ways = jnp.stack([jnp.stack([g, Kg]), s.step])
+    kept = jnp.stack([jnp.array(True), s.kept])
     # R = -beta (g + A), and ||F'R||^2 = <R, K R>. Every residual is a dual point.
-    square = beta * beta * (inner[0, 0] + 2 * along[0] + size)
+    square = beta * beta * (jnp.vdot(g, Kg) + 2 * jnp.vdot(g, s.z) + jnp.vdot(s.A, s.z))
     dual = scaled_dual(program, loss, R, jnp.ones_like(beta)) - square / (2 * beta)
     higher = dual > s.dual
-    kept = jnp.stack([jnp.array(True), s.kept])
-    span = Span(s.z, jnp.moveaxis(images, 0, 1), size[None], along[None], inner[None], kept)
-    # Nothing beside a product with K: so it is exact, where a model at A would nearly do.
-    t, _ = search(program, loss, RIDGE, beta, s.primal, span, jnp.zeros_like(along))
-    A, z = s.A + jnp.tensordot(t, moves, 1), s.z + jnp.tensordot(t, images, 1)
+    t = _searched(program, loss, beta, s, s.primal, ways, kept)
+    A, z = jnp.stack([s.A, s.z]) + jnp.tensordot(t, ways, 1)
     primal = _objective(program, loss, beta, A, z)
     step = jnp.stack([A - s.A, z - s.z])
     noise = roundoff(s.primal)
@@ -320,6 +352,7 @@ def _step(program: Program, K: Array, loss: Loss, beta: Array, tolerance: Array,
         A=A,
         z=z,
         step=step,
+        begun=s.begun,
         kept=sound,
         R=jnp.where(higher, R, s.R),
         primal=primal,

@@ -107,6 +107,7 @@ def solve_path(
     """
     points: list[PathPoint] = []
     weights: list[Array] = []
+    states: list[Any] = []
     judged: list[Judgement] = []
     best, state = 0, None
     passes = seconds = 0.0
@@ -127,6 +128,8 @@ def solve_path(
         judgement = score(W, solution.scores)
         points.append(_point(solution, beta, fraction, judgement))
         weights.append(W)
+        # Most are many times the weights, and used up by the next solve.
+        states.append(state if solver in activation.lasting else None)
         if judgement is not None:
             judged.append(judgement)
         if k == 0 or points[-1].loss < points[best].loss:
@@ -136,14 +139,16 @@ def solve_path(
     last = len(points) - 1
     if not activation.decreasing:
         points, weights, judged = points[::-1], weights[::-1], judged[::-1]
+        states.reverse()
         best, last = last - best, 0
     if judged:
         errors = difference_errors(judged)
         points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
         best = choose(judged, selection)
     if best != last:
-        # No state but the last is kept: it is many times the weights.
-        state = activation.resume(prepared, weights[best], solver=solver)
+        state = states[best]
+        if state is None:
+            state = activation.resume(prepared, weights[best], solver=solver)
     return PathResult(tuple(points), tuple(weights), best, state)
 
 

@@ -32,6 +32,7 @@ class Activation(NamedTuple):
     Attributes:
         name: ``gated_relu`` or ``relu``.
         solvers: their names.
+        lasting: those whose final states are small, and serve any number of warm starts.
         prepare: data -> program.
         reweight: the same program under other row weights.
         with_solver: (program, solver or ``auto``) -> the program with what the solver needs, and
@@ -47,6 +48,7 @@ class Activation(NamedTuple):
 
     name: str
     solvers: tuple[str, ...]
+    lasting: tuple[str, ...]
     prepare: Callable[..., gated.Prepared]
     reweight: Callable[[gated.Prepared, np.ndarray], gated.Prepared]
     with_solver: Callable[[gated.Prepared, str], tuple[gated.Prepared, str]]
@@ -62,6 +64,7 @@ ACTIVATIONS = {
     "gated_relu": Activation(
         name="gated_relu",
         solvers=gated.SOLVERS,
+        lasting=("kernel",),
         prepare=gated.prepare,
         reweight=gated.reweight,
         with_solver=gated.with_solver,
@@ -75,6 +78,7 @@ ACTIVATIONS = {
     "relu": Activation(
         name="relu",
         solvers=relu.SOLVERS,
+        lasting=(),
         prepare=relu.prepare,
         reweight=relu.reweight,
         with_solver=relu.with_solver,

@@ -90,7 +90,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         self.certificate_ = c._replace(
             primal=c.primal * u**2, dual=c.dual * u**2, beta=c.beta * u, beta_max=c.beta_max * u
         )
-        self.coef_path_ = [W.astype(np.float64) * u for W in self.coef_path_]
+        self._unit = u
         self.history_ = units.records(self.history_)
         self.path_ = tuple(
             replace(
@@ -105,6 +105,11 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
             )
             for point in self.path_
         )
+
+    @property
+    def coef_path_(self) -> list[np.ndarray]:
+        """As of the classifier, in the units of y."""
+        return [W.astype(np.float64) * self._unit for W in super().coef_path_]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
