@@ -57,8 +57,6 @@ _MOST_ROWS = 24 << 10
 _TO_READ = 16
 # Steps between two looks at the clock, and those after which K A is computed anew.
 _CHUNK, _REFRESH = 8, 32
-# Where the model at A tells the gain to this share, there is no search.
-_TOLD = 0.25
 # Steps without progress that mean that round-off has been reached, what progress is, as a share of
 # the gap, and for how many of them a step counts whose image proved unsound.
 _MAX_IDLE, _PROGRESS, _UNSOUND = 15, 1e-4, 8
