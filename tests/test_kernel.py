@@ -100,6 +100,24 @@ def test_a_path_goes_on_in_the_span_and_from_any_weights():
     assert near.stats.primal > cold.stats.primal
 
 
+def test_the_next_beta_of_a_path_begins_where_the_last_ones_point_to():
+    given, name = gated.with_solver(prepared(*rows(), omega=np.ones(N)), "kernel")
+    program, loss, state = given.program, given.loss, None
+    for fraction in (1.0, 0.3):
+        _, state = gated.minimise(given, fraction * given.beta_max, solver=name, warm=state)
+    beta = jnp.asarray(0.1 * given.beta_max, program.X.dtype)
+    plain = state._replace(iterations=jnp.int32(0))  # as one that was resumed
+    there = kernel._restated(program, loss, beta, plain)
+    np.testing.assert_array_equal(np.asarray(there.A), np.asarray(state.A))
+    ahead = kernel._restated(program, loss, beta, state)
+    best, _ = gated.minimise(given, float(beta), solver=name, limits=Limits(1e-5))
+    assert ahead.primal - best.stats.primal < 0.3 * (there.primal - best.stats.primal)
+    # Its scores are those of its coefficients.
+    np.testing.assert_allclose(
+        np.asarray(ahead.z), np.asarray(kernel._image(given.kernel, ahead.A)), rtol=0, atol=1e-4
+    )
+
+
 def test_where_round_off_ends_it_all_gates_go_on(monkeypatch):
     monkeypatch.setattr(kernel, "_MOST_STEPS", 5)
     given, name = gated.with_solver(prepared(*rows(), omega=np.ones(N)), "kernel")
