@@ -376,7 +376,7 @@ def test_ctrl_c_saves_the_best_so_far(tmp_path, capsys):
     write_csv(tmp_path)
     backbone("bert", tmp_path)
     arguments = command(tmp_path, "stopped", "--rounds", "50", "--epochs", "30")
-    code = run_until(tmp_path / "stopped.checkpoint", arguments, signal.SIGINT, 1)
+    code = run_until(tmp_path / "stopped.checkpoint", arguments, signal.SIGINT, 2)
     assert code == 130
     assert main(["predict", str(tmp_path / "stopped"), "--text", "a dull film", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] in ("good", "bad")
