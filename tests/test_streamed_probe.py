@@ -79,6 +79,6 @@ def test_a_class_without_training_rows_gets_probability_zero() -> None:
 
 
 def test_an_unconverged_choice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LIMITS", Limits(tolerance=1e-9, max_passes=9))
+    monkeypatch.setattr(module, "_LIMITS", Limits(tolerance=1e-9, max_passes=2))
     with pytest.warns(ConvergenceWarning, match="stopped at a relative gap of .* understated"):
         streamed_probe(*parts(4))
