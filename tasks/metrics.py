@@ -131,9 +131,13 @@ def evaluate(probabilities: ArrayLike, labels: ArrayLike) -> Metrics:
 
 
 def _top_accuracy(p: NDArray[np.float64], y: NDArray[np.int64], k: int) -> float:
-    """Share of rows with fewer than k classes as probable as their own; of equals, all count."""
-    own = p[np.arange(len(y)), y]
-    return float(np.mean((p >= own[:, None]).sum(axis=1) <= k))
+    """Share of rows whose class is among the k most probable ones; of equals the first, as argmax.
+
+    So it is never below the accuracy, which is k = 1.
+    """
+    own = p[np.arange(len(y)), y][:, None]
+    earlier = np.arange(p.shape[1]) < y[:, None]
+    return float(np.mean(((p > own) | (earlier & (p == own))).sum(axis=1) < k))
 
 
 def reliability(probabilities: ArrayLike, labels: ArrayLike, *, n_bins: int = 15) -> Reliability:

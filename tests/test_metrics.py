@@ -162,5 +162,10 @@ def test_top_5_is_that_of_scikit_learn():
     p, y = rng.dirichlet(np.ones(20), 200), rng.integers(20, size=200)
     expected = top_k_accuracy_score(y, p, k=5, labels=np.arange(20))
     assert evaluate(p, y).top5_accuracy == pytest.approx(expected)
+    # Classes that a head cannot tell apart are as probable, and argmax takes the first of them.
+    ties = np.repeat(p[:, :4], 5, axis=1)
+    measured = evaluate(ties / ties.sum(axis=1, keepdims=True), y)
+    assert measured.top5_accuracy == pytest.approx(np.mean(p[:, :4].argmax(axis=1) == y // 5))
+    assert measured.accuracy <= measured.top5_accuracy
     few = p[:, :6] / p[:, :6].sum(axis=1, keepdims=True)
     assert evaluate(few, y % 6).top5_accuracy is None
