@@ -24,6 +24,8 @@ _NEWTON_TRIES = 12
 _NEWTON_SHARE = 3e-2
 # A Newton step that does no good is cut to this share of itself.
 _SHORTER = 0.4
+# Ways to W+ that went too far are cut to this share, so many times.
+_BACK, _CUTS = 1 / 16, 2
 # Coefficients of steps are no larger: they would blow up the round-off in the steps' images.
 _LONGEST = 8.0
 
@@ -182,8 +184,8 @@ def search(
 
     Where round-off hides what there is to gain, t is zero: W+ has exact zeros.
 
-    Starts from zero, or, if the objective there is above ``primal``, from ``back`` (k,), where it
-    is ``primal``.
+    Starts from zero, or, if the objective there is above ``primal``, on the way to ``back`` (k,),
+    where it is ``primal``: at ``back`` itself gates may be zero, whose norms have no derivative.
 
     Near the optimum objectives drown in round-off while slopes do not, so a step is also good if
     it leaves the objective where it was and the slope along it flatter (the approximate Wolfe
@@ -207,13 +209,14 @@ def search(
             first=c.first,
         )
 
-    def refuse(c: _Search, started: Array) -> _Search:
-        """A shorter step, or the other start, which needs to undercut nothing."""
-        size = jnp.where(started, c.size * _SHORTER, c.size)
-        value = jnp.where(started, c.at.value, infinity)
+    def refuse(c: _Search, started: Array, above: Array) -> _Search:
+        """A shorter step, or another start; ``back`` is the last and needs to undercut nothing."""
+        end = ~started & ((c.size < 1.5 * _BACK**_CUTS) | ~above)
+        size = c.size * jnp.where(started, _SHORTER, jnp.where(end, 0, _BACK))
+        value = jnp.where(end, infinity, c.at.value)
         return c._replace(
             at=c.at._replace(value=value),
-            next=jnp.where(started, _along(c.at.t, c.move, size), back),
+            next=jnp.where(started, _along(c.at.t, c.move, size), (1 - size) * back),
             size=size,
             tries=c.tries + 1,
         )
@@ -225,7 +228,10 @@ def search(
         flatter = jnp.abs(slope) <= 0.9 * jnp.abs(before)
         good = (new.value < c.at.value) | ((new.value <= c.at.value + noise) & flatter & started)
         c = c._replace(first=jnp.where(c.tries < 0, new.value, c.first))
-        return jax.lax.cond(good, lambda: accept(c, new, started), lambda: refuse(c, started))
+        above = new.value > primal + noise
+        return jax.lax.cond(
+            good, lambda: accept(c, new, started), lambda: refuse(c, started, above)
+        )
 
     def go_on(c: _Search) -> Array:
         more = ~jnp.isfinite(c.total) | (c.decrement > _NEWTON_SHARE * c.total)

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from convex_heads import Limits, fista, gated, subspace
 from convex_heads.losses import SOFTMAX
@@ -54,3 +55,21 @@ def test_levelled_bounds_close_the_gap_of_fista_sooner():
         passes["plain"] += plain.stats.passes
         passes["levelled"] += sharp.stats.passes
     assert passes["levelled"] < 0.8 * passes["plain"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("fraction", [0.3, 0.1, 0.01])
+def test_a_first_step_that_goes_too_far_gains_all_the_same(dtype: str, fraction: float):
+    with jax.enable_x64(dtype == "float64"):
+        for seed in range(4):  # at zero weights no norm has a derivative, and round-off has one
+            at = _prepared(seed, 500, 20, 6)
+            program = jax.tree.map(
+                lambda a: a.astype(dtype) if a.dtype == np.float32 else a, at.program
+            )
+            beta = jnp.asarray(fraction * at.beta_max, dtype)
+            state = restate(program, SOFTMAX, GROUP, beta, zero_state(program, GROUP))
+            start = float(state.primal)
+            state = subspace.advance(
+                program, SOFTMAX, GROUP, beta, jnp.asarray(1e-6, dtype), state, jnp.int32(1)
+            )
+            assert state.primal < 0.8 * start
