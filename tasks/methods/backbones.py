@@ -37,7 +37,11 @@ _BATCH = 32
 
 
 def fit_cronos_am(problem: Problem) -> Fitted:
-    """The top two blocks and the head in turn; the round with the best validation rows."""
+    """The top two blocks and the head in turn; the round with the best validation rows.
+
+    A budget pays for the passes through the blocks below too.
+    """
+    end = time.monotonic() + (problem.budget_seconds or math.inf)
     cut = _cut(problem, min(_AM["unfreeze"], _n_blocks(problem)))
     train, validation = (
         cached_rows(cut, _raw(part), part.labels, None)
@@ -56,7 +60,7 @@ def fit_cronos_am(problem: Problem) -> Fitted:
         Joint(cut, train, validation, problem.n_classes, fit_head),
         rounds=_AM["rounds"],
         seed=problem.seed,
-        budget_seconds=problem.budget_seconds,
+        budget_seconds=None if math.isinf(end) else end - time.monotonic(),
     )
     network = done.model.network
     scores = network.scores(features_of(cut, validation))
