@@ -3,8 +3,8 @@
 The optimiser begins anew in every half-step, so that a half-step depends on the weights it starts
 from and on its seed alone. AdamW's learning rate is found by a range test (after Smith 2017,
 "Cyclical learning rates", section 3.3): the largest of five rates at which a few steps do no great
-harm on their way. *Some* harm they do at any rate: AdamW's first steps are as long as later ones and
-mostly noise, so that the lowest loss after a few steps is that of the rate that hardly moves
+harm on their way. *Some* harm they do at any rate: AdamW's first steps are as long as later ones
+and mostly noise, so that the lowest loss after a few steps is that of the rate that hardly moves
 (Wu, Ren, Liao & Grosse 2018, "Understanding short-horizon bias").
 """
 

@@ -45,14 +45,24 @@ def test_the_range_test_takes_the_largest_rate_that_does_no_great_harm(tmp_path)
     trained = [(p, problem.cut.depth[name]) for name, p in problem.cut.parameters.items()]
 
     def rate(harm: float) -> float:
+        before: list[float] = []
+        along: list[float] = []
+
         def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
-            return 1 + harm * (features - home[torch.from_numpy(batch)]).square().mean()
+            value = 1 + harm * (features - home[torch.from_numpy(batch)]).square().mean()
+            (along if torch.is_grad_enabled() else before).append(value.item())
+            return value
 
         rng, options = np.random.default_rng(0), BlockOptions(batch_size=8)
         with problem.cut.training(dropout=False):
             for parameter, _ in trained:
                 parameter.requires_grad_(True)
-            return find_rate(problem.cut, problem.train, loss, options, trained, [], rng, math.inf)
+            found = find_rate(problem.cut, problem.train, loss, options, trained, [], rng, math.inf)
+        if found > 3e-5:  # the losses on the way decide, and a rate is left as soon as they have
+            refused, taken = along[: -len(before)], along[-len(before) :]
+            assert sum(taken) <= 2 * sum(before)
+            assert not refused or sum(refused) > 2 * sum(before)
+        return found
 
     # Nothing is to be gained: the dearer it is to leave home, the shorter the steps.
     found = [rate(harm) for harm in (0.0, 1e2, 1e4, 1e6, 1e8)]
