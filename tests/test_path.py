@@ -194,7 +194,7 @@ def test_a_solve_resumed_at_solved_weights_is_soon_done(solver):
         state = resume(prepared, cold.value, solver=solver)
         again, _ = minimise(prepared, beta, solver=solver, warm=state, limits=limits)
         passes += again.stats.passes, cold.stats.passes
-        assert again.stats.primal <= cold.stats.primal * (1 + (1e-3 if kernel else 1e-6))
+        assert again.stats.primal <= cold.stats.primal * (1 + 1e-3)  # a tenth of the gap
     assert passes[0] < (0.7 if kernel else 0.4) * passes[1]
 
 
