@@ -142,6 +142,7 @@ class ConvexHead(BaseEstimator):
             activation=activation,
             score=validation_score(data, prepared, scaling, activation.scores, score),
             selection=self.selection,
+            begin=self._begin(options),
             # The path is taken for half of the work, the final solve for the other half.
             on_progress=None if on_progress is None else lambda done: on_progress(done / 2),
             on_record=on_record,
@@ -309,6 +310,13 @@ class ConvexHead(BaseEstimator):
                 f"to hold some out)"
             )
         return fractions
+
+    def _begin(self, options: Options) -> float | None:
+        """Where the path begins, if not at its end."""
+        # The simplest head that is no worse may be any number of points before the best.
+        if not isinstance(self.beta, str) or self.selection != "best":
+            return None
+        return AUTO[options.activation, options.penalty].begin
 
     @property
     def _chooses_beta(self) -> bool:

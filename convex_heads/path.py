@@ -65,7 +65,7 @@ class PathResult(NamedTuple):
     """A finished path.
 
     Attributes:
-        points: in the order solved, beta decreasing.
+        points: beta decreasing.
         weights: W (P, d, C) of every point, rotated coordinates.
         best: index of the chosen point.
         state: solver state at the chosen point, for one warm start.
@@ -77,6 +77,15 @@ class PathResult(NamedTuple):
     state: Any
 
 
+class _Solved(NamedTuple):
+    """A point of a path, its weights, the solver's state there if it lasts, and its judgement."""
+
+    point: PathPoint
+    weights: Array
+    state: Any
+    judgement: Judgement | None
+
+
 def solve_path(
     prepared: Prepared,
     fractions: Sequence[float],
@@ -86,6 +95,7 @@ def solve_path(
     activation: Activation = ACTIVATIONS["gated_relu"],
     score: Callable[[Array, Array], Judgement | None],
     selection: str = "best",
+    begin: float | None = None,
     on_progress: Callable[[float], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> PathResult:
@@ -101,55 +111,59 @@ def solve_path(
         score: (weights (P, d, C), their F W (B, b, C)) -> how validation rows judge them, None
             without such rows. The path ends after ``PATIENCE`` points without a lower loss.
         selection: how beta is chosen: one of :data:`convex_heads.selection.SELECTIONS`.
+        begin: fraction that is solved first, if it is one of them; those before it follow,
+            backwards, only if none after it has a lower loss. Default the first in order.
         on_progress: called every few steps with the share of the path that is done, in [0, 1].
         on_record: called every few steps with the record of the solve that is running; its passes
             and seconds count from the beginning of the path.
     """
-    points: list[PathPoint] = []
-    weights: list[Array] = []
-    states: list[Any] = []
-    judged: list[Judgement] = []
-    best, state = 0, None
-    passes = seconds = 0.0
-    for k, fraction in enumerate(sorted(fractions, reverse=activation.decreasing)):
-        beta = fraction * prepared.beta_max
-        solution, state = activation.minimise(
-            prepared,
-            beta,
-            solver=solver,
-            warm=state,
-            limits=limits,
-            on_record=record_progress(
-                limits, on_progress, k, len(fractions), counted_after(on_record, passes, seconds)
-            ),
-        )
-        passes, seconds = passes + solution.stats.passes, seconds + solution.stats.seconds
-        W = solution.value
-        judgement = score(W, solution.scores)
-        points.append(_point(solution, beta, fraction, judgement))
-        weights.append(W)
-        # Most are many times the weights, and used up by the next solve.
-        states.append(state if solver in activation.lasting else None)
-        if judgement is not None:
-            judged.append(judgement)
-        if k == 0 or points[-1].loss < points[best].loss:
-            best = k
-        if k - best >= PATIENCE:
+    order = sorted(fractions, reverse=activation.decreasing)
+    best = last = start = order.index(begin) if begin in order else 0
+    solved: dict[int, _Solved] = {}
+    state, passes, seconds = None, 0.0, 0.0
+    for turn in (range(start, len(order)), range(start - 1, -1, -1)):
+        if not turn or best != start:
             break
-    last = len(points) - 1
-    if not activation.decreasing:
-        points, weights, judged = points[::-1], weights[::-1], judged[::-1]
-        states.reverse()
-        best, last = last - best, 0
+        if solved:
+            state = _state_at(solved[start], prepared, activation, solver)
+        for k in turn:
+            beta = order[k] * prepared.beta_max
+            after = counted_after(on_record, passes, seconds)
+            solution, state = activation.minimise(
+                prepared,
+                beta,
+                solver=solver,
+                warm=state,
+                limits=limits,
+                on_record=record_progress(limits, on_progress, len(solved), len(order), after),
+            )
+            passes, seconds = passes + solution.stats.passes, seconds + solution.stats.seconds
+            judgement = score(solution.value, solution.scores)
+            solved[k] = _Solved(
+                _point(solution, beta, order[k], judgement),
+                solution.value,
+                # Most are many times the weights, and used up by the next solve.
+                state if solver in activation.lasting else None,
+                judgement,
+            )
+            last = k
+            if solved[k].point.loss < solved[best].point.loss:
+                best = k
+            if abs(k - best) >= PATIENCE:
+                break
+    places = sorted(solved, reverse=not activation.decreasing)
+    path = [solved[k] for k in places]
+    points = [each.point for each in path]
+    judged = [each.judgement for each in path if each.judgement is not None]
     if judged:
         errors = difference_errors(judged)
         points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
-        best = choose(judged, selection)
+        best = places[choose(judged, selection)]
     if best != last:
-        state = states[best]
-        if state is None:
-            state = activation.resume(prepared, weights[best], solver=solver)
-    return PathResult(tuple(points), tuple(weights), best, state)
+        state = _state_at(solved[best], prepared, activation, solver)
+    return PathResult(
+        tuple(points), tuple(each.weights for each in path), places.index(best), state
+    )
 
 
 def counted_after(
@@ -185,6 +199,13 @@ def record_progress(
         on_progress((k + math.log(gap) / math.log(limits.tolerance)) / n)
 
     return share
+
+
+def _state_at(solved: _Solved, prepared: Prepared, activation: Activation, solver: str) -> Any:
+    """The solver's state at a point, for one warm start."""
+    if solved.state is not None:
+        return solved.state
+    return activation.resume(prepared, solved.weights, solver=solver)
 
 
 def _point(

@@ -137,6 +137,35 @@ def test_selection_of_the_estimator(solver):
         assert point.standard_error > 0
 
 
+@pytest.mark.parametrize("solver", ["subspace", "kernel"])
+@pytest.mark.parametrize("noise", [0.0, 20.0])
+def test_the_ridge_path_begins_in_its_middle_and_chooses_as_if_it_had_not(solver, noise):
+    X, _ = noisy(500, 4)
+    flips = np.random.default_rng(0).normal(scale=noise, size=500)
+    y = (X[:, 0] + np.abs(X[:, 1]) + flips > 0.5).astype(int)
+    rows = {"X": X[:350], "y": y[:350], "X_val": X[350:], "y_val": y[350:]}
+    options = {"solver": solver, "penalty": "ridge", "n_gates": 32}
+    betas = AUTO["gated_relu", "ridge"].betas
+    from_top = ConvexHeadClassifier(beta=betas, **options).fit(**rows)
+    head = ConvexHeadClassifier(**options).fit(**rows)
+    assert head.beta_ == from_top.beta_
+    fractions = [point.fraction for point in head.path_]
+    assert from_top.path_[0].fraction == betas[0]
+    if noise:
+        assert fractions[0] > 1 > fractions[-1] and head.beta_ > 1
+    else:
+        assert fractions[0] == 1 > head.beta_
+    assert fractions == sorted(fractions, reverse=True)
+    assert head.certificate_.relative_gap <= head.tolerance_
+    for point, W in zip(head.path_, head.coef_path_, strict=True):
+        np.testing.assert_allclose(
+            np.linalg.norm(W, axis=(1, 2)), point.gate_norms, rtol=1e-4, atol=1e-6
+        )
+    # The simplest head that is as good is looked for from the largest beta.
+    simple = ConvexHeadClassifier(selection="one_se", **options).fit(**rows)
+    assert simple.path_[0].fraction == betas[0] and simple.beta_ >= head.beta_
+
+
 @pytest.mark.slow
 def test_path_weights_give_the_path_losses():
     X, y = noisy(500, 1)
