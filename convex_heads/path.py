@@ -118,7 +118,7 @@ def solve_path(
             and seconds count from the beginning of the path.
     """
     order = sorted(fractions, reverse=activation.decreasing)
-    best = last = start = order.index(begin) if begin in order else 0
+    best = start = order.index(begin) if begin in order else 0
     solved: dict[int, _Solved] = {}
     state, passes, seconds = None, 0.0, 0.0
     for turn in (range(start, len(order)), range(start - 1, -1, -1)):
@@ -146,7 +146,6 @@ def solve_path(
                 state if solver in activation.lasting else None,
                 judgement,
             )
-            last = k
             if solved[k].point.loss < solved[best].point.loss:
                 best = k
             if abs(k - best) >= PATIENCE:
@@ -159,7 +158,7 @@ def solve_path(
         errors = difference_errors(judged)
         points = [replace(p, difference_error=e) for p, e in zip(points, errors, strict=True)]
         best = places[choose(judged, selection)]
-    if best != last:
+    if best != next(reversed(solved)):  # whose state is at hand
         state = _state_at(solved[best], prepared, activation, solver)
     return PathResult(
         tuple(points), tuple(each.weights for each in path), places.index(best), state
