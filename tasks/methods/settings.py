@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "penalty": "ridge",
         "most_gates": 256,
         "betas": [10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003],
+        "begin": 1.0,
     },
     "ridge": _RIDGE,
     # The last temperature weighs all neighbours about alike.
