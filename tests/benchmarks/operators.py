@@ -1,9 +1,11 @@
 """Speed of the streamed operators against a plain matrix product, and growth of a data pass.
 
 The plain product is X (n, d) times a dense (d, P C) matrix: what F costs where no gate has to be
-taken. Then n, P and C are doubled three times each from a base size; the slope is that of log time
-against log size, 1 for linear growth. Every time is the median of the rounds, and a round measures
-everything once, so that a slow moment of the machine meets all of them.
+taken. `mapped file`: the features lie in a temporary file, as those that are larger than memory do,
+here on a warm page cache. `busy` is processor seconds over the seconds of all cores. Then n, P and
+C are doubled three times each from a base size; the slope is that of log time against log size, 1
+for linear growth. Every time is the median of the rounds, and a round measures everything once, so
+that a slow moment of the machine meets all of them.
 
 --devices 1 2 4 8 measures instead the pass of the rates with its rows over so many devices:
 `speed-up` is seconds on the first count over seconds here, `efficiency` that over the ratio of the
@@ -14,6 +16,7 @@ dividing the rows and summing F'R cost.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,9 +28,11 @@ import numpy as np
 from shared import Row, parser, random_program, show
 
 from convex_heads.operators import Program, adjoint, apply
+from convex_heads.scratch import spooled
 from convex_heads.sharding import like_rows, rows_over
 
 DOUBLINGS = 3
+_PIECE = 4096
 
 
 class Case(NamedTuple):
@@ -37,6 +42,13 @@ class Case(NamedTuple):
     run: Callable[[], Any]
     sizes: tuple[int, int, int, int]
     flops: float
+
+
+class Taken(NamedTuple):
+    """Medians of a case over the rounds."""
+
+    seconds: float
+    busy: float
 
 
 @jax.jit
@@ -55,6 +67,8 @@ def rate_cases(n: int, d: int, P: int, C: int, dtype: str) -> list[Case]:
     program = random_program(n, d, P, C, dtype)
     rng = np.random.default_rng(1)
     X = program.X.reshape(-1, d)[:n]
+    rows = (np.asarray(X[k : k + _PIECE]) for k in range(0, n, _PIECE))
+    mapped = program._replace(X=spooled(program.X.shape, np.dtype(dtype), rows))
     B = jnp.asarray(rng.normal(size=(d, P * C)), dtype)
     W = jnp.asarray(rng.normal(size=(P, d, C)), dtype)
     sizes, flops = (n, d, P, C), 2.0 * n * d * P * C
@@ -62,6 +76,8 @@ def rate_cases(n: int, d: int, P: int, C: int, dtype: str) -> list[Case]:
         Case("plain product", partial(product, X, B), sizes, flops),
         Case("apply", partial(apply, program, W), sizes, flops),
         Case("adjoint", partial(adjoint, program, program.Y), sizes, flops),
+        Case("pass", partial(data_pass, program, W), sizes, 2 * flops),
+        Case("pass, mapped file", partial(data_pass, mapped, W), sizes, 2 * flops),
     ]
 
 
@@ -86,31 +102,35 @@ def growth_cases(n: int, d: int, P: int, C: int, dtype: str) -> dict[str, list[C
     return axes
 
 
-def medians(cases: list[Case], rounds: int) -> dict[str, float]:
-    """Median seconds of every case by name, after one call that compiles."""
+def medians(cases: list[Case], rounds: int) -> list[Taken]:
+    """What every case takes, after one call that compiles."""
     for case in cases:
         jax.block_until_ready(case.run())
-    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
-    for _ in range(rounds):
-        for case in cases:
-            start = time.perf_counter()
+    times = np.empty((rounds, len(cases), 2))
+    for k in range(rounds):
+        for j, case in enumerate(cases):
+            clock, processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(case.run())
-            seconds[case.name].append(time.perf_counter() - start)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
+            times[k, j] = time.perf_counter() - clock, time.process_time() - processor
+    wall, used = times[..., 0], times[..., 1]
+    busy = np.median(used / wall, axis=0) / (os.cpu_count() or 1)
+    return [Taken(*both) for both in zip(np.median(wall, axis=0), busy, strict=True)]
 
 
-def row(case: Case, seconds: float, of_plain: float | None, slope: float | None) -> Row:
+def row(case: Case, taken: Taken, plain: float | None = None, slope: float | None = None) -> Row:
     """One line of the table."""
     n, d, P, C = case.sizes
+    speed = case.flops / taken.seconds
     return {
         "what": case.name,
         "n": n,
         "d": d,
         "P": P,
         "C": C,
-        "ms": 1e3 * seconds,
-        "GFLOP/s": case.flops / seconds / 1e9,
-        "of plain": of_plain,
+        "ms": 1e3 * taken.seconds,
+        "busy": taken.busy,
+        "GFLOP/s": speed / 1e9,
+        "of plain": plain and speed / plain,
         "slope": slope,
     }
 
@@ -167,16 +187,16 @@ def main() -> None:
 
     n, d, P, C = options.size
     cases = rate_cases(n, d, P, C, options.dtype)
-    seconds = medians(cases, options.rounds)
-    plain = seconds["plain product"]
-    rows = [row(case, seconds[case.name], plain / seconds[case.name], None) for case in cases]
+    taken = medians(cases, options.rounds)
+    plain = cases[0].flops / taken[0].seconds
+    rows = [row(*both, plain) for both in zip(cases, taken, strict=True)]
     n, d, P, C = options.base
     for cases in growth_cases(n, d, P, C, options.dtype).values():
-        seconds = medians(cases, options.rounds)
-        times = [seconds[case.name] for case in cases]
+        taken = medians(cases, options.rounds)
+        times = [each.seconds for each in taken]
         slope = float(np.polyfit(np.arange(len(times)), np.log2(times), 1)[0])
-        rows += [row(case, seconds[case.name], None, None) for case in cases[:-1]]
-        rows.append(row(cases[-1], times[-1], None, slope))
+        rows += [row(*both) for both in zip(cases[:-1], taken[:-1], strict=True)]
+        rows.append(row(cases[-1], taken[-1], slope=slope))
     show(title, rows, options)
 
 
