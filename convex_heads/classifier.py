@@ -42,10 +42,10 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             penalty), a list of fractions to choose from, or "auto": a path from 10 to 0.003 (group
             penalty: from 0.1 to 0.001; ReLU heads: from 0.003 to 0.3 of a smaller beta_max) of
             which the lowest validation loss chooses; the larger beta wins ties. The path ends early
-            once two points in turn have not lowered it; under ridge it begins at 1, and looks at
-            larger ones only if no smaller one is better. Without ``X_val``, 15% of the rows are
-            held out by a hash of their content to choose, then all rows are fitted; with fewer than
-            100 distinct rows beta is 0.1.
+            once two points in turn have not lowered it; under ridge, unless selection is "one_se",
+            it begins at 1, and looks at larger ones only if no smaller one is better. Without
+            ``X_val``, 15% of the rows are held out by a hash of their content to choose, then all
+            rows are fitted; with fewer than 100 distinct rows beta is 0.1.
         loss: "auto" (logistic for two classes, else softmax), "softmax", "logistic", "squared".
             Logistic with more than two classes is one-vs-rest: the sum of C binary losses, each
             class against the others, over shared gates. Under the group penalty it is one program

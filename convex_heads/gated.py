@@ -235,7 +235,9 @@ def with_solver(prepared: Prepared, solver: str) -> tuple[Prepared, str]:
         solver: one of ``SOLVERS``, or ``auto``: ``kernel`` where it pays, else the first.
     """
     if solver == "auto":
-        solver = "kernel" if kernel.pays(prepared.program, prepared.penalty) else SOLVERS[0]
+        exact = prepared.precision is Precision.FLOAT32
+        pays = exact and kernel.pays(prepared.program, prepared.penalty)
+        solver = "kernel" if pays else SOLVERS[0]
     if solver == "kernel" and prepared.kernel is None:
         prepared = prepared._replace(kernel=kernel.gram(prepared.program))
     return prepared, solver

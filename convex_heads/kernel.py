@@ -43,7 +43,7 @@ from convex_heads.limits import Limits
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, apply
 from convex_heads.penalties import RIDGE, Penalty
-from convex_heads.precision import Precision, jit
+from convex_heads.precision import jit
 from convex_heads.sharding import devices_here
 from convex_heads.solution import Record, Solution, Status
 from convex_heads.span import Span, roundoff, search
@@ -107,11 +107,10 @@ def is_faster(n: int, weights: int) -> bool:
 
 
 def pays(program: Program, penalty: Penalty) -> bool:
-    """Whether a program is one for :func:`minimise`: faster so, under ridge, on one device."""
+    """Whether a float32 program is one for :func:`minimise`: faster, ridge, one device."""
     return (
         not penalty.sparse
         and is_faster(program.omega.size, math.prod(program.shape))
-        and program.precision is Precision.FLOAT32
         and devices_here() == 1
     )
 

@@ -60,6 +60,7 @@ def solve_more(
     beta: float,
     *,
     penalty: str = "group",
+    omega: np.ndarray | None = None,
     limits: Limits | None = None,
     seed: int = 0,
     warm: bool = True,
@@ -74,6 +75,7 @@ def solve_more(
             a third one becomes a softmax head; one-vs-rest heads stay what they are.
         beta: absolute penalty, > 0.
         penalty: ``group`` or ``ridge``; ReLU heads have the first.
+        omega: row weights (n,), normalised here to sum to one; None: all alike.
         limits: when to stop.
         seed: of the trial gates of the certificate.
         warm: whether to begin at the network's weights; else at zero.
@@ -99,17 +101,20 @@ def solve_more(
     if labels.shape != (len(X),) or X.shape[1] != network.dim:
         raise ValueError(f"X (n, {network.dim}) and labels (n,): got {X.shape}, {labels.shape}")
     Y = targets(labels, loss_name, n_classes)
+    weights = np.ones(len(X)) if omega is None else np.asarray(omega, np.float64)
+    weights = weights / weights.sum()
     if isinstance(network, ReluNetwork):
-        return _descend(network, X, Y, beta, loss_name, limits=limits, seed=seed, warm=warm)
+        return _descend(
+            network, X, Y, weights, beta, loss_name, limits=limits, seed=seed, warm=warm
+        )
     gates, W = _with_linear_gate(network)
     W = _widened(W, network.loss, loss_name, Y.shape[1])
-    omega = np.full(len(X), 1 / len(X))
-    z0 = loss.offset(jnp.asarray(omega @ Y, jnp.float32))
+    z0 = loss.offset(jnp.asarray(weights @ Y, jnp.float32))
     key, trial_key = jax.random.split(jax.random.key(seed))
     prepared = prepare_given(
         network.scaling.transform(X, np.float32),
         Y,
-        omega,
+        weights,
         loss,
         gates,
         np.asarray(z0),
@@ -135,6 +140,7 @@ def _descend(
     network: ReluNetwork,
     X: np.ndarray,
     Y: np.ndarray,
+    omega: np.ndarray,
     beta: float,
     loss_name: str,
     *,
@@ -144,7 +150,6 @@ def _descend(
 ) -> Refitted:
     """The same for ReLU neurons; columns of V (P, d + 1, 2 C) that are empty get drawn ones."""
     C, loss = Y.shape[1], LOSSES[loss_name]
-    omega = np.full(len(X), 1 / len(X))
     z0 = np.asarray(loss.offset(jnp.asarray(omega @ Y, jnp.float32)))
     V = _more_outputs(neurons_of(network, len(network.offset)), network.loss, loss_name, C)
     if not warm:

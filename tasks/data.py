@@ -23,7 +23,7 @@ from tasks.labels import (
     is_missing,
     rarest_label,
 )
-from tasks.raw import WHOLE, RawData, RawSplit
+from tasks.raw import WHOLE, RawData, RawSplit, is_empty
 from tasks.registry import resolve_data_root
 from tasks.sources import read_source
 from tasks.tables import Broken
@@ -146,7 +146,7 @@ def load_task(
     _check_classes(names, n_kept)
     rows = divide(rows)
     _check_unseen(rows, names)
-    notes = raw.notes + _notes(raw, skipped) + _empty_texts(splits)
+    notes = raw.notes + _notes(raw, skipped) + _empty_texts(splits) + _alike(names)
     if classes:
         notes += (f"rows of the classes {', '.join(names)} alone: {n_kept:,} of {n_rows:,}",)
     fingerprint = _fingerprint(rows, names)
@@ -187,7 +187,7 @@ def check_rows(
         good = []
         for i, (value, label) in enumerate(zip(split.inputs, split.labels, strict=True)):
             reason = _fault(value, label, raw.modality)
-            if reason is None and on_bad_row == "skip" and _is_empty(value):
+            if reason is None and on_bad_row == "skip" and is_empty(value):
                 reason = "the text is empty"
             if reason is None:
                 good.append(i)
@@ -203,10 +203,6 @@ def check_rows(
         more = f"; rows that cannot be used: {len(skipped):,}" if len(skipped) > 1 else ""
         raise InputError(f"{fault}{more} (--on-bad-row skip leaves such rows out)")
     return checked, tuple(skipped)
-
-
-def _is_empty(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
 
 
 def _fault(value: Any, label: Any, modality: Modality) -> str | None:
@@ -294,9 +290,21 @@ def _place(raw: RawData, row: str) -> str:
     return split.where(list(split.ids).index(row))
 
 
+def _alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names that a person would take for one."""
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    alike = [", ".join(map(repr, names)) for names in spelt.values() if len(names) > 1]
+    if not alike:
+        return ()
+    told = "; ".join(alike[:3]) + (f"; and {len(alike) - 3} more" if len(alike) > 3 else "")
+    return (f"classes that differ in case or spaces only are different classes: {told}",)
+
+
 def _empty_texts(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:
     """They can be encoded, and teach nothing."""
-    places = [(s, i) for s in splits.values() for i, v in enumerate(s.inputs) if _is_empty(v)]
+    places = [(s, i) for s in splits.values() for i, v in enumerate(s.inputs) if is_empty(v)]
     if not places:
         return ()
     split, i = places[0]

@@ -38,6 +38,7 @@ from tasks.config_files import as_command
 from tasks.console import Reporter
 from tasks.extraction import Extracted, extract_features
 from tasks.fit_head import fit_head, history_lines
+from tasks.labels import row_weights
 from tasks.metrics import evaluate
 from tasks.outcome import common_fields, default_folder, measure, save, usable_rows
 from tasks.records import FitRecord
@@ -119,7 +120,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
                 *below,
                 len(found.dataset.classes),
                 fit_on,
-                _weights(config, rows.train.labels),
+                row_weights(config.class_weight, rows.train.labels),
             ),
             rounds=config.rounds,
             options=options,
@@ -263,14 +264,6 @@ def _block_options(config: FinetuneConfig) -> BlockOptions:
 def _limits(config: FinetuneConfig) -> Limits:
     tolerance = config.tolerance or default_tolerance(config.activation, config.loss)
     return Limits(tolerance=tolerance, max_seconds=config.max_seconds)
-
-
-def _weights(config: FinetuneConfig, labels: np.ndarray) -> np.ndarray | None:
-    """Row weights under --class-weight balanced."""
-    if config.class_weight != "balanced":
-        return None
-    counts = np.bincount(labels)
-    return (len(labels) / (np.count_nonzero(counts) * counts[labels])).astype(np.float64)
 
 
 def _about(config: FinetuneConfig, found: Extracted) -> Mapping[str, Any]:

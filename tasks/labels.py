@@ -51,6 +51,17 @@ def is_missing(label: Any) -> bool:
     return label is None or isinstance(label, Broken)
 
 
+def row_weights(class_weight: str | None, labels: np.ndarray) -> np.ndarray:
+    """(n,) of mean 1: n / (C n_c) for a row of class c where "balanced", else all alike.
+
+    >>> row_weights("balanced", np.array([0, 0, 0, 1])).round(2).tolist()
+    [0.67, 0.67, 0.67, 2.0]
+    """
+    from sklearn.utils import compute_sample_weight
+
+    return compute_sample_weight(None if class_weight == "none" else class_weight, labels)
+
+
 def encode_labels(
     splits: Mapping[str, RawSplit], class_names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:

@@ -121,7 +121,7 @@ def measure(
 
     Args:
         network: what was fitted.
-        config: whether to calibrate; the devices of a probe that is streamed.
+        config: whether to calibrate and to weigh classes; the devices of a streamed probe.
         found: the data set, for its classes.
         rows: labels, and the frozen features (n, d), which the probe takes.
         reporter: hears of the probe's progress.
@@ -144,6 +144,7 @@ def measure(
             validation.features,
             validation.labels,
             n_classes=len(classes),
+            class_weight=None if config.class_weight == "none" else config.class_weight,
             progress=stage.advance,
         )
     p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
@@ -217,6 +218,7 @@ def common_fields(
         "left_out_classes": found.dataset.left_out_classes,
         "skipped_rows": found.skipped_rows,
         "selection": config.selection,
+        "class_weight": config.class_weight,
         "leaks": rows.leaks,
         **found.feature_figures(),
     }

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import OutputFormat, PredictConfig
 from tasks.console import Reporter
 from tasks.inputs import Items, read_items, text_items
+from tasks.raw import is_empty
 from tasks.records import to_json
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     )
     items = find_items(config, pipeline.modality, columns_before(pipeline.facts))
     form = config.format or ("table" if as_json else _format_of(config.output))
+    n_empty = sum(map(is_empty, items.inputs))
+    if n_empty and config.on_bad_row == "fail":
+        reporter.note(
+            f"texts that are empty: {n_empty:,}, labelled all the same (--on-bad-row skip leaves "
+            "them out)"
+        )
     skipped = Skipped()
     if config.output is not None:
         _label_into_file(pipeline, items, config, form, as_json, skipped, reporter)
@@ -246,10 +253,25 @@ def label(
             rows = slice(first, first + CHUNK_ROWS)
             yield items.ids[rows], items.inputs[rows]
 
+    at = start
     with reporter.stage("predict", total=len(items.ids), done=start) as stage:
         for chunk in pipeline.predict_stream(chunks(), on_bad_row=on_bad_row):
+            if on_bad_row == "skip":
+                chunk = _without_empty(chunk, items.inputs[at : at + len(chunk.ids)])
+            at += len(chunk.ids)
             yield chunk
             stage.advance(len(chunk.ids))
+
+
+def _without_empty(chunk: Predicted, inputs: Sequence[Any]) -> Predicted:
+    """Empty texts can be encoded, and are no texts."""
+    empty = [i for i, value in enumerate(inputs) if is_empty(value)]
+    if not empty:
+        return chunk
+    probabilities = chunk.probabilities.copy()
+    probabilities[empty] = np.nan
+    reasons = {chunk.ids[i]: "the text is empty" for i in empty}
+    return replace(chunk, probabilities=probabilities, skipped={**chunk.skipped, **reasons})
 
 
 def predictions(

@@ -45,3 +45,12 @@ class RawData:
     splits: Mapping[str, RawSplit]
     class_names: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
+
+
+def is_empty(value: Any) -> bool:
+    """Whether an input is a text without a letter, which can be encoded and says nothing.
+
+    >>> is_empty(" "), is_empty("a"), is_empty(None)
+    (True, False, False)
+    """
+    return isinstance(value, str) and not value.strip()

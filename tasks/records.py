@@ -122,6 +122,7 @@ class FitRecord:
     linear_probe_test_top5_accuracy: float | None = None
     precision: str = "float32"
     precision_effect: Mapping[str, Any] | None = None
+    class_weight: str = "none"
 
     def to_json(self, *, indent: int | None = None) -> str:
         """One JSON object; a value that is not finite becomes null."""

@@ -33,7 +33,7 @@ from tasks.console import Reporter
 from tasks.data import check_rows, content_digests
 from tasks.divide import NumberedSplit, divide
 from tasks.fit_head import unproven_note
-from tasks.labels import encode_labels
+from tasks.labels import encode_labels, row_weights
 from tasks.leak_words import leaks_in_words
 from tasks.leaks import find_leaks
 from tasks.metrics import evaluate
@@ -114,6 +114,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             n_classes=len(classes),
             beta=float(certificate["beta"]),
             penalty=str(record.get("penalty", "group")),
+            omega=row_weights(str(record.get("class_weight", "none")), train.labels),
             limits=Limits(
                 config.tolerance or default_tolerance(activation, network.loss),
                 max_seconds=config.max_seconds,
@@ -121,7 +122,10 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             seed=config.seed,
         )
     found = solved.network
-    temperature = fit_temperature(found.scores(validation.features), found.loss, validation.labels)
+    temperature = None
+    if record.get("calibration_temperature", 1.0) is not None:  # None: the first one is not either
+        scores = found.scores(validation.features)
+        temperature = fit_temperature(scores, found.loss, validation.labels)
     head = Head(found, classes, 1.0 if temperature is None else temperature)
     measured = {
         name: evaluate(by.predict_proba(rows.features), rows.labels)

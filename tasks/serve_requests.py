@@ -19,6 +19,9 @@ from tasks.config_saved import ServeConfig
 if TYPE_CHECKING:
     from tasks.pipeline import ConvexHeadPipeline
 
+# Reading a text into tokens takes about a second a million, and other requests wait for it.
+_MOST_LETTERS = 1_000_000
+
 
 class Refused(Exception):
     """A request that cannot be answered: an HTTP status and one sentence."""
@@ -77,6 +80,10 @@ def _item(i: int, value: Any, pipeline: ConvexHeadPipeline, config: ServeConfig)
     if pipeline.modality == "text":
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise Refused(422, f"input {i}: text is not valid Unicode")
+        if len(value) > _MOST_LETTERS:
+            raise Refused(
+                413, f"input {i} has {len(value):,} characters: at most {_MOST_LETTERS:,} in a text"
+            )
         return value
     try:
         content = base64.b64decode(value, validate=True)

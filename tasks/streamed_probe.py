@@ -24,6 +24,7 @@ from convex_heads.limits import Limits
 from convex_heads.scaling import Scaling, Standardised
 from convex_heads.sources import RowSource, chunks
 from tasks.baselines import LinearProbe, Point, probe_along_the_path
+from tasks.labels import row_weights
 
 __all__ = ["STREAMED", "streamed_probe"]
 
@@ -42,6 +43,7 @@ def streamed_probe(
     y_val: ArrayLike,
     *,
     n_classes: int | None = None,
+    class_weight: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LinearProbe:
     """As `tasks.baselines.linear_probe`: the same path of C, the same choice, features streamed.
@@ -54,6 +56,7 @@ def streamed_probe(
         X_val: (m, d) features that choose C, never fitted.
         y_val: (m,) their labels.
         n_classes: columns of the probabilities; None means the largest label seen, plus 1.
+        class_weight: None, or "balanced" as scikit-learn means it.
         progress: called with 1 after each fit.
 
     Raises:
@@ -84,13 +87,13 @@ def streamed_probe(
         raise ValueError(f"a probe needs rows of at least two classes; got {present.tolist()}")
     n, d = X.shape
     loss = LOSSES["logistic" if len(present) == 2 else "softmax"]
-    Y, ones = targets(labels, loss.name, len(present)), np.ones(n)
-    scaling = Scaling.fit(X, ones)
+    Y, omega = targets(labels, loss.name, len(present)), row_weights(class_weight, labels)
+    scaling = Scaling.fit(X, np.ones(n))
     always = np.zeros((1, d + 1), np.float32)
     always[0, -1] = 1
-    z0 = np.asarray(loss.offset(jax.numpy.asarray(Y.mean(axis=0, dtype=np.float64), np.float32)))
+    z0 = np.asarray(loss.offset(jax.numpy.asarray(omega @ Y / n, np.float32)))
     rows = _Rows(X, scaling, np.float32)
-    prepared = prepare_given(rows, Y, ones, loss, always, z0, jax.random.key(0), RIDGE)
+    prepared = prepare_given(rows, Y, omega, loss, always, z0, jax.random.key(0), RIDGE)
     state = None
 
     def fit(C: float) -> Point:

@@ -6,6 +6,7 @@ stay what the file says: a number in a JSON text column is reported as that, not
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Sequence
@@ -151,9 +152,12 @@ def _header(path: Path, delimiter: str) -> tuple[str, ...]:
 
 def _bad_delimited(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnicodeError) or "UTF8" in str(error):
+        with path.open("rb") as file:
+            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         return InputError(
             f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > NEW{path.suffix}"
+            f"iconv -f {'UTF-16' if marked else 'WINDOWS-1252'} -t UTF-8 {path.name} > "
+            f"NEW{path.suffix}"
         )
     return unreadable(path, error)
 

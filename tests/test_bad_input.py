@@ -135,6 +135,8 @@ def test_a_file_that_is_not_utf8(tmp_path, name):
     (tmp_path / name).write_bytes("text,label\nžluťoučký,a\n".encode("utf-16"))
     message = refusal(tmp_path / name)
     assert "UTF-8" in message or "cannot read" in message
+    if name == "d.csv":
+        assert "iconv -f UTF-16 -t UTF-8 d.csv" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -184,6 +186,14 @@ assert len(os.listdir("/proc/self/task")) == before
         command, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_classes_that_look_like_one_are_told(tmp_path):
+    lines = [f"text {i},{('good', 'Good ', 'bad')[i % 3]}" for i in range(60)]
+    (tmp_path / "d.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    data = load_task(tmp_path / "d.csv")
+    assert len(data.classes) == 3
+    assert "in case or spaces only are different classes: 'Good ', 'good'" in data.notes[-1]
 
 
 def test_a_csv_file_as_spreadsheets_leave_it(tmp_path):

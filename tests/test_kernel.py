@@ -160,7 +160,10 @@ def test_it_is_for_ridge_programs_of_few_rows_and_many_weights(monkeypatch):
     assert not kernel.pays(program, RIDGE)
     monkeypatch.setattr(kernel, "_TO_READ", 1)
     assert kernel.pays(program, RIDGE) and not kernel.pays(program, GROUP)
-    assert not kernel.pays(program._replace(precision=Precision.BFLOAT16), RIDGE)
+    ridge = given._replace(penalty=RIDGE)
+    assert gated.with_solver(ridge, "auto")[1] == "kernel"
+    reduced = ridge._replace(precision=Precision.BFLOAT16)
+    assert gated.with_solver(reduced, "auto")[1] == "subspace"
     with rows_over(1):
         assert kernel.pays(program, RIDGE)
     monkeypatch.setattr(kernel, "_MOST_ROWS", N)  # padded they are more

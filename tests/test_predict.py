@@ -100,6 +100,19 @@ def test_bad_rows_fail_or_are_reported_and_skipped(tmp_path, capsys):
     assert "--output" in capsys.readouterr().err
 
 
+def test_empty_texts_are_told_or_left_out(tmp_path, capsys):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    rows = [{"text": "fine"}, {"text": " "}, {"text": "dull"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["predict", str(HEAD), "--input", str(source), "--output", str(target)]
+    assert main(command) == 0
+    assert "texts that are empty: 1, labelled all the same" in capsys.readouterr().err
+    assert predict(source, target, "--on-bad-row", "skip") == 0
+    assert [row["id"] for row in read(target)] == ["row/000000", "row/000002"]
+    reported = (tmp_path / "out.csv.skipped.jsonl").read_text()
+    assert json.loads(reported) == {"id": "row/000001", "reason": "the text is empty"}
+
+
 _SLOW = """
 import sys, time
 from extractors.toy import ToyText

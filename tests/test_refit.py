@@ -114,6 +114,40 @@ def test_the_neurons_of_a_relu_head_go_on_and_new_classes_get_their_own(old, new
     np.testing.assert_array_equal(warm.network.scaling.mean, first.network_.scaling.mean)
 
 
+@pytest.mark.parametrize("activation", ["gated_relu", pytest.param("relu", marks=pytest.mark.slow)])
+def test_weights_of_the_rows_count(activation):
+    X, labels = data(200, 2)
+    omega = np.where(labels == 1, 3.0, 1.0)
+    options = {"beta": 0.05, "n_gates": 8, "penalty": "group", "activation": activation}
+    first = ConvexHeadClassifier(**options).fit(X, labels, sample_weight=omega)
+    given = (first.network_, X, labels, 2, first.certificate_.beta)
+    again = solve_more(*given, omega=omega)
+    assert again.primal_before == pytest.approx(first.certificate_.primal, rel=1e-3)
+    assert again.certificate.primal == pytest.approx(first.certificate_.primal, rel=5e-3)
+    alike = solve_more(*given)
+    assert (alike.network.scores(X) > 0).mean() < (again.network.scores(X) > 0).mean()
+
+
+def test_a_refit_weighs_classes_and_calibrates_as_the_fit_did(tmp_path, capsys):
+    write(tmp_path / "first.csv", ("animal",), 0, 150)
+    write(tmp_path / "more.csv", ("animal",), 200, 210)
+    for name, rows in (("first", range(30)), ("more", range(30, 32))):
+        with (tmp_path / f"{name}.csv").open("a") as file:
+            file.writelines(f"the dog and an oak {i},plant\n" for i in rows)
+    options = ["--cache-dir", str(tmp_path / "cache"), "--quiet", "--json"]
+    fit = ["fit", str(tmp_path / "first.csv"), "--backbone", "toy:text-8", "--n-gates", "4"]
+    fit += ["--beta", "0.1", "--class-weight", "balanced", "--calibrate", "none"]
+    assert main([*fit, "--out", str(tmp_path / "head"), *options]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["class_weight"], first["calibration_temperature"]) == ("balanced", None)
+    refit = ["refit", str(tmp_path / "head"), str(tmp_path / "more.csv")]
+    assert main([*refit, "--out", str(tmp_path / "next"), *options]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["calibration_temperature"] is None
+    # The program of nearly the same rows: with all rows alike its objective is another one.
+    assert again["primal"] == pytest.approx(first["primal"], rel=0.1)
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refit")

@@ -51,6 +51,17 @@ def test_it_is_the_optimum_of_scikit_learns_objective_at_the_chosen_c(C: int) ->
 
 
 @pytest.mark.parametrize("C", [2, 4])
+def test_balanced_classes_are_scikit_learns(C: int) -> None:
+    X, y, X_val, y_val = parts(C)
+    probe = streamed_probe(X, y, X_val, y_val, class_weight="balanced")
+    Z = probe.scaling.transform(X[:].astype(np.float64))[:, :-1]
+    model = LogisticRegression(C=probe.C, tol=1e-10, max_iter=10_000, class_weight="balanced")
+    wanted = model.fit(Z, y).predict_proba(Z)
+    np.testing.assert_allclose(probe.predict_proba(X), wanted, atol=1e-2)
+    assert np.abs(streamed_probe(X, y, X_val, y_val).predict_proba(X) - wanted).max() > 0.1
+
+
+@pytest.mark.parametrize("C", [2, 4])
 def test_it_goes_the_way_of_the_probe_in_memory(C: int) -> None:
     X, y, X_val, y_val = parts(C)
     calls: list[int] = []

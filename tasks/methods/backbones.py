@@ -1,8 +1,8 @@
 """Methods that train the backbone itself: CRONOS-AM, LoRA and fine-tuning, on one budget.
 
-All three train the same blocks by the same loop (:mod:`tasks.block_step`); what differs is what is
-trained, through which head, and who chooses the learning rate: CRONOS-AM's is found by its range
-test, the others' by the validation rows, as a careful practitioner would do it.
+All three train by the same loop (:mod:`tasks.block_step`), CRONOS-AM the top blocks and the others
+all of them; what differs is through which head, and who chooses the learning rate: CRONOS-AM's is
+found by its range test, the others' by the validation rows, as a careful practitioner would do it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ def fit_cronos_am(problem: Problem) -> Fitted:
 
     def fit_head(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
         # As `finetune` has it.
-        options = {"penalty": _AM["penalty"], **problem.options}
+        weight = {"class_weight": problem.class_weight}
+        options = {"penalty": _AM["penalty"], **weight, **problem.options}
         head = ConvexHeadClassifier(**options, random_state=problem.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return head.fit(X, problem.train.labels, X_val=X_val, y_val=problem.validation.labels)
 
     done = alternate(
-        Joint(cut, train, validation, problem.n_classes, fit_head),
+        Joint(cut, train, validation, problem.n_classes, fit_head, problem.row_weights()),
         rounds=_AM["rounds"],
         seed=problem.seed,
         budget_seconds=None if math.isinf(end) else end - time.monotonic(),
@@ -109,6 +110,7 @@ def _tuned(
         for part in (problem.train, problem.validation)
     )
     published, labels = cut.state(), torch.from_numpy(problem.train.labels).to(cut.device)
+    omega = torch.from_numpy(problem.row_weights()).float().to(cut.device)
     scaling = Scaling.fit(problem.train.features, np.ones(len(problem.train)))
     budget = problem.budget_seconds or math.inf
     end = time.monotonic() + budget
@@ -120,7 +122,9 @@ def _tuned(
         head = _Linear(scaling, problem.n_classes).to(cut.device)
 
         def loss(features: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
-            return nn.functional.cross_entropy(head(features), labels[torch.from_numpy(batch)])
+            at = torch.from_numpy(batch)
+            each = nn.functional.cross_entropy(head(features), labels[at], reduction="none")
+            return (omega[at] * each).mean()
 
         try:
             step = train_blocks(

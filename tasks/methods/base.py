@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
+from tasks.labels import row_weights
 
 __all__ = [
     "Backbone",
@@ -99,11 +100,7 @@ class Problem:
 
     def row_weights(self) -> NDArray[np.float64]:
         """(n_train,) of mean 1: n / (C n_c) for a row of class c where classes are balanced."""
-        if self.class_weight is None:
-            return np.ones(len(self.train))
-        from sklearn.utils import compute_sample_weight
-
-        return compute_sample_weight(self.class_weight, self.train.labels)
+        return row_weights(self.class_weight, self.train.labels)
 
     backbone: Backbone | None = None
     budget_seconds: float | None = None

@@ -63,7 +63,7 @@ def fit(problem: Problem) -> Fitted:
     assert extractor.dim  # loaded
     model = SetFitModel(
         model_body=extractor._model,
-        model_head=LogisticRegression(max_iter=1000),
+        model_head=LogisticRegression(max_iter=1000, class_weight=problem.class_weight),
         labels=[str(c) for c in range(problem.n_classes)],
     )
     logging.disable_progress_bar()  # this process is the method's own
