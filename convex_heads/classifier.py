@@ -34,8 +34,8 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
     Parameters:
         n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 256; 64
             under the group penalty; 32 for ReLU heads, which have two neurons for every gate and
-            class), or "grow": at most 64, added where they lower the objective under the group
-            penalty most (slower; see :mod:`convex_heads.growth`).
+            class), or "grow": at most as many as that, added where they lower the objective
+            most, under the group penalty if none is named (slower; see :mod:`convex_heads.growth`).
         gates: how they are drawn: "aligned" (default), "gaussian", "geometric" or "pairs"; see
             :mod:`convex_heads.gates`.
         beta: penalty as a fraction of beta_max (the value at which the head is zero under the group

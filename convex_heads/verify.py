@@ -45,7 +45,7 @@ def certify(
     r"""Certifies a network on training rows; knows nothing of the solver that trained it.
 
     The bound comes from the residual of the network on these rows alone, so a solver, which has
-    seen other residuals and levelled its gates, may have proven a smaller gap.
+    seen other residuals, may have proven a smaller gap.
     Weights that were stopped early may look worse than they are, never better.
 
     What is certified is the program of the network's own gates. A fitted head has dropped the

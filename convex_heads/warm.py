@@ -36,7 +36,7 @@ class Again(NamedTuple):
     Attributes:
         network: what predicts now.
         certificate: of its weights on the features it was given.
-        objective: J there, (): computed in double precision from the network itself.
+        objective: J there, (): computed from the network itself, summed in double precision.
         status: how the solve ended.
         history: its records.
     """

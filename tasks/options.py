@@ -104,7 +104,7 @@ DropLeaks = Annotated[
     Option("--drop-leaks", help="Leave them out of train and validation."),
 ]
 EmbedSamples = Annotated[
-    bool | None, Option("--embed-samples", help="Keep 20 wrongly labelled test rows.")
+    bool | None, Option("--embed-samples", help="Keep 20 test rows that it gets wrong.")
 ]
 Comparison = Annotated[Path | None, Option(help="Of `compare`, for the model card.", metavar="DIR")]
 Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]

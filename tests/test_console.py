@@ -138,16 +138,15 @@ def test_the_reporter_fits_the_stream(capsys):
 
 
 class LengthClassifier:
-    """Texts are long or short; an empty one cannot be encoded."""
+    """Texts are long or short."""
 
     modality = "text"
     classes = ("long", "short")
 
     def predict_stream(self, chunks, *, on_bad_row="fail"):
         for ids, items in chunks:
-            long = np.array([np.nan if not item else min(len(item), 10) / 10 for item in items])
-            skipped = {row: "empty" for row, item in zip(ids, items, strict=True) if not item}
-            yield Predicted(ids, np.stack([long, 1 - long], axis=1), skipped)
+            long = np.array([min(len(item), 10) / 10 for item in items])
+            yield Predicted(ids, np.stack([long, 1 - long], axis=1), {})
 
 
 TEXTS = ["abcdefghij", "", 'a "b", c', *["x"] * 600]
@@ -165,7 +164,7 @@ def test_predictions_as_json_lines():
     write_json_lines(predictions(skipped), stream)
     rows = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(rows) == len(TEXTS) - 1
-    assert skipped == {"": "empty"}
+    assert skipped == {"": "the text is empty"}
     assert rows[0]["label"] == "long"
     assert rows[0]["score"] == 1.0
     assert rows[0]["probabilities"] == {"long": 1.0, "short": 0.0}

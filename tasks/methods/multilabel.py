@@ -1,7 +1,6 @@
 """Rows with several labels: one-vs-rest heads, which share what can be shared.
 
-Every method here gives probabilities (n, C) of C labels, each on its own between 0 and 1. A label
-that all or no training rows have gets its share as its probability.
+Every method here gives probabilities (n, C) of C labels, each on its own between 0 and 1.
 """
 
 from __future__ import annotations
