@@ -79,6 +79,11 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             the one-standard-error rule: the largest beta, so the simplest head, whose loss exceeds
             the lowest by at most one standard error of that excess, row by row on the same rows;
             see :mod:`convex_heads.selection`.
+        min_spread: columns whose spread is below this fraction of the median column's are left
+            out, for features of one unit. Default 0: only constant columns are, since the units
+            are yours. Columns of a network's features that are all but zero (three of MiniLM's 384
+            have spreads of 1e-33 to 1e-9, the others 0.05) say what others say too, and once
+            standardised a float16 copy without them has other labels; ``2**-16`` leaves them out.
         random_state: seed of the gates. Default 0; results repeat to the bit.
 
     Attributes:
@@ -135,6 +140,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         max_seconds: float | None = None,
         precision: str = "float32",
         selection: str = "best",
+        min_spread: float = 0.0,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         super().__init__(
@@ -149,6 +155,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             max_seconds=max_seconds,
             precision=precision,
             selection=selection,
+            min_spread=min_spread,
             random_state=random_state,
         )
         self.loss = loss

@@ -77,6 +77,7 @@ class ConvexHead(BaseEstimator):
         max_seconds: float | None = None,
         precision: str = "float32",
         selection: str = "best",
+        min_spread: float = 0.0,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.n_gates = n_gates
@@ -90,6 +91,7 @@ class ConvexHead(BaseEstimator):
         self.max_seconds = max_seconds
         self.precision = precision
         self.selection = selection
+        self.min_spread = min_spread
         self.random_state = random_state
 
     def _fit(
@@ -101,11 +103,13 @@ class ConvexHead(BaseEstimator):
         on_record: Callable[[Record], None] | None,
     ) -> None:
         check_selection(self.selection)
+        if not 0 <= self.min_spread < 1:
+            raise ValueError(f"min_spread must be at least 0 and below 1; got {self.min_spread!r}")
         options = self._options(data, loss_name)
         fractions = self._fractions(data, AUTO[options.activation, options.penalty].betas)
         for fraction in fractions:
             replace(options, beta=fraction)
-        scaling = Scaling.fit(data.X, data.weight)
+        scaling = Scaling.fit(data.X, data.weight, self.min_spread)
         # Mean and scale tell any two sets of features apart.
         identity = (self.get_params(), scaling.mean, scaling.scale, data.target, data.omega)
         judges = ()

@@ -11,10 +11,9 @@ from numpy.typing import DTypeLike
 from convex_heads.sources import RowSource
 
 # A column whose spread is below so many units in the last place of its own largest entry holds
-# nothing but round-off. It is judged by itself and not against other columns: their scales are the
-# user's affair (one column in millions, others in units), and a tiny one can be a signal. Three of
-# the columns of MiniLM embeddings are 1e-33 and 1e-8 in size, and are predicted from the other
-# columns with R^2 = 0.75: weights that decayed, not noise.
+# nothing but round-off. It is judged by itself: the scales of columns are the user's affair (one in
+# millions, others in units), and a tiny one can be a signal. Against the others it is judged where
+# they are told to have one unit (`min_spread`).
 _ULPS = 4
 # Standardised features are cut off there: a row that is so far out is no row that was fitted, and
 # its square must be a float32 number.
@@ -27,8 +26,8 @@ class Scaling(NamedTuple):
 
     Attributes:
         mean: (d,).
-        scale: (d,), positive; 1 for (near-)constant columns, which become zero.
-        keep: (d,) bool, False for (near-)constant columns.
+        scale: (d,), positive; 1 for columns that are left out, which become zero.
+        keep: (d,) bool, False for these columns.
     """
 
     mean: np.ndarray
@@ -36,8 +35,12 @@ class Scaling(NamedTuple):
     keep: np.ndarray
 
     @classmethod
-    def fit(cls, X: RowSource, omega: np.ndarray) -> Scaling:
-        """Weighted mean and spread of the columns of X (n, d), in double precision."""
+    def fit(cls, X: RowSource, omega: np.ndarray, min_spread: float = 0.0) -> Scaling:
+        """Weighted mean and spread of the columns of X (n, d), in double precision.
+
+        (Near-)constant columns are left out, and those whose spread is below `min_spread` times the
+        median of the others'.
+        """
         weights = np.asarray(omega, np.float64) / np.sum(omega, dtype=np.float64)
         # In units of a power of two near its largest entry no column's square over- or underflows.
         largest = np.zeros(X.shape[1])
@@ -56,6 +59,8 @@ class Scaling(NamedTuple):
         keep = (spread > _ULPS * np.finfo(dtype).eps * largest / unit) & (
             scale >= np.finfo(dtype).tiny
         )
+        if min_spread > 0 and keep.any():
+            keep &= scale >= min_spread * np.median(scale[keep])
         scale = np.where(keep, scale, 1)
         return cls((mean * unit).astype(dtype), scale.astype(dtype), keep)
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from convex_heads.scaling import Scaling
 from convex_heads.sources import RowSource, chunks, is_streamed
 from tasks.methods.settings import SETTINGS as METHOD_SETTINGS
+from tasks.standardise import scaling_of
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -112,7 +113,7 @@ def linear_probe(
     X, y, y_val = np.asarray(X), np.asarray(y), np.asarray(y_val)
     if n_classes is None:
         n_classes = int(max(y.max(), y_val.max())) + 1
-    scaling = Scaling.fit(X, np.ones(len(X)))
+    scaling = scaling_of(X)
     Z, Z_val = _standardise(scaling, X), _standardise(scaling, X_val)
 
     # A pass over a small matrix is over before threads have met; on a busy machine they then spin

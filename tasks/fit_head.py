@@ -12,6 +12,7 @@ from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
 from tasks.console import Reporter
+from tasks.standardise import MIN_SPREAD
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
@@ -68,6 +69,7 @@ def fit_head(
         max_seconds=config.max_seconds,
         precision=config.precision,
         selection=config.selection.replace("-", "_"),
+        min_spread=MIN_SPREAD,
         random_state=config.seed,
         **options,
     )

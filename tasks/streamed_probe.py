@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from convex_heads.limits import Limits
-from convex_heads.scaling import Scaling, Standardised
+from convex_heads.scaling import Standardised
 from convex_heads.sources import RowSource, chunks
 from tasks.baselines import LinearProbe, Point, probe_along_the_path
 from tasks.labels import row_weights
+from tasks.standardise import scaling_of
 
 __all__ = ["STREAMED", "streamed_probe"]
 
@@ -88,7 +89,7 @@ def streamed_probe(
     n, d = X.shape
     loss = LOSSES["logistic" if len(present) == 2 else "softmax"]
     Y, omega = targets(labels, loss.name, len(present)), row_weights(class_weight, labels)
-    scaling = Scaling.fit(X, np.ones(n))
+    scaling = scaling_of(X)
     always = np.zeros((1, d + 1), np.float32)
     always[0, -1] = 1
     z0 = np.asarray(loss.offset(jax.numpy.asarray(omega @ Y / n, np.float32)))

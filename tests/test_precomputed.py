@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from extractors import BadRow, InputError, load_extractor
 from tasks import ConvexHeadPipeline, load_task
@@ -101,6 +102,26 @@ def test_fit_and_predict_from_the_command_line(
     one: Any = pipeline(X[0].tolist())
     assert one == many[0]
     assert "vectors of features" in (head / "README.md").read_text()
+
+
+def test_columns_that_are_all_but_zero_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    X, y = vectors()
+    X = np.concatenate([X, 1e-9 * X[:, :1], np.ones((len(X), 1), np.float32)], axis=1)
+    np.savez(tmp_path / "rows.npz", X=X, y=y)
+    data, out = str(tmp_path / "rows.npz"), tmp_path / "head"
+    assert main(["fit", data, *QUICK, "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["notes"]
+    assert [note for note in told if note.startswith("2 of 8 columns are left out")]
+    head = ConvexHeadPipeline.from_pretrained(out)
+    np.testing.assert_array_equal(head.head.network.scaling.keep, [True] * 6 + [False] * 2)
+    # A copy in half precision, which has lost the seventh column, has the same labels.
+    half = X.astype(np.float16).astype(np.float32)
+    p, q = head.predict_proba(list(X)), head.predict_proba(list(half))
+    np.testing.assert_allclose(p, q, atol=5e-3)
+    torch_head = head.head.to_torch()
+    assert (torch_head(torch.from_numpy(half)).argmax(1).numpy() == q.argmax(1)).all()
 
 
 def test_split_files_are_respected(tmp_path: Path) -> None:

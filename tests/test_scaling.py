@@ -42,6 +42,19 @@ def test_a_column_is_judged_by_itself_and_not_by_the_others(scale):
     np.testing.assert_allclose(Z[:, :3].std(axis=0), 1, rtol=1e-3)
 
 
+def test_of_columns_of_one_unit_those_that_are_all_but_zero_are_left_out():
+    sizes = np.array([1e-33, 1e-8, 1e-4, 1, 1, 1, 1e4], np.float32)
+    X = sizes * np.random.default_rng(2).normal(size=(200, 7)).astype(np.float32)
+    # Constant columns say nothing about the unit, however many they are.
+    X = np.concatenate([X, np.full((200, 20), 3, np.float32)], axis=1)
+    scaling = Scaling.fit(X, np.ones(200), 2**-16)
+    assert np.flatnonzero(scaling.keep).tolist() == [2, 3, 4, 5, 6]
+    assert (scaling.scale[~scaling.keep] == 1).all()
+    Z = scaling.transform(X)
+    assert not Z[:, :-1][:, ~scaling.keep].any()
+    np.testing.assert_allclose(Z[:, 2:7].std(axis=0), 1, rtol=1e-3)
+
+
 def test_a_large_mean_does_not_swallow_the_spread():
     X = (1e4 + np.random.default_rng(2).normal(size=(1000, 1))).astype(np.float32)
     assert Scaling.fit(X, np.ones(1000)).scale[0] == pytest.approx(

@@ -31,6 +31,7 @@ from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.calibration import fit_temperature
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of, scored
 from tasks.methods.settings import SETTINGS
+from tasks.standardise import MIN_SPREAD, scaling_of
 
 _AM, _FINETUNE, _LORA = SETTINGS["cronos-am"], SETTINGS["finetune"], SETTINGS["lora"]
 _BATCH = 32
@@ -52,7 +53,7 @@ def fit_cronos_am(problem: Problem) -> Fitted:
         # As `finetune` has it.
         weight = {"class_weight": problem.class_weight}
         options = {"penalty": _AM["penalty"], **weight, **problem.options}
-        head = ConvexHeadClassifier(**options, random_state=problem.seed)
+        head = ConvexHeadClassifier(**options, min_spread=MIN_SPREAD, random_state=problem.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return head.fit(X, problem.train.labels, X_val=X_val, y_val=problem.validation.labels)
@@ -111,7 +112,7 @@ def _tuned(
     )
     published, labels = cut.state(), torch.from_numpy(problem.train.labels).to(cut.device)
     omega = torch.from_numpy(problem.row_weights()).float().to(cut.device)
-    scaling = Scaling.fit(problem.train.features, np.ones(len(problem.train)))
+    scaling = scaling_of(problem.train.features)
     budget = problem.budget_seconds or math.inf
     end = time.monotonic() + budget
     tried: list[_Tried] = []

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from convex_heads.scaling import Scaling
 from tasks.calibration import fit_temperature
 from tasks.labels import row_weights
+from tasks.standardise import scaling_of
 
 __all__ = [
     "Backbone",
@@ -133,14 +133,14 @@ class Fitted:
 
 
 def standardised(train: Part) -> Callable[[Part], NDArray[np.float32]]:
-    """Features with mean 0 and spread 1 on the training rows, constant columns as zeros.
+    """Features with mean 0 and spread 1 on the training rows, zeros in columns of no spread.
 
     Example:
         >>> part = Part(np.array([[0.0], [2.0]], np.float32), np.array([0, 1]))
         >>> standardised(part)(part).ravel().tolist()
         [-1.0, 1.0]
     """
-    scaling = Scaling.fit(train.features, np.ones(len(train)))
+    scaling = scaling_of(train.features)
 
     def transform(part: Part) -> NDArray[np.float32]:
         return np.ascontiguousarray(scaling.transform(part.features)[:, :-1])

@@ -18,6 +18,7 @@ from tasks.calibration import fit_temperature
 from tasks.fit_head import solve_name, unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
 from tasks.methods.settings import SETTINGS
+from tasks.standardise import MIN_SPREAD
 
 _NTK = SETTINGS["ntk"]
 # A radius costs about 10 P min(P, d) C products a row.
@@ -46,7 +47,12 @@ def fit_ntk(problem: Problem) -> Fitted:
 
 def _head(problem: Problem, **options: Any) -> Fitted:
     train, validation = problem.train, problem.validation
-    options = {**options, "class_weight": problem.class_weight, "random_state": problem.seed}
+    options = {
+        **options,
+        "class_weight": problem.class_weight,
+        "min_spread": MIN_SPREAD,
+        "random_state": problem.seed,
+    }
     head = ConvexHeadClassifier(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the notes

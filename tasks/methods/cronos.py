@@ -18,9 +18,9 @@ from convex_heads.descent import network_scores
 from convex_heads.losses import SQUARED
 from convex_heads.operators import rows
 from convex_heads.penalties import GROUP
-from convex_heads.scaling import Scaling
 from tasks.methods.base import Fitted, Problem, Unavailable
 from tasks.methods.settings import SETTINGS
+from tasks.standardise import scaling_of
 
 _TRIED = SETTINGS["cronos"]
 _GATES, _STEPS, _BETAS = _TRIED["gates"], _TRIED["steps"], _TRIED["betas"]
@@ -37,7 +37,7 @@ def fit(problem: Problem) -> Fitted:
             f"the constraints of {len(train):,} rows, {C} classes and {P} gates keep"
             f" {slacks * 4 / 2**30:.0f} GiB, and at most {_MOST_SLACKS * 4 / 2**30:.0f} are taken"
         )
-    scaling = Scaling.fit(train.features, np.ones(len(train)))
+    scaling = scaling_of(train.features)
     X, X_val = scaling.transform(train.features), scaling.transform(validation.features)
     one_hot = np.eye(C, dtype=X.dtype)
     key, sketch_key = jax.random.split(jax.random.key(problem.seed))

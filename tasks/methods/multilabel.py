@@ -24,6 +24,7 @@ from tasks.methods.convex import certificate_notes, training_of
 from tasks.methods.ridge import PENALTIES, ridge_path
 from tasks.methods.settings import settings_of
 from tasks.metrics import binary_nll
+from tasks.standardise import MIN_SPREAD
 
 _LINEAR = settings_of("linear", several_labels=True)
 _C_TIMES_D = np.array(_LINEAR["C_times_d"])
@@ -85,7 +86,9 @@ def fit_convex(problem: Problem) -> Fitted:
     if problem.class_weight is not None:
         raise Unavailable("it has no class weights for several labels: leave out --class-weight")
     train, validation = problem.train, problem.validation
-    head = MultiLabelHead(**{"penalty": _PENALTY, **options}, random_state=problem.seed)
+    head = MultiLabelHead(
+        **{"penalty": _PENALTY, **options}, min_spread=MIN_SPREAD, random_state=problem.seed
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the notes
         head.fit(

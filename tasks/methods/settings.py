@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.standardise import MIN_SPREAD
+
 
 def _geometric(first: float, last: float, n: int) -> list[float]:
     return np.geomspace(first, last, n).tolist()
@@ -85,9 +87,10 @@ _SEVERAL: dict[str, dict[str, Any]] = {
 
 
 def settings_of(method: str, several_labels: bool = False) -> dict[str, Any]:
-    """What a method tries; JSON-able.
+    """What a method tries, and which columns it is given; JSON-able.
 
     >>> settings_of("lora")["rates"]
     [0.0001, 0.0005, 0.002]
     """
-    return _SEVERAL.get(method, SETTINGS[method]) if several_labels else SETTINGS[method]
+    of = _SEVERAL.get(method, SETTINGS[method]) if several_labels else SETTINGS[method]
+    return {**of, "min_spread": MIN_SPREAD}
