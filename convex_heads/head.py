@@ -110,14 +110,25 @@ class ConvexHead(BaseEstimator):
         for fraction in fractions:
             replace(options, beta=fraction)
         scaling = Scaling.fit(data.X, data.weight, self.min_spread)
-        # Mean and scale tell any two sets of features apart.
-        identity = (self.get_params(), scaling.mean, scaling.scale, data.target, data.omega)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        # Mean and scale tell any two sets of features apart; a seed of None is another every time.
+        same = (scaling.mean, scaling.scale, data.target, data.omega)
+        identity = (self.get_params(), seed, *same)
         judges = ()
         if data.validation is not None:
             X_val, target_val = data.validation
             judges = (target_val, Scaling.fit(X_val, np.ones(len(X_val))).mean)
         with one_fit(*identity, data.held_out, *judges):
-            self._fit_scaled(data, scaling, options, fractions, score, on_progress, on_record)
+            self._fit_scaled(
+                data,
+                scaling,
+                options,
+                fractions,
+                jax.random.key(seed),
+                score,
+                on_progress,
+                on_record,
+            )
 
     def _fit_scaled(
         self,
@@ -125,15 +136,14 @@ class ConvexHead(BaseEstimator):
         scaling: Scaling,
         options: Options,
         fractions: Sequence[float],
+        key: jax.Array,
         score: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
         on_progress: Callable[[float], None] | None,
         on_record: Callable[[Record], None] | None,
     ) -> None:
         activation = ACTIVATIONS[options.activation]
         limits, loss_name = options.limits, options.loss
-        key, certificate_key = jax.random.split(
-            jax.random.key(check_random_state(self.random_state).randint(2**31 - 1))
-        )
+        key, certificate_key = jax.random.split(key)
         # For the middle of the path: gates that help there help on both sides of it.
         middle = sorted(fractions)[len(fractions) // 2]
         prepared, rounds = self._prepare(data, scaling, replace(options, beta=middle), key)

@@ -148,7 +148,7 @@ def solve_path(
             )
             if solved[k].point.loss < solved[best].point.loss:
                 best = k
-            if abs(k - best) >= PATIENCE:
+            if judgement is not None and abs(k - best) >= PATIENCE:
                 break
     places = sorted(solved, reverse=not activation.decreasing)
     path = [solved[k] for k in places]

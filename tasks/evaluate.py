@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +15,10 @@ from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import EvaluateConfig
 from tasks.console import Reporter
 from tasks.inputs import Items
-from tasks.labelled import class_numbers, read_labelled
+from tasks.labelled import Labelled, class_numbers, read_labelled
 from tasks.metrics import evaluate
 from tasks.predict import label
+from tasks.raw import WHOLE
 from tasks.records import EvaluateRecord
 
 DRAWS = 1000
@@ -66,6 +67,8 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
     y = class_numbers(rows, pipeline.classes)
     if rows.left_out and not config.classes:
         reporter.note(left_out_note(rows.left_out))
+    if own := own_rows_note(rows, pipeline.facts.get("record") or {}):
+        reporter.note(own)
     chunks = label(
         pipeline,
         Items(rows.ids, rows.inputs),
@@ -104,6 +107,24 @@ def run_evaluate(config: EvaluateConfig, *, reporter: Reporter) -> EvaluateRecor
         skipped=[{"id": row, "reason": reason} for row, reason in skipped.items()],
         seconds=round(time.perf_counter() - began, 3),
         seed=config.seed,
+    )
+
+
+def own_rows_note(rows: Labelled, record: Mapping[str, Any]) -> str | None:
+    """What to know of a file that was divided when the head was fitted, and is measured whole.
+
+    >>> file = Labelled("reviews", "all", ["0", "1", "2"], list("abc"), list("xyx"), None, (), ())
+    >>> fitted = {"task": "reviews", "n_train": 1, "n_validation": 1, "n_test": 1}
+    >>> own_rows_note(file, {**fitted, "test_accuracy": 0.925})
+    'of these 3 rows the head was fitted on 2, it seems: on the others its accuracy was 0.9250'
+    """
+    fitted = record.get("n_train", 0) + record.get("n_validation", 0)
+    n = fitted + record.get("n_test", 0)
+    if (rows.name, rows.split, len(rows.ids)) != (record.get("task"), WHOLE, n):
+        return None
+    return (
+        f"of these {n:,} rows the head was fitted on {fitted:,}, it seems: on the others its "
+        f"accuracy was {record['test_accuracy']:.4f}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from tasks.columns import ColumnChoice, find_columns
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
 from tasks.tables import SUFFIXES, Broken, open_table
 
+STDIN = Path("-")
 _PLURAL = {"text": "texts", "image": "images", "features": "features"}
 
 
@@ -36,8 +38,8 @@ def text_items(texts: Sequence[str]) -> Items:
 def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     r"""Read a table, a text file with one text per line, an image file or a folder of images.
 
-    `modality` is what the head was fitted on. Raises InputError for a path that does not exist or
-    holds nothing of this kind.
+    `modality` is what the head was fitted on; "-" is standard input, one text per line. Raises
+    InputError for a path that does not exist or holds nothing of this kind.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "new.txt"
@@ -45,9 +47,16 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     >>> read_items(file, "text", ColumnChoice()).inputs
     ['a fine film', 'a waste of time']
     """
-    if not path.exists():
+    if path == STDIN:
+        if modality != "text":
+            raise InputError(
+                f"--input -: standard input is read as texts, one a line, but this head labels "
+                f"{_PLURAL[modality]}; give a file"
+            )
+        items = _from_lines(path)
+    elif not path.exists():
         raise InputError(f"{path} does not exist")
-    if path.is_dir():
+    elif path.is_dir():
         items = _from_folder(path, modality)
     elif path.suffix.lower() in SUFFIXES:
         items = _from_table(path, modality, choice)
@@ -60,7 +69,7 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     else:
         items = _from_lines(path)
     if not items.ids:
-        raise InputError(f"{path} holds nothing to label")
+        raise InputError(f"{_said(path)} holds nothing to label")
     return items
 
 
@@ -86,10 +95,17 @@ def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)
 
 
+def _said(path: Path) -> str:
+    return "standard input" if path == STDIN else str(path)
+
+
 def _from_lines(path: Path) -> Items:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text, one text per line: {error}") from error
+        raise InputError(
+            f"cannot read {_said(path)} as UTF-8 text, one text per line: {error}"
+        ) from error
     numbered = [(f"line/{i:06d}", line) for i, line in enumerate(lines, start=1) if line.strip()]
     return Items([name for name, _ in numbered], [line for _, line in numbered])

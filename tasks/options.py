@@ -71,10 +71,18 @@ Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache]
 Engine = Annotated[str | None, Option(help="Where rows are encoded [local].", metavar="local|ray")]
 Workers = Annotated[int | None, Option(help="Processes of --engine ray [2].", metavar="N")]
 
-Activation = Annotated[str | None, Option(help="[gated_relu]", metavar="gated_relu|relu")]
+Activation = Annotated[
+    str | None, Option(help="Of hidden units [gated_relu].", metavar="gated_relu|relu")
+]
 Loss = Annotated[str | None, Option(metavar="auto|softmax|logistic|squared")]
 NGates = Annotated[str | None, Option(help="Gates to choose from [auto].", metavar="auto|grow|N")]
-Gates = Annotated[str | None, Option(help="[aligned]", metavar="aligned|gaussian|geometric|pairs")]
+FixedGates = Annotated[
+    str | None, Option("--n-gates", help="Gates to choose from [auto].", metavar="auto|N")
+]
+Gates = Annotated[
+    str | None,
+    Option(help="How they are drawn [aligned].", metavar="aligned|gaussian|geometric|pairs"),
+]
 Beta = Annotated[
     str | None, Option(help="Penalty, as a fraction of beta_max [auto].", metavar="auto|FRACTION")
 ]
@@ -85,16 +93,22 @@ Selection = Annotated[
         metavar="best|one-se",
     ),
 ]
-Penalty = Annotated[str | None, Option(help="[auto; finetune: group]", metavar="auto|group|ridge")]
+Penalty = Annotated[
+    str | None, Option(help="Of the weights [auto; finetune: group].", metavar="auto|group|ridge")
+]
 # And kernel: its name would be one too many for a terminal of 40 columns, and auto chooses it.
 Solver = Annotated[str | None, Option(metavar="auto|subspace|fista|descent|admm")]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")
 ]
-MaxSeconds = Annotated[float | None, Option(help="Time limit of the solver.", metavar="SECONDS")]
-ClassWeight = Annotated[str | None, Option(help="[none]", metavar="none|balanced")]
-Calibrate = Annotated[str | None, Option(help="[temperature]", metavar="none|temperature")]
+MaxSeconds = Annotated[float | None, Option(help="For one solve of the path.", metavar="SECONDS")]
+ClassWeight = Annotated[
+    str | None, Option(help="Balanced: classes weigh alike [none].", metavar="none|balanced")
+]
+Calibrate = Annotated[
+    str | None, Option(help="By validation rows [temperature].", metavar="none|temperature")
+]
 LeakCheck = Annotated[
     bool | None,
     Option("--leak-check/--no-leak-check", help="Look for duplicates [on].", show_default=False),
@@ -127,9 +141,9 @@ Optimizer = Annotated[
 LearningRate = Annotated[float | None, Option(help="[found by a range test]", metavar="RATE")]
 Epochs = Annotated[float | None, Option(help="Of the blocks in a round [1].", metavar="N")]
 BatchSize = Annotated[int | None, Option(help="Rows of a step [32].", metavar="N")]
-Accumulate = Annotated[int | None, Option(help="Passes of a step [1].", metavar="N")]
+Accumulate = Annotated[int | None, Option(help="Parts a step is taken in [1].", metavar="N")]
 LayerDecay = Annotated[float | None, Option(help="Rate of a block / next [1].", metavar="F")]
-WeightDecay = Annotated[float | None, Option(help="[0.01]", metavar="F")]
+WeightDecay = Annotated[float | None, Option(help="Of the blocks [0.01].", metavar="F")]
 Dropout = Annotated[
     bool | None,
     Option("--dropout/--no-dropout", help="The backbone's own [off].", show_default=False),
@@ -173,11 +187,17 @@ Stores = Annotated[
 ]
 Text = Annotated[list[str] | None, Option(help="A text; may be repeated.", metavar="T")]
 Input = Annotated[
-    Path | None, Option(help="Table, text file (a text a line), image or folder.", metavar="PATH")
+    Path | None,
+    Option(help="Table, folder, image, or texts, one a line (- is stdin).", metavar="PATH"),
 ]
 Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="FILE")]
-Format = Annotated[str | None, Option(help="[table]", metavar="table|jsonl|csv|parquet")]
-Split = Annotated[str | None, Option(help="[test, or all rows]", metavar="train|validation|test")]
+Format = Annotated[
+    str | None,
+    Option(help="Of the output [table, or its suffix].", metavar="table|jsonl|csv|parquet"),
+]
+Split = Annotated[
+    str | None, Option(help="Rows to measure [test, or all].", metavar="train|validation|test")
+]
 By = Annotated[str | None, Option(help="Metrics for each value of a column.", metavar="COLUMN")]
 RefitOut = Annotated[
     Path | None, Option("--out", help="Folder for the new artefact.", metavar="DIR")
@@ -189,7 +209,9 @@ MaxQueue = Annotated[int | None, Option(help="Rows that may wait [256].", metava
 MaxRows = Annotated[int | None, Option(help="Rows in one request [256].", metavar="N")]
 MaxBodyMb = Annotated[float | None, Option(help="Of one request [16].", metavar="MB")]
 MaxMegapixels = Annotated[float | None, Option(help="Of one image [64].", metavar="N")]
-TimeoutSeconds = Annotated[float | None, Option(help="Until 504 [60].", metavar="SECONDS")]
+TimeoutSeconds = Annotated[
+    float | None, Option(help="A request waits, then 504 [60].", metavar="SECONDS")
+]
 ShutdownSeconds = Annotated[int | None, Option(help="To finish at the end [30].", metavar="N")]
 ExportFormat = Annotated[str | None, Option("--format", help="[onnx]", metavar="onnx|torch")]
 ExportOut = Annotated[Path | None, Option("--out", help="File to write.", metavar="PATH")]

@@ -23,7 +23,7 @@ from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors, write_atomic
 from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import OutputFormat, PredictConfig
 from tasks.console import Reporter
-from tasks.inputs import Items, read_items, text_items
+from tasks.inputs import STDIN, Items, read_items, text_items
 from tasks.raw import is_empty
 from tasks.records import to_json
 
@@ -102,7 +102,7 @@ def _label_into_file(
         raise InputError(f"cannot write --output {output}: there is no such folder")
     if output.is_dir():
         raise InputError(f"cannot write --output {output}: it is a folder")
-    if config.input is not None and output.exists() and output.samefile(config.input):
+    if config.input not in (None, STDIN) and output.exists() and output.samefile(config.input):
         raise InputError(f"--output {output} is the file to label: name another one")
     try:
         journal = Journal(

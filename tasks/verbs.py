@@ -32,7 +32,7 @@ _ROWS = (
 _SAVED_ROWS = "data_root text_column image_column label_column features_column classes on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
 _LONG = "long_text pairs autocast"
-_HEAD = "activation loss n_gates gates beta selection penalty solver tolerance precision"
+_HEAD = "gates beta selection penalty solver tolerance"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
 _MOVED = {"backbone": o.MovedBackbone}
@@ -97,8 +97,9 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _FEATURES,
     _LONG,
     "quantize trust_remote_code store_dtype",
+    "activation loss n_gates",
     _HEAD,
-    "max_seconds",
+    "precision max_seconds",
     _JUDGED,
     "embed_samples comparison",
     _WHERE,
@@ -133,7 +134,8 @@ def fit(config: FitConfig, output: Output) -> None:
     "accumulate layer_decay weight_decay dropout lora budget_seconds resume",
     _ROWS,
     _FEATURES,
-    "trust_remote_code",
+    "trust_remote_code activation loss",
+    {"n_gates": o.FixedGates},
     _HEAD,
     _JUDGED,
     "device",
@@ -165,8 +167,9 @@ def finetune(config: FinetuneConfig, output: Output) -> None:
     _FEATURES,
     _LONG,
     "trust_remote_code store_dtype",
+    "activation loss n_gates",
     _HEAD,
-    "max_seconds",
+    "precision max_seconds",
     _JUDGED,
     _WHERE,
 )

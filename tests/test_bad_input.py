@@ -284,6 +284,8 @@ def test_new_rows_must_fit_the_head(tmp_path):
     for path, modality, expected in cases:
         with pytest.raises(InputError, match=expected):
             read_items(path, modality, ColumnChoice())
+    with pytest.raises(InputError, match="one a line, but this head labels images"):
+        read_items(Path("-"), "image", ColumnChoice())
     assert read_items(tmp_path / "d.csv", "text", ColumnChoice()).inputs == ["fine"]
     assert read_items(tmp_path, "image", ColumnChoice()).ids == ["photo.png"]
 

@@ -90,6 +90,16 @@ def test_other_fits_damage_and_a_full_disk_do_no_harm(whole, tmp_path, monkeypat
         pass
 
 
+def test_a_fit_whose_gates_are_drawn_anew_takes_no_solve_from_another(whole, tmp_path):
+    with checkpoints(tmp_path, every=0):
+        with pytest.raises(Stop):
+            fit(whole.n_records_, random_state=None)
+        left = sorted(tmp_path.iterdir())
+        head = fit(random_state=None)
+        assert left and sorted(tmp_path.iterdir()) == left
+    assert head.certificate_.relative_gap <= 1e-4
+
+
 def test_short_fits_write_nothing(tmp_path):
     with checkpoints(tmp_path / "never"), pytest.raises(Stop):
         fit(3)

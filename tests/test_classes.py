@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from string import ascii_letters, digits
 
@@ -163,7 +164,9 @@ def test_rows_of_classes_that_were_left_out_stay_out_and_new_classes_come_in(tmp
     capsys.readouterr()
     measured = ["evaluate", str(tmp_path / "head"), str(tmp_path / "rows.csv"), "--json"]
     assert main([*measured, "--by", "source"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert re.search(r"of these 60 rows the head was fitted on \d+, it seems", streams.err)
     assert {each["slice"]: each["n"] for each in found["slices"]} == {"even": 30, "odd": 30}
 
     again = ["refit", str(tmp_path / "head"), str(tmp_path / "more.csv"), "--json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -42,6 +43,17 @@ def texts(tmp_path: Path) -> Path:
 def predict(source: Path, target: Path, *more: str) -> int:
     command = ["predict", str(HEAD), "--input", str(source), "--output", str(target)]
     return main([*command, "--quiet", *more])
+
+
+def test_texts_come_from_standard_input(monkeypatch, capsys):
+    lines = io.BytesIO("\ufeffa fine film\n\nants".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
+    assert main(["predict", str(HEAD), "--input", "-", "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)["predictions"]
+    assert [answer["id"] for answer in said] == ["line/000001", "line/000003"]
+    assert main(["predict", str(HEAD), "--text", "a fine film", "--json", "--quiet"]) == 0
+    one = json.loads(capsys.readouterr().out)["predictions"][0]
+    assert said[0]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
 
 
 def read(path: Path) -> list[dict]:

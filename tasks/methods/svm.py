@@ -50,6 +50,16 @@ def _distances(A: NDArray[np.floating], B: NDArray[np.floating]) -> NDArray[np.f
     return np.maximum(square, 0, out=square)
 
 
+def _scores_of(model: SVC, kernel: NDArray[np.floating], n_classes: int) -> NDArray[np.floating]:
+    """(n, n_classes): of classes that it was not fitted on below all others."""
+    z = model.decision_function(kernel)
+    if z.ndim == 1:  # two classes: the second one's
+        z = np.stack([-z, z], axis=1)
+    every = np.full((len(z), n_classes), z.min() - 1)
+    every[:, model.classes_] = z
+    return every
+
+
 def _exact(problem: Problem) -> Fitted:
     train, validation = problem.train, problem.validation
     transform = standardised(train)
@@ -67,18 +77,16 @@ def _exact(problem: Problem) -> Fitted:
                 cache_size=500,
                 class_weight=problem.class_weight,
             )
-            accuracy = float(model.fit(kernel, train.labels).score(kernel_val, validation.labels))
+            model.fit(kernel, train.labels)
+            said = _scores_of(model, kernel_val, problem.n_classes).argmax(axis=1)
+            accuracy = float(np.mean(said == validation.labels))
             if accuracy > best[0]:
                 best = accuracy, copy.copy(model), gamma
     model, gamma = best[1:]
 
     def scores(part: Part) -> NDArray[np.floating]:
-        z = model.decision_function(np.exp(-gamma * _distances(transform(part), Z)))
-        if z.ndim == 1:  # two classes: the second one's
-            z = np.stack([-z, z], axis=1)
-        every = np.full((len(part), problem.n_classes), z.min() - 1)
-        every[:, model.classes_] = z
-        return every
+        kernel = np.exp(-gamma * _distances(transform(part), Z))
+        return _scores_of(model, kernel, problem.n_classes)
 
     return Fitted(
         scored(scores, validation),
