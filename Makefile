@@ -32,7 +32,7 @@ PYTEST := $(TEST_ENV) $(PY) -m pytest
 FAST_COMPILER := --xla_cpu_use_fusion_emitters=false
 FASTEST_COMPILER := $(FAST_COMPILER) --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 
-.PHONY: help demo test test-slow lint format docs clean distclean
+.PHONY: help demo test test-slow lint format docs docs-check clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +59,10 @@ format: $(LINT_STAMP)
 # The documentation site, in docs/build/html.
 docs: $(DOCS_STAMP)
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/build/html
+
+# Every page, docstring and link between them is read, and nothing is written.
+docs-check: $(DOCS_STAMP)
+	$(PY) -m sphinx -q -W --keep-going -E -b dummy docs docs/build/dummy
 
 clean:
 	rm -rf build dist docs/build docs/reference/generated *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -5,14 +5,14 @@ of any leading shape (..., C) and reduces the last axis only. The conjugate is t
 gradient: for any s in [0, 1], ``conjugate(s * gradient(z, y), y)`` is finite, which is what makes
 every scaled-down residual a dual point (see :mod:`convex_heads.certificate`).
 
-============  =======================  ===========================  =================  =========
-loss          l(z, y)                  l*(g; y)                     targets y          curvature
-============  =======================  ===========================  =================  =========
-squared       ||z - y||^2 / 2          ||g||^2 / 2 + <g, y>         real (C,)          1
-logistic      sum_c log(1 + e^z_c)     sum_c p_c log p_c             0 or 1 (C,)        1/4
+============  =======================  =============================  ===============  =========
+loss          l(z, y)                  l*(g; y)                       targets y        curvature
+============  =======================  =============================  ===============  =========
+squared       ||z - y||^2 / 2          ||g||^2 / 2 + <g, y>           real (C,)        1
+logistic      sum_c log(1 + e^z_c)     sum_c p_c log p_c              0 or 1 (C,)      1/4
               - y_c z_c                + (1-p_c) log(1-p_c), p = y+g
-softmax       logsumexp(z) - <y, z>    sum_c p_c log p_c, p = y+g   one-hot (C,)       1/2
-============  =======================  ===========================  =================  =========
+softmax       logsumexp(z) - <y, z>    sum_c p_c log p_c, p = y+g     one-hot (C,)     1/2
+============  =======================  =============================  ===============  =========
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""A gated program solved on the few gates that it needs: a working set that grows where it must.
 
 At the optimum most gates have no weights, and a pass over those that have some costs their share of
-a pass over all. So from weights W,
+a pass over all. So from weights W::
 
     S   <- the first gate, those with weights, and those with the largest ||X'D_i R||_F
     W   <- the program of the gates in S alone, solved from W_S               |S| / P of its passes

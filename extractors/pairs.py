@@ -1,5 +1,7 @@
 """Rows of two texts: each text encoded by itself, then both vectors as one.
 
+::
+
     (a, b)  ->  [u, v, |u - v|, u * v],   u and v the backbone's vectors of a and b
 
 The combination of InferSent (Conneau et al. 2017, "Supervised learning of universal sentence
