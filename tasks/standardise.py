@@ -10,10 +10,10 @@ from convex_heads.sources import RowSource
 
 #: Columns of a backbone's features have one unit. One whose spread is below this fraction of the
 #: median column's is left out: it holds weights that decayed (three of MiniLM's 384 columns have
-#: spreads of 1e-33 to 1e-9, the others 0.05) and says what the others say too: test accuracy is the
-#: same to 0.4 points. Standardised like the others it would be read to its last digit, which float16
-#: copies of the features, and those of a vector store, do not have: on these, 7% and 86% of the
-#: labels of a trec6 head changed (tests/benchmarks/copies.py).
+#: spreads of 1e-33 to 1e-9, the others 0.05) and says what the others say too: test accuracy is
+#: the same to 0.4 points. Standardised like the others it would be read to its last digit, which
+#: float16 copies of the features, and those of a vector store, do not have: on these, 7% and 86%
+#: of the labels of a trec6 head changed (tests/benchmarks/copies.py).
 MIN_SPREAD = 2.0**-16
 
 
