@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -32,6 +32,9 @@ class _Request(Generic[Item, Answer]):
     items: Sequence[Item]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[list[Answer]]
+
+
+_Outcome = tuple[_Request[Item, Answer], list[Answer] | Exception]
 
 
 class Batcher(Generic[Item, Answer]):
@@ -114,10 +117,12 @@ class Batcher(Generic[Item, Answer]):
         ready.set_result(None)
         while batch := self._take():
             began = time.perf_counter()
-            self._serve(batch)
-            if self._on_batch is not None:
+            outcomes = self._outcomes(batch)
+            if self._on_batch is not None:  # first: who has an answer finds it counted
                 items = sum(len(request.items) for request in batch)
                 self._on_batch(items, time.perf_counter() - began)
+            for outcome in outcomes:
+                _finish(*outcome)
 
     def _take(self) -> list[_Request[Item, Answer]]:
         """The next batch; empty when there will be none any more."""
@@ -140,30 +145,29 @@ class Batcher(Generic[Item, Answer]):
                         size += len(first.items)
             return batch
 
-    def _serve(self, batch: list[_Request[Item, Answer]]) -> None:
+    def _outcomes(self, batch: list[_Request[Item, Answer]]) -> list[_Outcome[Item, Answer]]:
         items = [item for request in batch for item in request.items]
         try:
             found = list(self._answer(items))
         except Exception as error:
             if len(batch) == 1:
-                _finish(batch[0], None, error)
-                return
-            for request in batch:
-                self._serve([request])
-            return
+                return [(batch[0], error)]
+            return [outcome for request in batch for outcome in self._outcomes([request])]
+        outcomes: list[_Outcome[Item, Answer]] = []
         for request in batch:
             mine, found = found[: len(request.items)], found[len(request.items) :]
-            _finish(request, mine, None)
+            outcomes.append((request, mine))
+        return outcomes
 
 
-def _finish(request: _Request[Any, Any], answers: Any, error: Exception | None) -> None:
+def _finish(request: _Request[Item, Answer], outcome: list[Answer] | Exception) -> None:
     def settle() -> None:
         if request.future.done():
             return
-        if error is not None:
-            request.future.set_exception(error)
+        if isinstance(outcome, Exception):
+            request.future.set_exception(outcome)
         else:
-            request.future.set_result(answers)
+            request.future.set_result(outcome)
 
     try:
         request.loop.call_soon_threadsafe(settle)

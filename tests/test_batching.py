@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -61,3 +62,16 @@ def test_a_failing_request_harms_no_other_and_limits_hold():
             await batcher.submit(["h"])
 
     asyncio.run(run())
+
+
+def test_who_has_an_answer_finds_it_counted():
+    counted: list[int] = []
+
+    def count(items, seconds):
+        time.sleep(0.05)
+        counted.append(items)
+
+    batcher = Batcher(list, most_batch=4, most_queue=6, on_batch=count)
+    assert asyncio.run(batcher.submit(["a", "b"])) == ["a", "b"]
+    assert counted == [2]
+    batcher.close()
