@@ -9,12 +9,14 @@ from typing import Any, cast
 import numpy as np
 
 from extractors.base import Modality
+from extractors.encode import EncodedRows
 from tasks.artefact import Head
 
 
 def answers_of(
     head: Head,
-    X: np.ndarray,
+    rows: EncodedRows,
+    ids: Sequence[str],
     *,
     top_k: int | None = None,
     features: bool = False,
@@ -24,11 +26,27 @@ def answers_of(
 
     Args:
         head: raw features -> probabilities.
-        X: (n, d).
+        rows: features (n, d), and the reasons of rows that have none, for which the answer is
+            ``{"label": None, "score": None, "skipped": reason}``.
+        ids: what the rows are called there.
         top_k: so many of the most probable classes too.
-        features: the row of X too.
+        features: the row's features too.
         certificate: the radius too within which no change of the features changes the label.
     """
+    good = iter(_answers(head, rows.features, top_k, features, certificate))
+    return [
+        {"label": None, "score": None, "skipped": rows.skipped[row]}
+        if row in rows.skipped
+        else next(good)
+        for row in ids
+    ]
+
+
+def _answers(
+    head: Head, X: np.ndarray, top_k: int | None, features: bool, certificate: bool
+) -> list[dict[str, Any]]:
+    if not len(X):
+        return []
     p = head.predict_proba(X)
     answers: list[dict[str, Any]] = [
         {"label": head.classes[row.argmax()], "score": float(row.max())} for row in p
@@ -74,12 +92,16 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
 
 
 def streamed(
-    items: Iterator[Any], answers: Callable[[Sequence[Any]], list[dict[str, Any]]], rows: int
+    items: Iterator[Any], answers: Callable[[Sequence[Any], int], list[dict[str, Any]]], rows: int
 ) -> Iterator[dict[str, Any]]:
     """Answers in the order of the items, a batch of so many rows at a time.
 
-    >>> list(streamed(iter("abc"), lambda batch: [{"label": len(batch)} for _ in batch], 2))
-    [{'label': 2}, {'label': 2}, {'label': 1}]
+    answers: of a batch, and the number of items before it.
+
+    >>> list(streamed(iter("abc"), lambda batch, before: [{"label": before} for _ in batch], 2))
+    [{'label': 0}, {'label': 0}, {'label': 2}]
     """
+    before = 0
     while batch := list(islice(items, rows)):
-        yield from answers(batch)
+        yield from answers(batch, before)
+        before += len(batch)

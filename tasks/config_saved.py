@@ -48,12 +48,14 @@ class PredictConfig(CommonConfig):
     """Options of `predict`: a saved head, and texts or a file or folder of new rows.
 
     backbone: its name where it is now, if it was in a folder that has moved; so of the other verbs.
+    id_column: of a table, what rows are called in the output; None numbers them.
     output: a file; None is stdout. format: None follows the suffix of output, otherwise a table.
     """
 
     artefact: str
     text: tuple[str, ...] = ()
     input: Path | None = None
+    id_column: str | None = None
     output: Path | None = None
     format: OutputFormat | None = None
     text_column: str | None = None

@@ -213,9 +213,10 @@ def _fault(value: Any, label: Any, modality: Modality) -> str | None:
     if modality == "text":
         return None if isinstance(value, str) else f"the text is {_kind(value)}, not a string"
     if modality == "features":
-        if isinstance(value, np.ndarray):
-            return None
-        return f"the features are {_kind(value)}, not a vector of numbers"
+        if not isinstance(value, np.ndarray):
+            return f"the features are {_kind(value)}, not a vector of numbers"
+        axes = value.ndim
+        return None if axes == 1 else f"the features have shape {value.shape}, not that of a vector"
     if isinstance(value, Path):
         return None if value.is_file() else f"there is no image file {value}"
     if isinstance(value, bytes | np.ndarray):

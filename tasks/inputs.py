@@ -10,9 +10,9 @@ from typing import Any
 
 from extractors.base import Modality
 from extractors.errors import InputError
-from tasks.columns import ColumnChoice, find_columns
+from tasks.columns import ColumnChoice, find_columns, settle
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
-from tasks.tables import SUFFIXES, Broken, open_table
+from tasks.tables import SUFFIXES, Broken, Table, open_table
 
 STDIN = Path("-")
 _PLURAL = {"text": "texts", "image": "images", "features": "features"}
@@ -35,11 +35,14 @@ def text_items(texts: Sequence[str]) -> Items:
     return Items(list(texts), list(texts))
 
 
-def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
+def read_items(
+    path: Path, modality: Modality, choice: ColumnChoice, id_column: str | None = None
+) -> Items:
     r"""Read a table, a text file with one text per line, an image file or a folder of images.
 
-    `modality` is what the head was fitted on; "-" is standard input, one text per line. Raises
-    InputError for a path that does not exist or holds nothing of this kind.
+    `modality` is what the head was fitted on; "-" is standard input, one text per line. The rows of
+    a table are called by its `id_column`, and numbered where there is none. Raises InputError for a
+    path that does not exist or holds nothing of this kind, and for two rows with one id.
 
     >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "new.txt"
@@ -47,6 +50,11 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     >>> read_items(file, "text", ColumnChoice()).inputs
     ['a fine film', 'a waste of time']
     """
+    if id_column is not None and path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"--id-column is a column of a table, but {_said(path)} is none of "
+            f"{', '.join(SUFFIXES)}: leave it out"
+        )
     if path == STDIN:
         if modality != "text":
             raise InputError(
@@ -59,7 +67,7 @@ def read_items(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     elif path.is_dir():
         items = _from_folder(path, modality)
     elif path.suffix.lower() in SUFFIXES:
-        items = _from_table(path, modality, choice)
+        items = _from_table(path, modality, choice, id_column)
     elif modality == "image":
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise InputError(f"{path} is neither an image nor one of {', '.join(SUFFIXES)}")
@@ -81,7 +89,9 @@ def _from_folder(path: Path, modality: Modality) -> Items:
     return Items([image.relative_to(path).as_posix() for image in images], images)
 
 
-def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
+def _from_table(
+    path: Path, modality: Modality, choice: ColumnChoice, id_column: str | None
+) -> Items:
     table = open_table(path)
     columns = find_columns(table.names, choice, path.name, labelled=False)
     if columns.modality != modality:
@@ -92,7 +102,24 @@ def _from_table(path: Path, modality: Modality, choice: ColumnChoice) -> Items:
     values = columns.read_input(table.read)
     values = [None if isinstance(value, Broken) else value for value in values]
     inputs = read_inputs(path.parent, columns, values)
-    return Items([f"row/{i:06d}" for i in range(len(inputs))], inputs)
+    ids = [f"row/{i:06d}" for i in range(len(inputs))]
+    if id_column is not None:
+        _call_by(ids, table, settle(table.names, id_column, (), "--id-column", path.name))
+    return Items(ids, inputs)
+
+
+def _call_by(ids: list[str], table: Table, column: str) -> None:
+    """Names rows by a column; those without a value keep their numbers."""
+    first: dict[str, int] = {}
+    for i, value in enumerate(table.read(column)):
+        if value is not None and value != "" and not isinstance(value, Broken):
+            ids[i] = str(value)
+        if (before := first.setdefault(ids[i], i)) != i:
+            raise InputError(
+                f"{table.path.name}, {table.row_word} {i + 1}: the column '{column}' has "
+                f"'{ids[i]}' as in {table.row_word} {before + 1}; an id names one row: choose "
+                "another --id-column, or leave it out and rows are numbered"
+            )
 
 
 def _said(path: Path) -> str:

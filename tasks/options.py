@@ -29,6 +29,9 @@ ImageColumn = Annotated[str | None, Option(help="Column with the images.", metav
 FeaturesColumn = Annotated[
     str | None, Option(help="Column with vectors computed before.", metavar="NAME")
 ]
+IdColumn = Annotated[
+    str | None, Option(help="Column that names the rows [numbers].", metavar="NAME")
+]
 LabelColumn = Annotated[str | None, Option(help="Column with the labels.", metavar="NAME")]
 Classes = Annotated[list[str] | None, Option(help="Rows of these classes only.", metavar="A,B,...")]
 TrainRows = Annotated[int | None, Option(help="Learn from so many rows only.", metavar="N")]

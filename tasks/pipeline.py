@@ -87,6 +87,10 @@ class ConvexHeadPipeline:
         self._given_extractor = extractor
         self._folder: Path | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled or copied, without the backbone: it is loaded again where the first row comes."""
+        return {name: value for name, value in vars(self).items() if name != "_extractor"}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -268,6 +272,7 @@ class ConvexHeadPipeline:
         return_certificate: bool = False,
         allow_urls: bool = False,
         batch_rows: int = _BATCH_ROWS,
+        on_bad_row: OnBadRow = "fail",
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Labels one item, a list of them, or a stream.
 
@@ -282,6 +287,8 @@ class ConvexHeadPipeline:
             allow_urls: whether a text that begins with http:// or https:// names an image that is
                 to be fetched; otherwise it is refused.
             batch_rows: of a stream: so many items are taken before the first is answered.
+            on_bad_row: "fail" raises InputError at an item that cannot be encoded, "skip" answers
+                ``{"label": None, "score": None, "skipped": reason}`` and goes on.
 
         Returns:
             ``{"label": name, "score": probability}`` and what else was asked for: ``"top_k"``, a
@@ -289,45 +296,31 @@ class ConvexHeadPipeline:
             an iterator for a generator.
 
         Raises:
-            InputError: an item cannot be encoded.
+            InputError: an item cannot be encoded, or ``top_k`` is below 1.
         """
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k is {top_k}: ask for at least one class")
 
-        def answers(rows: Sequence[Any]) -> list[dict[str, Any]]:
-            return self._answers(
-                rows,
+        def answers(rows: Sequence[Any], before: int = 0) -> list[dict[str, Any]]:
+            if not len(rows):
+                return []
+            ids = [f"item {before + i}" for i in range(1, len(rows) + 1)]
+            encoded = encode_rows(
+                self._extractor, self._inputs(rows, allow_urls), ids, on_bad_row=on_bad_row
+            )
+            return answers_of(
+                self.head,
+                encoded,
+                ids,
                 top_k=top_k,
                 features=return_features,
                 certificate=return_certificate,
-                allow_urls=allow_urls,
             )
 
         if isinstance(items, Iterator):
             return streamed(items, answers, max(1, batch_rows))
         rows = many(items, self.modality)
         return answers([items])[0] if rows is None else answers(rows)
-
-    def _answers(
-        self,
-        items: Sequence[Any],
-        *,
-        top_k: int | None,
-        features: bool,
-        certificate: bool,
-        allow_urls: bool,
-    ) -> list[dict[str, Any]]:
-        if not len(items):
-            return []
-        ids = [f"item {i}" for i in range(1, len(items) + 1)]
-        encoded = encode_rows(self._extractor, self._inputs(items, allow_urls), ids)
-        return answers_of(
-            self.head,
-            encoded.features,
-            top_k=top_k,
-            features=features,
-            certificate=certificate,
-        )
 
     def predict_proba(
         self,

@@ -207,6 +207,8 @@ def find_items(
     """
     if config.text and config.input is not None:
         raise InputError("give --text or --input, not both")
+    if config.text and config.id_column is not None:
+        raise InputError("--id-column is a column of a table: give one with --input FILE")
     if config.text:
         if modality != "text":
             kind = "images" if modality == "image" else "vectors of features"
@@ -217,7 +219,7 @@ def find_items(
     choice = ColumnChoice(
         config.text_column, config.image_column, features=config.features_column, before=before
     )
-    return read_items(config.input, modality, choice)
+    return read_items(config.input, modality, choice, config.id_column)
 
 
 def job_key(pipeline: ConvexHeadPipeline, items: Items, on_bad_row: str) -> str:

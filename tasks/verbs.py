@@ -192,7 +192,8 @@ def compare(config: CompareConfig, output: Output) -> None:
 
 @verb(
     PredictConfig,
-    "artefact text input output format text_column image_column features_column on_bad_row",
+    "artefact text input output format text_column image_column features_column id_column",
+    "on_bad_row",
     _MOVED,
     "trust_remote_code device",
 )

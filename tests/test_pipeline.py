@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_saved_again_it_is_the_same(fitted, tmp_path):
     assert again.certificate == clf.certificate
 
 
+def test_it_travels_to_other_processes_without_its_backbone(fitted):
+    clf = ConvexHeadPipeline.from_pretrained(fitted.artefact)
+    before = pickle.dumps(clf)
+    image = np.zeros((8, 8), np.uint8)
+    answer = clf(image)
+    sent = pickle.dumps(clf)
+    assert len(sent) == len(before)
+    assert pickle.loads(sent)(image) == answer
+
+
 def test_a_backbone_with_other_numbers_is_refused(fitted, tmp_path):
     ConvexHeadPipeline.from_pretrained(fitted.artefact).save_pretrained(tmp_path / "head")
     path = tmp_path / "head" / "config.json"
@@ -89,6 +100,15 @@ def test_bad_rows_fail_or_are_skipped_as_asked(fitted):
     items = [np.zeros((8, 8), np.uint8), b"not an image"]
     with pytest.raises(InputError, match="item 2"):
         clf(items)
+    good, bad, last = clf([*items, items[0]], on_bad_row="skip", top_k=2, return_certificate=True)
+    assert _same(good, last)
+    assert len(good["top_k"]) == 2
+    assert (bad["label"], bad["score"], set(bad)) == (None, None, {"label", "score", "skipped"})
+    assert "image" in bad["skipped"]
+    (alone,) = clf(iter(items[1:]), on_bad_row="skip")
+    assert alone == bad
+    with pytest.raises(InputError, match="item 4"):
+        list(clf(iter([items[0]] * 3 + items[1:]), batch_rows=2))
     p = clf.predict_proba(items, on_bad_row="skip")
     assert np.isfinite(p[0]).all()
     assert np.isnan(p[1]).all()

@@ -154,6 +154,10 @@ REFUSED = {
     "no labels": (lambda p: np.savez(p, X=np.ones((4, 2))), "no column 'label'"),
     "no arrays": (lambda p: p.write_bytes(b"text"), "cannot read"),
     "one axis": (lambda p: np.savez(p, features=np.ones(4), label=np.ones(4)), "has shape"),
+    "matrices": (
+        lambda p: np.savez(p, X=np.ones((4, 3, 2)), y=np.arange(4) % 2),
+        r"row 1: the features have shape \(3, 2\), not that of a vector; rows .* used: 4",
+    ),
 }
 
 

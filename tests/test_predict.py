@@ -92,6 +92,25 @@ def test_every_format_in_and_out_gives_the_same_answers_in_order(texts, tmp_path
     ]
 
 
+def test_rows_are_called_by_a_column_of_the_table(tmp_path, capsys):
+    source, target = tmp_path / "new.csv", tmp_path / "out.jsonl"
+    source.write_text("key,text\n007,a fine film\n,ants\nb-1,bees\nc,two,cells\n")
+    assert predict(source, target, "--id-column", "Key", "--on-bad-row", "skip") == 0
+    assert [row["id"] for row in read(target)] == ["007", "row/000001", "b-1"]
+    (left_out,) = map(json.loads, (tmp_path / "out.jsonl.skipped.jsonl").read_text().splitlines())
+    assert left_out["id"] == "row/000003"
+
+    source.write_text("key,text\na,fine\nb,poor\na,ants\n")
+    assert predict(source, target, "--id-column", "key") == 2
+    assert "data row 3: the column 'key' has 'a' as in data row 1" in capsys.readouterr().err
+    assert predict(source, target, "--id-column", "keys") == 2
+    assert "did you mean 'key'?" in capsys.readouterr().err
+    lines = tmp_path / "new.txt"
+    lines.write_text("a fine film\n")
+    assert predict(lines, target, "--id-column", "key") == 2
+    assert "is a column of a table" in capsys.readouterr().err
+
+
 def test_bad_rows_fail_or_are_reported_and_skipped(tmp_path, capsys):
     rows = [{"text": "fine"}, {"text": 7}, {"text": None}, {"text": "dull"}]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.parquet"
