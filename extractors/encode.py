@@ -76,7 +76,7 @@ def encode_rows(
 
     Args:
         extractor: the backbone.
-        inputs: n raw rows of its modality.
+        inputs: n raw rows of its modality; a ``BadRow`` in place of one says why there is none.
         ids: n names, used in messages and in ``skipped``.
         on_bad_row: "fail" stops at a row that cannot be encoded, "skip" leaves it out.
         progress: called with the number of rows done since the last call.
@@ -187,6 +187,8 @@ def _read_texts(extractor: Extractor, inputs: Sequence[Any]) -> _Rows:
 
 
 def _prepare(extractor: Extractor, item: Any) -> Any:
+    if isinstance(item, BadRow):
+        return item
     try:
         return extractor.prepare(item)
     except BadRow as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from extractors.base import Extractor, Modality
 from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
-from extractors.errors import InputError
+from extractors.errors import BadRow, InputError
 from extractors.names import parse_name
 from tasks.answers import answers_of, many, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
@@ -305,9 +305,8 @@ class ConvexHeadPipeline:
             if not len(rows):
                 return []
             ids = [f"item {before + i}" for i in range(1, len(rows) + 1)]
-            encoded = encode_rows(
-                self._extractor, self._inputs(rows, allow_urls), ids, on_bad_row=on_bad_row
-            )
+            inputs = self._inputs(rows, on_bad_row, allow_urls)
+            encoded = encode_rows(self._extractor, inputs, ids, on_bad_row=on_bad_row)
             return answers_of(
                 self.head,
                 encoded,
@@ -363,7 +362,7 @@ class ConvexHeadPipeline:
 
         def made() -> Iterator[Chunk]:
             for ids, items in chunks:
-                yield Chunk("", ids, self._inputs(items), np.zeros(len(ids), np.int64))
+                yield Chunk("", ids, self._inputs(items, on_bad_row), np.zeros(len(ids), np.int64))
 
         for chunk, rows in encode_chunks(self._extractor, made(), on_bad_row=on_bad_row):
             out = np.full((len(chunk.ids), len(self.classes)), np.nan, np.float32)
@@ -371,10 +370,21 @@ class ConvexHeadPipeline:
                 out[rows.kept] = self.head.predict_proba(rows.features)
             yield Predicted(chunk.ids, out, rows.skipped)
 
-    def _inputs(self, items: Sequence[Any], allow_urls: bool = False) -> Sequence[Any]:
+    def _inputs(
+        self, items: Sequence[Any], on_bad_row: OnBadRow, allow_urls: bool = False
+    ) -> Sequence[Any]:
         if self.modality != "image":
             return items
-        return [image_input(item, allow_urls) if isinstance(item, str) else item for item in items]
+
+        def found(item: str) -> Path | bytes | BadRow:
+            try:
+                return image_input(item, allow_urls)
+            except InputError as error:
+                if on_bad_row == "fail":
+                    raise
+                return BadRow(str(error))
+
+        return [found(item) if isinstance(item, str) else item for item in items]
 
     @cached_property
     def _extractor(self) -> Extractor:

@@ -214,6 +214,10 @@ def test_images_come_in_every_form_and_addresses_only_when_allowed(fitted, tmp_p
         assert _same(clf(address, allow_urls=True), answers[0])
         with pytest.raises(InputError, match="cannot fetch"):
             clf(address + "x", allow_urls=True)
+        lost, found = clf([address + "x", address], allow_urls=True, on_bad_row="skip")
+        assert lost["label"] is None and "cannot fetch" in lost["skipped"]
+        assert _same(found, answers[0])
+        assert np.isnan(clf.predict_proba([address], on_bad_row="skip")).all()
         with pytest.raises(InputError, match="only http and https"):
             clf(f"file://{tmp_path}/a.png", allow_urls=True)
         server.shutdown()
