@@ -75,6 +75,7 @@ def linear_probe(
     *,
     n_classes: int | None = None,
     class_weight: str | None = None,
+    min_spread: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> LinearProbe:
@@ -87,6 +88,7 @@ def linear_probe(
         y_val: (m,) their labels.
         n_classes: columns of the probabilities; None means the largest label seen, plus 1.
         class_weight: None, or "balanced" as scikit-learn means it.
+        min_spread: columns with less, as a fraction of the median column's, are left out.
         seed: handed to scikit-learn, whose solver used here draws no random numbers.
         progress: called with 1 after each fit, at most SETTINGS times.
 
@@ -113,7 +115,7 @@ def linear_probe(
     X, y, y_val = np.asarray(X), np.asarray(y), np.asarray(y_val)
     if n_classes is None:
         n_classes = int(max(y.max(), y_val.max())) + 1
-    scaling = scaling_of(X)
+    scaling = scaling_of(X, min_spread)
     Z, Z_val = _standardise(scaling, X), _standardise(scaling, X_val)
 
     # A pass over a small matrix is over before threads have met; on a busy machine they then spin

@@ -23,6 +23,7 @@ from tasks.draws import curve_sizes, draw
 from tasks.extraction import Extracted, extract_features
 from tasks.ledger import Trial
 from tasks.methods import METHODS, default_methods
+from tasks.standardise import min_spread_of
 from tasks.trial import Rows
 from tasks.verdict import order
 
@@ -142,6 +143,7 @@ def job_of(config: CompareConfig, plan: Plan) -> dict[str, Any]:
     return {
         "fraction": plan.fraction,
         "n_classes": len(plan.dataset.classes),
+        "min_spread": min_spread_of(plan.dataset.modality),
         "options": _head_options(config),
         "class_weight": None if config.class_weight == "none" else config.class_weight,
         "calibrate": config.calibrate == "temperature",

@@ -12,7 +12,6 @@ gates as they will be. On fewer rows the pilot is the fit itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,7 +23,7 @@ from extractors.store import StoredRows
 from tasks.compile_clock import compile_clock
 from tasks.config import FitConfig
 from tasks.console import Reporter, duration
-from tasks.extraction import extract_features
+from tasks.extraction import Extracted, extract_features
 from tasks.fit_head import fit_head
 from tasks.memory import peak_rss_mb
 from tasks.streaming import is_larger_than_memory
@@ -102,13 +101,13 @@ def forecast(
     share = len(rows) / n
     judges = _some(validation.labels, max(1, round(share * len(validation.ids))), config.seed)
     parts = _pick(train, rows), _pick(validation, judges)
-    pilot, seconds, compiling = _solved(config, found.dataset.classes, parts, reporter)
+    pilot, seconds, compiling = _solved(config, found, parts, reporter)
     outputs = len(np.atleast_1d(pilot.network_.offset))
     whole = cost.Shape(n, found.extraction.dim + 1, len(pilot.gates_), outputs)
     unlike = pilot.solver_ == "kernel" and not kernel.is_faster(n, whole.weights)
     if unlike and config.solver == "auto":
         config = replace(config, solver="subspace")
-        pilot, seconds, compiling = _solved(config, found.dataset.classes, parts, reporter)
+        pilot, seconds, compiling = _solved(config, found, parts, reporter)
     part = whole._replace(n=len(rows))
     streamed = is_larger_than_memory(found)
     in_span = pilot.solver_ == "kernel"
@@ -128,7 +127,7 @@ def forecast(
     products = passes + growth * pilot.reduced_passes_
     if described is None:
         # The first time imports, loads and warms up as well, which does not grow with the rows.
-        work = _solved(config, found.dataset.classes, parts, reporter).seconds
+        work = _solved(config, found, parts, reporter).seconds
         start = max(0.0, seconds - compiling - work)
         told = {
             "fit": round(start + work * longer, 2),
@@ -169,11 +168,11 @@ class _Pilot(NamedTuple):
 
 
 def _solved(
-    config: FitConfig, classes: Sequence[str], parts: tuple[StoredRows, StoredRows], on: Reporter
+    config: FitConfig, found: Extracted, parts: tuple[StoredRows, StoredRows], on: Reporter
 ) -> _Pilot:
     began = time.perf_counter()
     with compile_clock() as compiling:
-        head = fit_head(config, classes, *parts, on)
+        head = fit_head(config, found, *parts, on)
     return _Pilot(head, time.perf_counter() - began, compiling.seconds)
 
 

@@ -21,6 +21,7 @@ from tasks.config import ExtractConfig
 from tasks.console import Reporter
 from tasks.data import Dataset, load_task
 from tasks.records import ExtractRecord
+from tasks.standardise import min_spread_of
 
 DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
 
@@ -61,6 +62,11 @@ class Extracted:
             for name, split in self.dataset.splits.items()
         }
         return {name: [by_id[name][row] for row in part.ids] for name, part in rows.items()}
+
+    @property
+    def min_spread(self) -> float:
+        """Of the columns that are used, as a fraction of the median column's."""
+        return min_spread_of(self.dataset.modality)
 
     @property
     def truncated_fraction(self) -> float | None:

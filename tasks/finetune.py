@@ -110,7 +110,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
 
     def fit_on(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
         parts = rows.train._replace(features=X), rows.validation._replace(features=X_val)
-        fitted.append(fit_head(config, found.dataset.classes, *parts, reporter))
+        fitted.append(fit_head(config, found, *parts, reporter))
         return fitted[-1]
 
     with compile_clock() as compiling:

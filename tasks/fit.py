@@ -56,7 +56,7 @@ def run_fit(
 
     began = time.perf_counter()
     with compile_clock() as compiling, chosen_devices(config):
-        classifier = fit_head(config, found.dataset.classes, rows.train, rows.validation, reporter)
+        classifier = fit_head(config, found, rows.train, rows.validation, reporter)
     seconds = {"fit": time.perf_counter() - began, "fit_compile": compiling.seconds}
 
     outcome = measure(classifier.network_, config, found, rows, reporter)

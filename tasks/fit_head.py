@@ -12,11 +12,11 @@ from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
 from tasks.console import Reporter
-from tasks.standardise import MIN_SPREAD
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
     from convex_heads.solution import PrecisionEffect, Record, Status
+    from tasks.extraction import Extracted
 
 _UNPROVEN = {  # where the advice of the status is no option of a job
     "MAX_PASSES": "the most passes that a solve may take were not enough: raise --tolerance",
@@ -26,7 +26,7 @@ _UNPROVEN = {  # where the advice of the status is no option of a job
 
 def fit_head(
     config: FitConfig,
-    classes: Sequence[str],
+    found: Extracted,
     train: StoredRows,
     validation: StoredRows,
     reporter: Reporter,
@@ -35,7 +35,7 @@ def fit_head(
 
     Args:
         config: the options of the head.
-        classes: C names, for messages.
+        found: the data set and its backbone.
         train: rows with every class.
         validation: rows with no other class.
         reporter: hears of the share done, the gap and the passes.
@@ -48,6 +48,7 @@ def fit_head(
     from convex_heads import ConvexHeadClassifier
     from convex_heads.checkpoint import checkpoints
 
+    classes = found.dataset.classes
     _check_labels(train.labels, classes, "train")
     unseen = np.setdiff1d(validation.labels, train.labels)
     if len(unseen):
@@ -69,7 +70,7 @@ def fit_head(
         max_seconds=config.max_seconds,
         precision=config.precision,
         selection=config.selection.replace("-", "_"),
-        min_spread=MIN_SPREAD,
+        min_spread=found.min_spread,
         random_state=config.seed,
         **options,
     )

@@ -37,7 +37,6 @@ from tasks.mistakes import write_samples
 from tasks.records import FitRecord
 from tasks.registry import named_columns
 from tasks.report import write_model_card, write_report
-from tasks.standardise import left_out_note
 from tasks.streamed_probe import STREAMED, streamed_probe
 
 _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
@@ -146,12 +145,11 @@ def measure(
             validation.labels,
             n_classes=len(classes),
             class_weight=None if config.class_weight == "none" else config.class_weight,
+            min_spread=found.min_spread,
             progress=stage.advance,
         )
     p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
     notes = (STREAMED,) if streamed else ()
-    if found.dataset.modality == "features":  # of a backbone, they are its own affair
-        notes = (*notes, *left_out_note(network.scaling.keep))
     return Outcome(
         head=head,
         temperature=temperature,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convex_heads.scaling import Scaling
 from convex_heads.sources import RowSource
+from extractors.base import Modality
 
 #: Columns of a backbone's features have one unit. One whose spread is below this fraction of the
 #: median column's is left out: it holds weights that decayed (three of MiniLM's 384 columns have
@@ -17,29 +17,24 @@ from convex_heads.sources import RowSource
 MIN_SPREAD = 2.0**-16
 
 
-def left_out_note(keep: NDArray[np.bool_]) -> tuple[str, ...]:
-    """What to know of vectors with columns that were left out; nothing where all were kept.
+def min_spread_of(modality: Modality) -> float:
+    """The fraction for the features of raw rows; 0 for vectors that came as they are.
 
-    >>> left_out_note(np.array([True, False, True]))[0]
-    '1 of 3 columns is left out: constant, or of a spread below 1.5e-05 of the median column'
+    Their columns may have units of their own: a yes or no beside sums of money is no noise.
+
+    >>> min_spread_of("text") == MIN_SPREAD, min_spread_of("features")
+    (True, 0.0)
     """
-    left = int(np.sum(~keep))
-    if not left:
-        return ()
-    verb = "is" if left == 1 else "are"
-    return (
-        f"{left:,} of {len(keep):,} columns {verb} left out: constant, or of a spread below "
-        f"{MIN_SPREAD:.1e} of the median column",
-    )
+    return 0.0 if modality == "features" else MIN_SPREAD
 
 
-def scaling_of(features: RowSource) -> Scaling:
+def scaling_of(features: RowSource, min_spread: float) -> Scaling:
     """Mean and spread of the columns of features (n, d), without those that are all but zero.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
         >>> X[:, 1] *= 1e-8
-        >>> scaling_of(X).keep.tolist()
-        [True, False, True]
+        >>> scaling_of(X, MIN_SPREAD).keep.tolist(), scaling_of(X, 0.0).keep.all()
+        ([True, False, True], np.True_)
     """
-    return Scaling.fit(features, np.ones(len(features)), MIN_SPREAD)
+    return Scaling.fit(features, np.ones(len(features)), min_spread)

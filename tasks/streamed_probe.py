@@ -45,6 +45,7 @@ def streamed_probe(
     *,
     n_classes: int | None = None,
     class_weight: str | None = None,
+    min_spread: float = 0.0,
     progress: Callable[[int], None] | None = None,
 ) -> LinearProbe:
     """As `tasks.baselines.linear_probe`: the same path of C, the same choice, features streamed.
@@ -58,6 +59,7 @@ def streamed_probe(
         y_val: (m,) their labels.
         n_classes: columns of the probabilities; None means the largest label seen, plus 1.
         class_weight: None, or "balanced" as scikit-learn means it.
+        min_spread: columns with less, as a fraction of the median column's, are left out.
         progress: called with 1 after each fit.
 
     Raises:
@@ -89,7 +91,7 @@ def streamed_probe(
     n, d = X.shape
     loss = LOSSES["logistic" if len(present) == 2 else "softmax"]
     Y, omega = targets(labels, loss.name, len(present)), row_weights(class_weight, labels)
-    scaling = scaling_of(X)
+    scaling = scaling_of(X, min_spread)
     always = np.zeros((1, d + 1), np.float32)
     always[0, -1] = 1
     z0 = np.asarray(loss.offset(jax.numpy.asarray(omega @ Y / n, np.float32)))

@@ -41,6 +41,7 @@ class Rows:
     texts: list[str] | None
     targets: NDArray[np.uint8] | None = None
     images: Sequence[bytes] | None = None
+    min_spread: float = 0.0  # as of `Part`
 
     def write(self, folder: Path, name: str) -> None:
         """Write them for ``read``."""
@@ -60,7 +61,7 @@ class Rows:
                 file.writelines(self.images)
 
     @classmethod
-    def read(cls, folder: Path, name: str) -> Rows:
+    def read(cls, folder: Path, name: str, min_spread: float) -> Rows:
         """Map them into memory."""
         packed = (folder / f"{name}.digests").read_bytes()
         texts, targets = folder / f"{name}.texts.json", folder / f"{name}.targets.npy"
@@ -76,6 +77,7 @@ class Rows:
             json.loads(texts.read_text("ascii")) if texts.exists() else None,
             np.load(targets) if targets.exists() else None,
             images,
+            min_spread,
         )
 
     def part(self, rows: NDArray[np.intp] | None = None) -> Part:
@@ -85,7 +87,8 @@ class Rows:
         texts = None if self.texts is None else [self.texts[i] for i in rows]
         targets = None if self.targets is None else self.targets[rows]
         images = None if self.images is None else [self.images[i] for i in rows]
-        return Part(np.array(self.features[rows]), self.labels[rows], texts, targets, images)
+        features = np.array(self.features[rows])
+        return Part(features, self.labels[rows], texts, targets, images, self.min_spread)
 
 
 def run(
@@ -96,7 +99,7 @@ def run(
     from tasks.methods import load_method
     from tasks.methods.settings import settings_of
 
-    pool, test = Rows.read(folder, "pool"), Rows.read(folder, "test")
+    pool, test = (Rows.read(folder, name, job["min_spread"]) for name in ("pool", "test"))
     several = pool.targets is not None
     fit = load_method(trials[0].method, several)
     asked = test.part()

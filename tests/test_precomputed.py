@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from extractors import BadRow, InputError, load_extractor
+from extractors.toy import ToyImage
 from tasks import ConvexHeadPipeline, load_task
 from tasks.cli import main
+from tasks.config import FitConfig
+from tasks.console import QuietReporter
+from tasks.fit import run_fit
 
 QUICK = ("--n-gates", "4", "--beta", "0.1", "--tolerance", "0.01")
 
@@ -104,24 +109,53 @@ def test_fit_and_predict_from_the_command_line(
     assert "vectors of features" in (head / "README.md").read_text()
 
 
-def test_columns_that_are_all_but_zero_are_left_out_and_told(
+def test_own_vectors_keep_their_small_columns_and_the_features_of_a_backbone_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    X, y = vectors()
-    X = np.concatenate([X, 1e-9 * X[:, :1], np.ones((len(X), 1), np.float32)], axis=1)
-    np.savez(tmp_path / "rows.npz", X=X, y=y)
-    data, out = str(tmp_path / "rows.npz"), tmp_path / "head"
-    assert main(["fit", data, *QUICK, "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["notes"]
-    assert [note for note in told if note.startswith("2 of 8 columns are left out")]
-    head = ConvexHeadPipeline.from_pretrained(out)
-    np.testing.assert_array_equal(head.head.network.scaling.keep, [True] * 6 + [False] * 2)
-    # A copy in half precision, which has lost the seventh column, has the same labels.
+    # A yes or no that decides, beside sums of money: in the head, the probe and the methods.
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 2
+    np.savez(tmp_path / "rows.npz", X=np.c_[rng.normal(0, 1e7, (300, 5)), y], y=y)
+    data = str(tmp_path / "rows.npz")
+    assert main(["fit", data, *QUICK, "--out", str(tmp_path / "head"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["test_accuracy"] == record["linear_probe_test_accuracy"] == 1
+    asked = ["compare", data, "--methods", "linear,convex,svm", "--seeds", "1", *QUICK, "--json"]
+    assert main([*asked, "--out", str(tmp_path / "compared")]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["test_accuracy"] for row in rows] == [1, 1, 1]
+
+    # A backbone with a column that weights decayed to.
+    config = FitConfig(
+        data="digits", out=tmp_path / "digits", cache_dir=tmp_path, n_gates=4, beta=0.1
+    )
+    run_fit(config, reporter=QuietReporter(), extractor=Decayed())
+    clf = ConvexHeadPipeline.from_pretrained(tmp_path / "digits", extractor=Decayed())
+    np.testing.assert_array_equal(clf.head.network.scaling.keep, [True] * 32 + [False])
+    images = rng.integers(0, 256, (50, 16, 16, 3), np.uint8)
+    X = clf.extractor.encode([clf.extractor.prepare(image) for image in images])
+    # A copy in half precision, which has lost the last column, has the same labels.
     half = X.astype(np.float16).astype(np.float32)
-    p, q = head.predict_proba(list(X)), head.predict_proba(list(half))
+    assert X[:, -1].any() and not half[:, -1].any()
+    p, q = clf.head.predict_proba(X), clf.head.predict_proba(half)
     np.testing.assert_allclose(p, q, atol=5e-3)
-    torch_head = head.head.to_torch()
+    torch_head = clf.head.to_torch()
     assert (torch_head(torch.from_numpy(half)).argmax(1).numpy() == q.argmax(1)).all()
+
+
+class Decayed(ToyImage):
+    """A 33rd feature is the first, far below what half precision can hold."""
+
+    def __init__(self) -> None:
+        super().__init__(33)
+
+    def encode(self, prepared: Any) -> np.ndarray:
+        X = super().encode(prepared)
+        return np.c_[X, 1e-9 * X[:, :1]]
+
+    @cached_property
+    def _projection(self) -> np.ndarray:
+        return ToyImage()._projection
 
 
 def test_split_files_are_respected(tmp_path: Path) -> None:

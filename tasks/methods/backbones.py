@@ -31,7 +31,7 @@ from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.calibration import fit_temperature
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of, scored
 from tasks.methods.settings import SETTINGS
-from tasks.standardise import MIN_SPREAD, scaling_of
+from tasks.standardise import scaling_of
 
 _AM, _FINETUNE, _LORA = SETTINGS["cronos-am"], SETTINGS["finetune"], SETTINGS["lora"]
 _BATCH = 32
@@ -52,8 +52,9 @@ def fit_cronos_am(problem: Problem) -> Fitted:
     def fit_head(X: np.ndarray, X_val: np.ndarray) -> ConvexHeadClassifier:
         # As `finetune` has it.
         weight = {"class_weight": problem.class_weight}
+        same = {"min_spread": problem.train.min_spread, "random_state": problem.seed}
         options = {"penalty": _AM["penalty"], **weight, **problem.options}
-        head = ConvexHeadClassifier(**options, min_spread=MIN_SPREAD, random_state=problem.seed)
+        head = ConvexHeadClassifier(**options, **same)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return head.fit(X, problem.train.labels, X_val=X_val, y_val=problem.validation.labels)
@@ -112,7 +113,7 @@ def _tuned(
     )
     published, labels = cut.state(), torch.from_numpy(problem.train.labels).to(cut.device)
     omega = torch.from_numpy(problem.row_weights()).float().to(cut.device)
-    scaling = scaling_of(problem.train.features)
+    scaling = scaling_of(problem.train.features, problem.train.min_spread)
     budget = problem.budget_seconds or math.inf
     end = time.monotonic() + budget
     tried: list[_Tried] = []

@@ -42,6 +42,8 @@ class Part:
         texts: the n raw texts; None where the rows are not texts.
         targets: (n, C) of 0 and 1 where rows have several labels; `labels` then only stratify.
         images: the n images as encoded files, for methods that train the backbone; else None.
+        min_spread: columns of the features with less, as a fraction of the median column's, are
+            left out where columns are standardised; see `tasks.standardise`.
     """
 
     features: NDArray[np.float32]
@@ -49,6 +51,7 @@ class Part:
     texts: Sequence[str] | None = None
     targets: NDArray[np.uint8] | None = None
     images: Sequence[bytes] | None = None
+    min_spread: float = 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,7 +143,7 @@ def standardised(train: Part) -> Callable[[Part], NDArray[np.float32]]:
         >>> standardised(part)(part).ravel().tolist()
         [-1.0, 1.0]
     """
-    scaling = scaling_of(train.features)
+    scaling = scaling_of(train.features, train.min_spread)
 
     def transform(part: Part) -> NDArray[np.float32]:
         return np.ascontiguousarray(scaling.transform(part.features)[:, :-1])

@@ -18,7 +18,6 @@ from tasks.calibration import fit_temperature
 from tasks.fit_head import solve_name, unproven_note
 from tasks.methods.base import Fitted, Part, Problem, for_all_classes
 from tasks.methods.settings import SETTINGS
-from tasks.standardise import MIN_SPREAD
 
 _NTK = SETTINGS["ntk"]
 # A radius costs about 10 P min(P, d) C products a row.
@@ -50,7 +49,7 @@ def _head(problem: Problem, **options: Any) -> Fitted:
     options = {
         **options,
         "class_weight": problem.class_weight,
-        "min_spread": MIN_SPREAD,
+        "min_spread": train.min_spread,
         "random_state": problem.seed,
     }
     head = ConvexHeadClassifier(**options)

@@ -37,7 +37,7 @@ def fit(problem: Problem) -> Fitted:
             f"the constraints of {len(train):,} rows, {C} classes and {P} gates keep"
             f" {slacks * 4 / 2**30:.0f} GiB, and at most {_MOST_SLACKS * 4 / 2**30:.0f} are taken"
         )
-    scaling = scaling_of(train.features)
+    scaling = scaling_of(train.features, train.min_spread)
     X, X_val = scaling.transform(train.features), scaling.transform(validation.features)
     one_hot = np.eye(C, dtype=X.dtype)
     key, sketch_key = jax.random.split(jax.random.key(problem.seed))

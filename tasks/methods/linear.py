@@ -22,6 +22,7 @@ def fit(problem: Problem) -> Fitted:
         validation.labels,
         n_classes=problem.n_classes,
         class_weight=problem.class_weight,
+        min_spread=train.min_spread,
         seed=problem.seed,
     )
 

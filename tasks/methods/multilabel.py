@@ -24,7 +24,6 @@ from tasks.methods.convex import certificate_notes, training_of
 from tasks.methods.ridge import PENALTIES, ridge_path
 from tasks.methods.settings import settings_of
 from tasks.metrics import binary_nll
-from tasks.standardise import MIN_SPREAD
 
 _LINEAR = settings_of("linear", several_labels=True)
 _C_TIMES_D = np.array(_LINEAR["C_times_d"])
@@ -87,7 +86,9 @@ def fit_convex(problem: Problem) -> Fitted:
         raise Unavailable("it has no class weights for several labels: leave out --class-weight")
     train, validation = problem.train, problem.validation
     head = MultiLabelHead(
-        **{"penalty": _PENALTY, **options}, min_spread=MIN_SPREAD, random_state=problem.seed
+        **{"penalty": _PENALTY, **options},
+        min_spread=train.min_spread,
+        random_state=problem.seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in the notes

@@ -84,13 +84,14 @@ _SEVERAL: dict[str, dict[str, Any]] = {
     "knn": {"neighbours": _NEIGHBOURS},
     "convex": {"penalty": "group"},
 }
+_ALL_COLUMNS = ("tfidf", "tabicl", "tabpfn", "setfit")  # or none: they standardise nothing
 
 
 def settings_of(method: str, several_labels: bool = False) -> dict[str, Any]:
-    """What a method tries, and which columns it is given; JSON-able.
+    """What a method tries, and which columns of a backbone it leaves out; JSON-able.
 
     >>> settings_of("lora")["rates"]
     [0.0001, 0.0005, 0.002]
     """
     of = _SEVERAL.get(method, SETTINGS[method]) if several_labels else SETTINGS[method]
-    return {**of, "min_spread": MIN_SPREAD}
+    return dict(of) if method in _ALL_COLUMNS else {**of, "min_spread": MIN_SPREAD}
