@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,7 +104,7 @@ class ConvexHead(BaseEstimator):
         on_record: Callable[[Record], None] | None,
     ) -> None:
         check_selection(self.selection)
-        if not 0 <= self.min_spread < 1:
+        if not (isinstance(self.min_spread, numbers.Real) and 0 <= self.min_spread < 1):
             raise ValueError(f"min_spread must be at least 0 and below 1; got {self.min_spread!r}")
         options = self._options(data, loss_name)
         fractions = self._fractions(data, AUTO[options.activation, options.penalty].betas)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -117,6 +117,8 @@ def encode_chunks(
         InputError: as ``encode_rows``.
         MachineError: as ``encode_rows``.
     """
+    if on_bad_row not in get_args(OnBadRow):
+        raise InputError(f"--on-bad-row is fail or skip, not {on_bad_row!r}")
     with ExitStack() as stack:
         ahead = stack.enter_context(_pool(1))
         passes: _Passes | None = None

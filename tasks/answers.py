@@ -79,7 +79,10 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
     (None, 2)
     """
     if modality == "features":
-        array = np.asarray(items)
+        try:
+            array = np.asarray(items)
+        except ValueError:  # rows of several widths, or what is no vector among them
+            return list(items)
         return None if array.ndim == 1 else cast(Sequence[Any], array)
     if isinstance(items, np.ndarray):
         one = 0 if items.dtype.kind in "OU" else 3  # axes of a single item: pixels have some

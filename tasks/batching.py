@@ -34,9 +34,6 @@ class _Request(Generic[Item, Answer]):
     future: asyncio.Future[list[Answer]]
 
 
-_Outcome = tuple[_Request[Item, Answer], list[Answer] | Exception]
-
-
 class Batcher(Generic[Item, Answer]):
     """Answers requests of some items each, many requests at a time.
 
@@ -116,13 +113,7 @@ class Batcher(Generic[Item, Answer]):
             return
         ready.set_result(None)
         while batch := self._take():
-            began = time.perf_counter()
-            outcomes = self._outcomes(batch)
-            if self._on_batch is not None:  # first: who has an answer finds it counted
-                items = sum(len(request.items) for request in batch)
-                self._on_batch(items, time.perf_counter() - began)
-            for outcome in outcomes:
-                _finish(*outcome)
+            self._serve(batch)
 
     def _take(self) -> list[_Request[Item, Answer]]:
         """The next batch; empty when there will be none any more."""
@@ -145,19 +136,24 @@ class Batcher(Generic[Item, Answer]):
                         size += len(first.items)
             return batch
 
-    def _outcomes(self, batch: list[_Request[Item, Answer]]) -> list[_Outcome[Item, Answer]]:
+    def _serve(self, batch: list[_Request[Item, Answer]]) -> None:
         items = [item for request in batch for item in request.items]
+        began = time.perf_counter()
+        found: list[Answer] = []
+        failure = None
         try:
             found = list(self._answer(items))
         except Exception as error:
-            if len(batch) == 1:
-                return [(batch[0], error)]
-            return [outcome for request in batch for outcome in self._outcomes([request])]
-        outcomes: list[_Outcome[Item, Answer]] = []
+            if len(batch) > 1:
+                for request in batch:
+                    self._serve([request])
+                return
+            failure = error
+        if self._on_batch is not None:  # before its answers: who has one finds it counted
+            self._on_batch(len(items), time.perf_counter() - began)
         for request in batch:
             mine, found = found[: len(request.items)], found[len(request.items) :]
-            outcomes.append((request, mine))
-        return outcomes
+            _finish(request, failure or mine)
 
 
 def _finish(request: _Request[Item, Answer], outcome: list[Answer] | Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,12 +296,18 @@ def _alike(classes: Sequence[str]) -> tuple[str, ...]:
     """Names that a person would take for one."""
     spelt: dict[str, list[str]] = {}
     for name in classes:
-        spelt.setdefault(" ".join(name.split()).casefold(), []).append(name)
-    alike = [", ".join(map(repr, names)) for names in spelt.values() if len(names) > 1]
+        plain = unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+        spelt.setdefault(plain, []).append(name)
+    alike = [", ".join(map(_visibly, names)) for names in spelt.values() if len(names) > 1]
     if not alike:
         return ()
     told = "; ".join(alike[:3]) + (f"; and {len(alike) - 3} more" if len(alike) > 3 else "")
-    return (f"classes that differ in case or spaces only are different classes: {told}",)
+    return (f"classes that differ only in case, spaces or codes of letters are different: {told}",)
+
+
+def _visibly(name: str) -> str:
+    """A name as it looks, with its codes where another one looks like it."""
+    return repr(name) if unicodedata.is_normalized("NFKC", name) else ascii(name)
 
 
 def _empty_texts(splits: Mapping[str, RawSplit]) -> tuple[str, ...]:

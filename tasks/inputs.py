@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from extractors.base import Modality
 from extractors.errors import InputError
 from tasks.columns import ColumnChoice, find_columns, settle
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
-from tasks.tables import SUFFIXES, Broken, Table, open_table
+from tasks.labels import is_missing
+from tasks.tables import SUFFIXES, Broken, Table, not_utf8, open_table
 
 STDIN = Path("-")
 _PLURAL = {"text": "texts", "image": "images", "features": "features"}
@@ -112,14 +116,26 @@ def _call_by(ids: list[str], table: Table, column: str) -> None:
     """Names rows by a column; those without a value keep their numbers."""
     first: dict[str, int] = {}
     for i, value in enumerate(table.read(column)):
-        if value is not None and value != "" and not isinstance(value, Broken):
-            ids[i] = str(value)
+        row = f"{table.path.name}, {table.row_word} {i + 1}"
+        if not is_missing(value):
+            ids[i] = _called(value, row)
         if (before := first.setdefault(ids[i], i)) != i:
             raise InputError(
-                f"{table.path.name}, {table.row_word} {i + 1}: the column '{column}' has "
-                f"'{ids[i]}' as in {table.row_word} {before + 1}; an id names one row: choose "
-                "another --id-column, or leave it out and rows are numbered"
+                f"{row}: the column '{column}' has '{ids[i]}' as in {table.row_word} "
+                f"{before + 1}; an id names one row: choose another --id-column, or leave it out "
+                "and rows are numbered"
             )
+
+
+def _called(value: Any, row: str) -> str:
+    try:
+        called = value.decode() if isinstance(value, bytes) else str(value)
+        called.encode()
+    except UnicodeError:
+        called = None
+    if called is None or isinstance(value, np.ndarray | list | dict):
+        raise InputError(f"{row}: an id is a text or a number; choose another --id-column")
+    return called
 
 
 def _said(path: Path) -> str:
@@ -127,12 +143,17 @@ def _said(path: Path) -> str:
 
 
 def _from_lines(path: Path) -> Items:
+    if path == STDIN and sys.stdin is None:
+        raise InputError("--input -: there is no standard input")
     try:
         content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {_said(path)} as UTF-8 text, one text per line: {error}"
-        ) from error
+        # Not str.splitlines: a form feed or U+2028 ends no line of a file.
+        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {_said(path)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        if path == STDIN:
+            raise InputError("--input -: standard input is not UTF-8 text") from error
+        raise not_utf8(path) from error
     numbered = [(f"line/{i:06d}", line) for i, line in enumerate(lines, start=1) if line.strip()]
     return Items([name for name, _ in numbered], [line for _, line in numbered])

@@ -88,7 +88,7 @@ class ConvexHeadPipeline:
         self._folder: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled or copied, without the backbone: it is loaded again where the first row comes."""
+        """Pickled or copied: without the backbone, unless it was given; it is loaded again."""
         return {name: value for name, value in vars(self).items() if name != "_extractor"}
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
             n_classes=len(classes),
             beta=float(certificate["beta"]),
             penalty=str(record.get("penalty", "group")),
-            omega=row_weights(str(record.get("class_weight", "none")), train.labels),
+            omega=row_weights(_class_weight(record), train.labels),
             limits=Limits(
                 config.tolerance or default_tolerance(activation, network.loss),
                 max_seconds=config.max_seconds,
@@ -182,6 +183,9 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         "record": {
             **record,
             "n_train": len(train.ids),
+            "n_validation": len(validation.ids),
+            "n_test": len(both["test"].ids),
+            "test_accuracy": measured["all"].accuracy,
             "classes": list(classes),
             "left_out_classes": [name for name in left_out if name not in classes],
         },
@@ -204,6 +208,16 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
         write_more=write_more,
     )
     return made
+
+
+def _class_weight(record: Mapping[str, Any]) -> str:
+    """As the head was fitted; records of older versions have it in their command alone.
+
+    >>> _class_weight({"command": "convex-heads fit d.csv --class-weight balanced --out head"})
+    'balanced'
+    """
+    balanced = "--class-weight balanced" in str(record.get("command"))
+    return str(record.get("class_weight", "balanced" if balanced else "none"))
 
 
 def _commands(pipeline: ConvexHeadPipeline) -> list[str]:

@@ -83,6 +83,24 @@ def unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"cannot read {path}: {reason or type(error).__name__}")
 
 
+def not_utf8(path: Path) -> InputError:
+    """The one-line refusal for a file in another encoding, with the command that converts it."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        encoding = "UTF-32"
+    elif begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "UTF-16"
+    elif b"\0" in begin:
+        encoding = "UTF-16LE" if begin[1::2] == b"\0\0" else "UTF-16BE"
+    else:
+        encoding = "WINDOWS-1252"
+    return InputError(
+        f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
+        f"iconv -f {encoding} -t UTF-8 {path.name} > NEW{path.suffix}"
+    )
+
+
 def _no_class_names(column: str) -> None:
     return None
 
@@ -147,18 +165,14 @@ def _header(path: Path, delimiter: str) -> tuple[str, ...]:
             raise _bad_delimited(path, error) from error
     if not names:
         raise InputError(f"{path} holds no rows")
+    if any("\0" in name for name in names):  # every second byte of UTF-16
+        raise not_utf8(path)
     return tuple(names)
 
 
 def _bad_delimited(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnicodeError) or "UTF8" in str(error):
-        with path.open("rb") as file:
-            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        return InputError(
-            f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
-            f"iconv -f {'UTF-16' if marked else 'WINDOWS-1252'} -t UTF-8 {path.name} > "
-            f"NEW{path.suffix}"
-        )
+        return not_utf8(path)
     return unreadable(path, error)
 
 
@@ -173,7 +187,7 @@ def _open_json_lines(path: Path) -> Table:
                 rows.append(_json_object(path, number, line) if line.strip() else {})
                 names.update(dict.fromkeys(rows[-1]))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8 and try again") from error
+        raise not_utf8(path) from error
     while rows and not rows[-1]:
         rows.pop()
     if not rows:

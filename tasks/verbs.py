@@ -29,6 +29,7 @@ _ROWS = (
     "data_root text_column image_column label_column features_column classes train_rows "
     "test_rows on_bad_row"
 )
+_RAW_ROWS = _ROWS.replace("features_column ", "")  # vectors have no blocks to train
 _SAVED_ROWS = "data_root text_column image_column label_column features_column classes on_bad_row"
 _FEATURES = "layer pooling projection prompt normalize max_length"
 _LONG = "long_text pairs autocast"
@@ -132,7 +133,7 @@ def fit(config: FitConfig, output: Output) -> None:
     FinetuneConfig,
     "data backbone unfreeze rounds out optimizer learning_rate epochs batch_size "
     "accumulate layer_decay weight_decay dropout lora budget_seconds resume",
-    _ROWS,
+    _RAW_ROWS,
     _FEATURES,
     "trust_remote_code activation loss",
     {"n_gates": o.FixedGates},

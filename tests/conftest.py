@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,24 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVEX_HEADS_CACHE", str(path))
         yield path
+
+
+# XLA keeps a program, once compiled, in a few memory mappings, of which Linux grants a process
+# 65,530: beyond them the process is aborted. What users fit has a few hundred, all tests together
+# more than there are.
+_MANY_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings() -> Iterator[None]:
+    """Compiled programs are dropped after a module where they have become many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if "jax" in sys.modules and mappings.exists():
+        with mappings.open() as lines:
+            many = sum(1 for _ in lines) > _MANY_MAPPINGS
+        if many:
+            sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

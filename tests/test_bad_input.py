@@ -131,12 +131,11 @@ def test_text_and_image_column_exclude_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
-def test_a_file_that_is_not_utf8(tmp_path, name):
-    (tmp_path / name).write_bytes("text,label\nžluťoučký,a\n".encode("utf-16"))
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16LE", "UTF-16BE", "UTF-32", "WINDOWS-1252"])
+def test_a_file_that_is_not_utf8(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes("text,label\ndéjà,a\n".encode(encoding))
     message = refusal(tmp_path / name)
-    assert "UTF-8" in message or "cannot read" in message
-    if name == "d.csv":
-        assert "iconv -f UTF-16 -t UTF-8 d.csv" in message
+    assert f"iconv -f {encoding} -t UTF-8 {name}" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -189,11 +188,13 @@ assert len(os.listdir("/proc/self/task")) == before
 
 
 def test_classes_that_look_like_one_are_told(tmp_path):
-    lines = [f"text {i},{('good', 'Good ', 'bad')[i % 3]}" for i in range(60)]
+    names = ("good", "Good ", "bad", "caf\u00e9", "cafe\u0301")
+    lines = [f"text {i},{names[i % 5]}" for i in range(100)]
     (tmp_path / "d.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     data = load_task(tmp_path / "d.csv")
-    assert len(data.classes) == 3
-    assert "in case or spaces only are different classes: 'Good ', 'good'" in data.notes[-1]
+    assert len(data.classes) == 5
+    said = "in case, spaces or codes of letters are different: "
+    assert said + r"'Good ', 'good'; 'cafe\u0301', 'café'" in data.notes[-1]
 
 
 def test_a_csv_file_as_spreadsheets_leave_it(tmp_path):

@@ -75,3 +75,34 @@ def test_who_has_an_answer_finds_it_counted():
     assert asyncio.run(batcher.submit(["a", "b"])) == ["a", "b"]
     assert counted == [2]
     batcher.close()
+
+
+def test_a_good_request_does_not_wait_for_those_that_fail_beside_it():
+    begun, first = threading.Event(), threading.Event()
+    held = threading.Event()
+
+    def answer(items):
+        if items == ["hold"]:
+            begun.set()
+            held.wait(10)
+        if "bad" in items:
+            raise ValueError("bad")
+        if items == ["slow"]:
+            assert first.wait(10)
+        return items
+
+    async def run() -> None:
+        batcher = Batcher(answer, most_batch=4, most_queue=6)
+        hold = asyncio.create_task(batcher.submit(["hold"]))
+        await asyncio.to_thread(begun.wait, 10)
+        tasks = [asyncio.create_task(batcher.submit([x])) for x in ("good", "bad", "slow")]
+        await asyncio.sleep(0.01)
+        held.set()
+        assert await hold == ["hold"]
+        assert await asyncio.wait_for(tasks[0], 5) == ["good"]  # while the slow one waits
+        first.set()
+        found = await asyncio.gather(*tasks[1:], return_exceptions=True)
+        assert isinstance(found[0], ValueError) and found[1] == ["slow"]
+        batcher.close()
+
+    asyncio.run(run())

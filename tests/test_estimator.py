@@ -114,6 +114,7 @@ def test_not_converged_warns_with_the_gap(xor):
         ({"tolerance": 0}, "tolerance"),
         ({"loss": "hinge"}, "auto, .*softmax"),
         ({"min_spread": 2}, "below 1"),
+        ({"min_spread": None}, "below 1"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(xor, options, word):

@@ -109,6 +109,8 @@ def test_bad_rows_fail_or_are_skipped_as_asked(fitted):
     assert alone == bad
     with pytest.raises(InputError, match="item 4"):
         list(clf(iter([items[0]] * 3 + items[1:]), batch_rows=2))
+    with pytest.raises(InputError, match="on_bad_row is fail or skip, not 'ignore'"):
+        clf(items, on_bad_row="ignore")
     p = clf.predict_proba(items, on_bad_row="skip")
     assert np.isfinite(p[0]).all()
     assert np.isnan(p[1]).all()

@@ -106,6 +106,10 @@ def test_fit_and_predict_from_the_command_line(
     assert [a["label"] for a in many] == [a["label"] for a in answers]
     one: Any = pipeline(X[0].tolist())
     assert one == many[0]
+    mixed: Any = pipeline([X[0], X[0, :2], None, "x"], on_bad_row="skip")
+    assert mixed[0] == one and [answer["label"] for answer in mixed[1:]] == [None] * 3
+    with pytest.raises(InputError, match=r"item 2.*2 features instead of 6"):
+        pipeline([X[0], X[0, :2]])
     assert "vectors of features" in (head / "README.md").read_text()
 
 

@@ -46,7 +46,7 @@ def predict(source: Path, target: Path, *more: str) -> int:
 
 
 def test_texts_come_from_standard_input(monkeypatch, capsys):
-    lines = io.BytesIO("\ufeffa fine film\n\nants".encode())
+    lines = io.BytesIO("\ufeffa fine film\r\n\nants\u2028and\x0cbees".encode())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(lines))
     assert main(["predict", str(HEAD), "--input", "-", "--json", "--quiet"]) == 0
     said = json.loads(capsys.readouterr().out)["predictions"]
@@ -54,6 +54,12 @@ def test_texts_come_from_standard_input(monkeypatch, capsys):
     assert main(["predict", str(HEAD), "--text", "a fine film", "--json", "--quiet"]) == 0
     one = json.loads(capsys.readouterr().out)["predictions"][0]
     assert said[0]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("déjà".encode("latin-1"))))
+    assert main(["predict", str(HEAD), "--input", "-"]) == 2
+    assert "standard input is not UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["predict", str(HEAD), "--input", "-"]) == 2
+    assert "there is no standard input" in capsys.readouterr().err
 
 
 def read(path: Path) -> list[dict]:
@@ -105,6 +111,11 @@ def test_rows_are_called_by_a_column_of_the_table(tmp_path, capsys):
     assert "data row 3: the column 'key' has 'a' as in data row 1" in capsys.readouterr().err
     assert predict(source, target, "--id-column", "keys") == 2
     assert "did you mean 'key'?" in capsys.readouterr().err
+    for bad in ("[1, 2]", r'"\ud800"'):
+        rows = tmp_path / "new.jsonl"
+        rows.write_text(f'{{"key": 1.5, "text": "fine"}}\n{{"key": {bad}, "text": "poor"}}\n')
+        assert predict(rows, target, "--id-column", "key") == 2
+        assert "new.jsonl, line 2: an id is a text or a number" in capsys.readouterr().err
     lines = tmp_path / "new.txt"
     lines.write_text("a fine film\n")
     assert predict(lines, target, "--id-column", "key") == 2

@@ -34,11 +34,11 @@ def test_images_are_read_from_the_request_alone(tmp_path):
         assert caught.value.status == 422
 
 
-def test_a_text_that_others_would_wait_for_is_refused():
+def test_texts_that_others_would_wait_for_are_refused():
     head: Any = SimpleNamespace(modality="text")
     config = ServeConfig(artefact="x")
-    body = json.dumps({"inputs": ["a", "b" * 1_000_001]}).encode()
-    with pytest.raises(Refused, match=r"input 1 has 1,000,001 characters") as caught:
+    body = json.dumps({"inputs": ["a" * 1_000_000, "b" * 1_000_001]}).encode()
+    with pytest.raises(Refused, match=r"the texts have 2,000,001 characters") as caught:
         parse_request(body, head, config)
     assert caught.value.status == 413
 
