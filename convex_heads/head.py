@@ -26,6 +26,7 @@ from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.growth import Growth, Round, grow
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
+from convex_heads.mappings import make_room
 from convex_heads.path import counted_after, record_progress, solve_path
 from convex_heads.penalties import PENALTIES
 from convex_heads.precision import Precision
@@ -110,6 +111,7 @@ class ConvexHead(BaseEstimator):
         fractions = self._fractions(data, AUTO[options.activation, options.penalty].betas)
         for fraction in fractions:
             replace(options, beta=fraction)
+        make_room()
         scaling = Scaling.fit(data.X, data.weight, self.min_spread)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         # Mean and scale tell any two sets of features apart; a seed of None is another every time.

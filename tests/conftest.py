@@ -49,22 +49,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-# XLA keeps a program, once compiled, in a few memory mappings, of which Linux grants a process
-# 65,530: beyond them the process is aborted. What users fit has a few hundred, all tests together
-# more than there are.
-_MANY_MAPPINGS = 20_000
-
-
 @pytest.fixture(scope="module", autouse=True)
-def few_mappings() -> Iterator[None]:
-    """Compiled programs are dropped after a module where they have become many."""
+def room_for_programs() -> Iterator[None]:
+    """What a module has compiled is dropped where it has become much, as fits do."""
     yield
-    mappings = Path("/proc/self/maps")
-    if "jax" in sys.modules and mappings.exists():
-        with mappings.open() as lines:
-            many = sum(1 for _ in lines) > _MANY_MAPPINGS
-        if many:
-            sys.modules["jax"].clear_caches()
+    if "jax" in sys.modules:
+        from convex_heads.mappings import make_room
+
+        make_room()
 
 
 @pytest.fixture(scope="session")
