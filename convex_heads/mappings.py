@@ -2,8 +2,8 @@
 
 XLA keeps a program in three mappings or so, and JAX forgets none. Linux grants a process 65,530
 (vm.max_map_count): at one more XLA aborts the process, without an exception. A fit at the defaults
-takes 560 where its features have a width that no fit before had, so that a loop over 120 widths
-ended there.
+takes some hundreds where its features have a width that no fit before had, so that a loop over many
+widths ended there.
 """
 
 from __future__ import annotations

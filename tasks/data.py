@@ -216,8 +216,9 @@ def _fault(value: Any, label: Any, modality: Modality) -> str | None:
     if modality == "features":
         if not isinstance(value, np.ndarray):
             return f"the features are {_kind(value)}, not a vector of numbers"
-        axes = value.ndim
-        return None if axes == 1 else f"the features have shape {value.shape}, not that of a vector"
+        if value.ndim != 1:
+            return f"the features have shape {value.shape}, not that of a vector"
+        return None
     if isinstance(value, Path):
         return None if value.is_file() else f"there is no image file {value}"
     if isinstance(value, bytes | np.ndarray):

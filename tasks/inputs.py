@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,12 @@ def _call_by(ids: list[str], table: Table, column: str) -> None:
 
 
 def _called(value: Any, row: str) -> str:
-    try:
-        called = value.decode() if isinstance(value, bytes) else str(value)
-        called.encode()
-    except UnicodeError:
-        called = None
-    if called is None or isinstance(value, np.ndarray | list | dict):
-        raise InputError(f"{row}: an id is a text or a number; choose another --id-column")
-    return called
+    if not isinstance(value, np.ndarray | list | dict):
+        with suppress(UnicodeError):
+            called = value.decode() if isinstance(value, bytes) else str(value)
+            called.encode()  # halves of surrogate pairs cannot be written
+            return called
+    raise InputError(f"{row}: an id is a text or a number; choose another --id-column")
 
 
 def _said(path: Path) -> str:
