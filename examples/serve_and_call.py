@@ -20,7 +20,7 @@ with socket.socket() as free:  # any port that nobody uses
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
 address = f"http://127.0.0.1:{port}"
-command = [sys.executable, "-m", "tasks.cli", "serve", artefact, "--port", str(port), "--quiet"]
+command = [sys.executable, "-Pm", "tasks.cli", "serve", artefact, "--port", str(port), "--quiet"]
 server = subprocess.Popen(command)
 try:
     while True:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-_FILES = ("README.md", "report.html", WEIGHTS_NAME, CONFIG_NAME)
+SAMPLES_NAME = "samples.jsonl"
+_FILES = ("README.md", "report.html", SAMPLES_NAME, WEIGHTS_NAME, CONFIG_NAME)
 CHANGED = "backbone."  # before the names of the backbone's weights that were fine-tuned
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,13 @@ _OWNERS = {"st": "sentence-transformers", "timm": "timm"}  # of ids without one
 
 
 def card_metadata(
-    modality: str, backbone: str, data: Sequence[str], *, accuracy: float, macro_f1: float
+    modality: str,
+    backbone: str,
+    data: Sequence[str],
+    commands: Sequence[str],
+    *,
+    accuracy: float,
+    macro_f1: float,
 ) -> str:
     """The header between the two ``---`` lines, made by the Hub's own library.
 
@@ -42,6 +49,7 @@ def card_metadata(
         modality: of the head.
         backbone: its name, as ``load_extractor`` takes it.
         data: names of the data sets whose rows it was fitted and measured on.
+        commands: that fitted it, which tell those of the Hub from files of the same name.
         accuracy: on their test rows.
         macro_f1: the same.
     """
@@ -65,7 +73,7 @@ def card_metadata(
         base_model=_base_model(backbone),
         tags=["convex-heads", "frozen-features", "convex-optimization"],
         metrics=["accuracy", "f1"],
-        datasets=[found for each in data if (found := _dataset(each)) is not None] or None,
+        datasets=[found for each in commands if (found := _dataset(each)) is not None] or None,
         model_name=name,
         eval_results=results,
     ).to_yaml()
@@ -145,17 +153,19 @@ def read_comparison(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _dataset(task: str) -> str | None:
-    """The Hub's id of a data set; None where it has none (files of one's own).
+def _dataset(command: str) -> str | None:
+    """The Hub's id of the data set of a command; None where it has none (files of one's own).
 
-    >>> _dataset("imdb"), _dataset("reviews")
+    >>> _dataset("convex-heads fit imdb --seed 1"), _dataset("convex-heads refit head ./imdb.csv")
     ('stanfordnlp/imdb', None)
     """
     from tasks.registry import TASKS
 
-    if task.startswith("hub:"):
-        return task.removeprefix("hub:").split(":")[0]
-    spec = TASKS.get(task)
+    words = shlex.split(command)[1:]
+    data = "".join(words[2:3] if words[:1] == ["refit"] else words[1:2])
+    if data.startswith("hub:"):
+        return data.removeprefix("hub:").split(":")[0]
+    spec = TASKS.get(data)
     return None if spec is None or spec.hub is None else spec.hub.repository
 
 
@@ -215,6 +225,7 @@ def write_refit_card(
             pipeline.modality,
             pipeline.backbone,
             names,
+            record.commands,
             accuracy=measured["all"].accuracy,
             macro_f1=measured["all"].macro_f1,
         ),

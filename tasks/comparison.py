@@ -25,7 +25,7 @@ from tasks.config import CompareConfig
 from tasks.config_files import as_command
 from tasks.console import QuietReporter, Reporter
 from tasks.data import Dataset
-from tasks.ledger import Ledger, write_whole
+from tasks.ledger import Ledger, check_folder, write_whole
 from tasks.methods import METHODS
 from tasks.methods.settings import settings_of
 from tasks.records import CompareRecord
@@ -108,6 +108,8 @@ def compare(
 def run_compare(config: CompareConfig, *, reporter: Reporter) -> CompareRecord:
     """As `compare`, with all options."""
     began = time.perf_counter()
+    if config.out is not None:
+        check_folder(config.out)
     plan = make_plan(config, reporter)
     out = config.out or _default_out(config, plan)
     extracted = time.perf_counter() - began

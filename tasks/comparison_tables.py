@@ -70,7 +70,8 @@ def trust_table(record: CompareRecord) -> Table | None:
         line += [_at(row["selective"], "coverage", 0.8), _at(row["selective"], "coverage", 0.5)]
         line.append(_at(row["noise"], "sigma", 0.5))
         certified = row["certified"]
-        line.append("" if certified is None else f"{certified['median_radius']:.3g}")
+        radius = None if certified is None else certified["median_radius"]
+        line.append("" if radius is None else f"{radius:.3g}")
         lines.append(line)
     return Table(header, lines)
 

@@ -22,7 +22,7 @@ from extractors.options import (
     Quantize,
     parse_layers,
 )
-from tasks.config_base import GAP, CommonConfig, OnBadRow, above_zero, at_least
+from tasks.config_base import CommonConfig, OnBadRow, above_zero, at_least, check_gap
 
 Activation = Literal["gated_relu", "relu"]
 Penalty = Literal["auto", "group", "ridge"]
@@ -212,9 +212,7 @@ class FitConfig(ExtractConfig):
                 raise InputError(
                     f"--beta {self.beta}: must be at most 1{_BETA}; more is for --penalty ridge"
                 )
-        above_zero("--tolerance", self.tolerance, GAP)
-        if self.tolerance is not None and self.tolerance >= 1:
-            raise InputError(f"--tolerance {self.tolerance}: must be below 1{GAP}")
+        check_gap(self.tolerance)
         above_zero("--max-seconds", self.max_seconds)
         above_zero("--checkpoint-minutes", self.checkpoint_minutes)
         if self.machine is not None and not self.dry_run:

@@ -9,7 +9,6 @@ from typing import Literal
 from extractors.errors import InputError
 
 OnBadRow = Literal["fail", "skip"]
-GAP = " (a relative duality gap)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +38,15 @@ def above_zero(option: str, value: float | None, more: str = "") -> None:
     # `not >` rather than `<=`, so that NaN is refused too.
     if value is not None and not 0 < value < float("inf"):
         raise InputError(f"{option} {value}: must be above 0{more}")
+
+
+def check_gap(tolerance: float | None) -> None:
+    """Raises InputError for a --tolerance that is no relative duality gap; None passes.
+
+    >>> check_gap(5.0)
+    Traceback (most recent call last):
+    extractors.errors.InputError: tolerance 5.0: must be below 1 (a relative duality gap)
+    """
+    above_zero("--tolerance", tolerance, " (a relative duality gap)")
+    if tolerance is not None and tolerance >= 1:
+        raise InputError(f"--tolerance {tolerance}: must be below 1 (a relative duality gap)")

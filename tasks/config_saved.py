@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from extractors.errors import InputError
-from tasks.config_base import GAP, CommonConfig, OnBadRow, above_zero, at_least
+from tasks.config_base import CommonConfig, OnBadRow, above_zero, at_least, check_gap
 
-OutputFormat = Literal["table", "jsonl", "csv", "parquet"]
+OutputFormat = Literal["table", "json", "jsonl", "csv", "parquet"]
 ExportFormat = Literal["onnx", "torch"]
 CacheAction = Literal["ls", "verify", "compact", "rm"]
 
@@ -111,7 +111,7 @@ class RefitConfig(LabelledRowsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above_zero("--tolerance", self.tolerance, GAP)
+        check_gap(self.tolerance)
         above_zero("--max-seconds", self.max_seconds)
 
 

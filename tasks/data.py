@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Dataset:
     """Raw rows, divided and numbered.
 
     Attributes:
-        name: task name, or the name of the file or folder.
+        name: task name, or the name of the file or folder, or `owner/name[:config]`.
         modality: "text", "image" or "features".
         classes: the C class names; a row's label indexes them, and every class has rows in train.
         splits: Rows under exactly the keys train, validation, test.
@@ -65,7 +66,7 @@ class Dataset:
     @property
     def slug(self) -> str:
         """For names of folders: the name, and the classes where they are not all."""
-        name = Path(self.name).stem
+        name = re.sub(r"[^\w.-]+", "-", self.name)
         return f"{name}-{classes_slug(self.classes)}" if self.left_out_classes else name
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ _MOST_BYTES = 20 << 20
 _SECONDS = 20.0
 # Of a config, what says which backbone it was.
 _SOURCE = ("backbone", "backbone_fingerprint")
+# What may be a path that begins where its command was given.
+_PLACES = ("artefact", "before", "data", "store", "new_store")
+_PATH_OPTIONS = ("--out", "--data-root", "--cache-dir", "--comparison")
 
 
 def find_artefact(
@@ -90,7 +94,7 @@ def push_folder(
 
 
 def hide_places(folder: Path) -> None:
-    """Leaves of every absolute path in an artefact's texts (stores, commands) only its last part.
+    """Leaves of every path in an artefact's texts (stores, commands) only its last part.
 
     A refit finds a store by its name in the cache directory. Of a backbone that is a folder the
     name stays (``timm:local-dir:./my-net``), by which `tasks.fitted_backbone` asks for it.
@@ -141,16 +145,26 @@ def _in_json(text: str) -> str:
 
 
 def _places(value: Any) -> Iterator[str]:
-    """Absolute paths among the strings of a config, or among the words of one that is a command."""
+    """Paths with folders among the strings of a config, or the words of one that is a command."""
     if isinstance(value, dict):
-        for each in value.values():
+        for name, each in value.items():
+            if name in _PLACES and isinstance(each, str) and _relative(each):
+                yield each
             yield from _places(each)
     elif isinstance(value, list):
         for each in value:
             yield from _places(each)
     elif isinstance(value, str):
-        words = shlex.split(value) if value.startswith("convex-heads ") else [value]
-        yield from (word for word in words if Path(word).is_absolute() and Path(word).name)
+        words = shlex.split(value) if value.startswith("convex-heads ") else []
+        given = [word for before, word in pairwise(words) if before in _PATH_OPTIONS]
+        yield from filter(_relative, words[2:4] + given)
+        absolute = (word for word in words or [value] if Path(word).is_absolute())
+        yield from (word for word in absolute if Path(word).name)
+
+
+def _relative(word: str) -> bool:
+    # Ids stand behind a colon: hub:owner/name.
+    return "/" in word and ":" not in word and not Path(word).is_absolute()
 
 
 def image_input(item: str, allow_urls: bool) -> Path | bytes:

@@ -6,7 +6,7 @@ Everything here ends in a RawData; which rows are held out is decided elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,17 +186,28 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
+def our_names(found: Iterable[str]) -> dict[str, str]:
+    """Our names of splits by those of the data; without a test split validation is the test.
+
+    >>> our_names(["train", "dev", "test"]), our_names(["train", "val"])
+    ({'train': 'train', 'dev': 'validation', 'test': 'test'}, {'train': 'train', 'val': 'test'})
+    """
+    names = {each: SPLIT_NAMES.get(each, each) for each in found}
+    if set(names.values()) == {"train", "validation"}:
+        return {each: "test" if name == "validation" else name for each, name in names.items()}
+    return names
+
+
 def use_val_as_test(raw: RawData) -> RawData:
     """Give the splits our names; a data set with only train and val is tested on val."""
     notes = raw.notes
-    names = {found: SPLIT_NAMES.get(found, found) for found in raw.splits}
+    names = our_names(raw.splits)
     if WHOLE not in raw.splits and "train" not in raw.splits:
         raise InputError(f"{raw.name} has {', '.join(raw.splits)} but no train split to learn from")
-    if set(names.values()) == {"train", "validation"}:
-        found = next(found for found, name in names.items() if name == "validation")
-        names[found] = "test"
+    stand_in = next((found for found in names if names[found] == "test" and found != "test"), None)
+    if stand_in is not None:
         notes += (
-            f"there is no test split: '{found}' is used as test, "
+            f"there is no test split: '{stand_in}' is used as test, "
             "and a validation split is taken from train",
         )
     splits = {names[found]: split for found, split in raw.splits.items()}

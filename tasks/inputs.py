@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from extractors.base import Modality
-from extractors.errors import InputError
+from extractors.errors import BadRow, InputError
 from tasks.columns import ColumnChoice, find_columns, settle
 from tasks.files import IMAGE_SUFFIXES, list_images, read_inputs
 from tasks.labels import is_missing
@@ -105,7 +105,7 @@ def _from_table(
             f"but this head labels {_PLURAL[modality]}; name a column with --{modality}-column"
         )
     values = columns.read_input(table.read)
-    values = [None if isinstance(value, Broken) else value for value in values]
+    values = [BadRow(v.reason) if isinstance(v, Broken) else v for v in values]
     inputs = read_inputs(path.parent, columns, values)
     ids = [f"row/{i:06d}" for i in range(len(inputs))]
     if id_column is not None:

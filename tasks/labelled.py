@@ -14,7 +14,7 @@ from extractors.errors import InputError
 from tasks.classes import choose_classes
 from tasks.columns import ColumnChoice, settle
 from tasks.data import check_rows
-from tasks.files import find_split_files
+from tasks.files import find_split_files, our_names
 from tasks.labels import encode_labels
 from tasks.raw import WHOLE
 from tasks.registry import TASKS, resolve_data_root
@@ -136,7 +136,12 @@ def _column(data: str, split: str, name: str, n: int) -> list[Any]:
         tables = [path]
     else:
         files = find_split_files(path)
-        tables = list(files.get(split, ()))
+        tables = [
+            file
+            for found, name in our_names(files).items()
+            if name == split
+            for file in files[found]
+        ]
         if not files:
             tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
     values: list[Any] = []

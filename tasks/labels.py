@@ -165,7 +165,8 @@ def _keys(
     if class_names is None:
         return (_number if integers else _name), None
     position = {name: i for i, name in enumerate(class_names)}
-    by_name = not integers or all(str(label) in position for label in values)
+    # A number that is stored as one is an index, also where names are spelt with digits.
+    by_name = not integers or all(isinstance(v, str) and v in position for v in values)
 
     def name_of(label: Any) -> str:
         if by_name and _name(label) in position:

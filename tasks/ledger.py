@@ -56,6 +56,15 @@ class Trial(NamedTuple):
         return cls(*(record[name] for name in cls._fields))
 
 
+def check_folder(folder: Path) -> None:
+    """Raises InputError unless a comparison may be in this folder. Cheap: ask before the work."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file: name a folder")
+    found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if ABOUT not in found and found - {LOCK}:
+        raise InputError(f"{folder} is not empty and holds no comparison: choose another --out")
+
+
 class Ledger:
     """The records in a folder.
 
@@ -96,9 +105,7 @@ class Ledger:
             InputError: the folder holds another comparison, or something else.
             MachineError: another process holds it.
         """
-        found = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-        if ABOUT not in found and found - {LOCK}:
-            raise InputError(f"{folder} is not empty and holds no comparison: choose another --out")
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / LOCK, what=f"the comparison {folder}"):
             ledger = cls(folder, settings)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from extractors.store import StoredRows
+from tasks.artefact import SAMPLES_NAME
 from tasks.records import to_json
 
 SAMPLES = 20
@@ -46,4 +47,4 @@ def write_samples(
         if isinstance(inputs.get(row), str):
             sample["text"] = inputs[row][:_CHARACTERS]
         lines.append(to_json(sample) + "\n")
-    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / SAMPLES_NAME).write_text("".join(lines), encoding="utf-8")

@@ -196,7 +196,7 @@ Input = Annotated[
 Output = Annotated[Path | None, Option(help="File to write [stdout].", metavar="FILE")]
 Format = Annotated[
     str | None,
-    Option(help="Of the output [table, or its suffix].", metavar="table|jsonl|csv|parquet"),
+    Option(help="Of the output [table, or its suffix].", metavar="table|json|jsonl|csv|parquet"),
 ]
 Split = Annotated[
     str | None, Option(help="Rows to measure [test, or all].", metavar="train|validation|test")

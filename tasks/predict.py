@@ -62,7 +62,7 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
         backbone=config.backbone,
     )
     items = find_items(config, pipeline.modality, columns_before(pipeline.facts))
-    form = config.format or ("table" if as_json else _format_of(config.output))
+    form = _format_of(config, as_json)
     n_empty = sum(map(is_empty, items.inputs))
     if n_empty and config.on_bad_row == "fail":
         reporter.note(
@@ -71,12 +71,16 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
         )
     skipped = Skipped()
     if config.output is not None:
-        _label_into_file(pipeline, items, config, form, as_json, skipped, reporter)
+        _label_into_file(pipeline, items, config, form, skipped, reporter)
+        if as_json:
+            answer = {"artefact": config.artefact, "output": str(config.output)}
+            rows = len(items.ids) - len(skipped)
+            print(to_json({**answer, "rows": rows, "skipped": _told(skipped)}))
     else:
         if form == "parquet":
             raise InputError("--format parquet is written to a file: name it with --output")
         chunks = label(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
-        _write(chunks, pipeline.classes, sys.stdout, form, config.artefact, as_json, skipped)
+        _write(chunks, pipeline.classes, sys.stdout, form, config.artefact, skipped)
     if skipped:
         row, reason = next(iter(skipped.items()))
         reporter.note(
@@ -90,7 +94,6 @@ def _label_into_file(
     items: Items,
     config: PredictConfig,
     form: OutputFormat,
-    as_json: bool,
     skipped: Skipped,
     reporter: Reporter,
 ) -> None:
@@ -124,7 +127,7 @@ def _label_into_file(
         temporary = output.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{output.name}")
         with plain_disk_errors(output.parent, "--output"):
             try:
-                if form == "parquet" and not as_json:
+                if form == "parquet":
                     write_parquet(journal.chunks(), pipeline.classes, temporary, skipped)
                 else:
                     with temporary.open("w", encoding="utf-8", newline="") as stream:
@@ -134,7 +137,6 @@ def _label_into_file(
                             stream,
                             form,
                             config.artefact,
-                            as_json,
                             skipped,
                         )
                 temporary.replace(output)
@@ -142,7 +144,7 @@ def _label_into_file(
                 temporary.unlink(missing_ok=True)
         told = output.with_name(f"{output.name}.skipped.jsonl")
         if skipped:
-            lines = [to_json({"id": row, "reason": why}) + "\n" for row, why in skipped.items()]
+            lines = [to_json(row) + "\n" for row in _told(skipped)]
             write_atomically(told, "".join(lines).encode(), "--output")
         else:
             told.unlink(missing_ok=True)  # of an earlier run
@@ -157,14 +159,13 @@ def _write(
     stream: IO[str],
     form: OutputFormat,
     artefact: str,
-    as_json: bool,
     skipped: Skipped,
 ) -> None:
     rows = predictions(chunks, classes, skipped)
-    if as_json:
+    if form == "json":
         answer: dict[str, Any] = {"artefact": artefact, "predictions": list(rows)}
         if skipped:
-            answer["skipped"] = [{"id": row, "reason": why} for row, why in skipped.items()]
+            answer["skipped"] = _told(skipped)
         stream.write(to_json(answer) + "\n")
     elif form == "jsonl":
         write_json_lines(rows, stream)
@@ -174,7 +175,12 @@ def _write(
         write_table(list(rows), classes, stream)
 
 
+def _told(skipped: Skipped) -> list[dict[str, str]]:
+    return [{"id": row, "reason": why} for row, why in skipped.items()]
+
+
 _FORMATS: dict[str, OutputFormat] = {
+    ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
@@ -185,12 +191,22 @@ _FORMATS: dict[str, OutputFormat] = {
 }
 
 
-def _format_of(output: Path | None) -> OutputFormat:
+def _format_of(config: PredictConfig, as_json: bool) -> OutputFormat:
+    """Of the file, by its name where --format says nothing; without a file, of stdout."""
+    output = config.output
+    if as_json and output is None:
+        if config.format not in (None, "json"):
+            raise InputError(
+                f"--json is one JSON object on stdout: leave out --format {config.format}"
+            )
+        return "json"
+    if config.format is not None:
+        return config.format
     suffix = output.suffix.lower() if output else ""
     if suffix not in _FORMATS:
         raise InputError(
-            f"--output {output}: files called *{suffix} are not written; name it .csv, .jsonl or "
-            ".parquet, or say --format"
+            f"--output {output}: files called *{suffix} are not written; name it .csv, .json, "
+            ".jsonl or .parquet, or say --format"
         )
     return _FORMATS[suffix]
 

@@ -117,6 +117,7 @@ def write_model_card(
                 record.modality,
                 record.backbone,
                 (record.task,),
+                (record.command,),
                 accuracy=record.test_accuracy,
                 macro_f1=record.test_macro_f1,
             ),

@@ -64,7 +64,10 @@ def list_tasks(data_root: str | os.PathLike[str] | None = None) -> list[TaskInfo
 def _whereabouts(spec: TaskSpec, root: Path | None) -> tuple[bool, str]:
     if spec.hub is None:
         return True, "installed"
-    folder = find_task_folder(spec, root)
+    try:
+        folder = find_task_folder(spec, root)
+    except InputError as error:
+        return False, str(error)
     if folder is not None:
         return True, str(folder)
     cached = is_cached(spec.hub.repository)
@@ -81,7 +84,7 @@ def read_source(data: str, root: Path | None, choice: ColumnChoice) -> RawData:
     if data.startswith("hub:"):
         repository, config = parse_hub_name(data)
         instead = "download it elsewhere and give the folder instead"
-        return read_hub(repository.rpartition("/")[2], repository, config, choice, instead)
+        return read_hub(data.removeprefix("hub:"), repository, config, choice, instead)
     path = Path(os.path.expanduser(data))
     looks_like_path = path.exists() or path.suffix or len(path.parts) > 1
     if looks_like_path:
@@ -113,8 +116,8 @@ def read_task(spec: TaskSpec, root: Path | None, choice: ColumnChoice) -> RawDat
     if folder is not None:
         if spec.name == "fashion_mnist" and not find_split_files(folder):
             return read_fashion_mnist(folder, read_class_names(folder))
-        if spec.hub is not None and spec.hub.is_pair and choice.text is None:
-            choice = replace(choice, text=spec.hub.columns.text)
+        if spec.hub is not None and choice.before is None:
+            choice = replace(choice, before=spec.hub.columns)
         return _without_secrets(replace(read_path(folder, choice), name=spec.name))
     assert spec.hub is not None
     searched = f"{root} has no {spec.name}/train.parquet" if root else "no --data-root was given"

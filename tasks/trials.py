@@ -63,7 +63,7 @@ def _run_method(
     (folder / "job.json").write_text(to_json(own), "utf-8")
     title = METHODS[trials[0].method].title
     stage.detail(title)
-    command = [sys.executable, "-m", "tasks.trial", str(folder.resolve())]
+    command = [sys.executable, "-P", "-m", "tasks.trial", str(folder.resolve())]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
             command,

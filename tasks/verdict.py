@@ -42,6 +42,8 @@ def verdict(
             said += _against_ours(comparison, seconds, reference)
         said += _without_backbone(comparison)
     for name, reason in (skipped or {}).items():
+        if name in comparison.means:
+            continue  # left out on another backbone or size alone
         said.append(f"Not compared: {METHODS[name].title} ({reason}).")
     return said
 

@@ -79,13 +79,15 @@ def test_an_older_artefact_is_replaced_and_other_folders_are_not_touched(folder,
 
 def test_links_are_followed_and_other_files_in_an_artefact_stay(folder, tmp_path):
     (folder / "head.onnx").write_bytes(b"precious")
-    (folder / "report.html").write_text("of the older head")
+    for name in ("report.html", "samples.jsonl"):
+        (folder / name).write_text("of the older head")
     (tmp_path / "link").symlink_to(folder)
     write(tmp_path / "link", marker="second")
     assert (tmp_path / "link").is_symlink()
     assert read_artefact(folder).config["marker"] == "second"
     assert (folder / "head.onnx").read_bytes() == b"precious"
     assert not (folder / "report.html").exists()
+    assert not (folder / "samples.jsonl").exists()
     assert sorted(os.listdir(tmp_path)) == ["head", "link"]
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     with pytest.raises(InputError, match="a link to nothing"):

@@ -252,6 +252,26 @@ def test_killed_at_once_loses_one_trial_and_repeats_to_the_bit(
 
 
 @pytest.mark.slow
+def test_a_file_called_tasks_is_not_ours_and_a_head_without_weights_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "tasks.py").write_text("raise SystemExit('of somebody else')")
+    kinds = ["common"] * 54 + ["rare"] * 6
+    rows = [f"a {kind} thing {i % 7} of number {i},{kind}" for i, kind in enumerate(kinds)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    own = ["compare", "rows.csv", "--backbone", "toy:text-8", "--methods", "convex,linear"]
+    # At beta_max the head is constant: no change of a row changes its class.
+    own += ["--beta", "1", "--penalty", "group", "--seeds", "2", "--quiet", "--json", "--out"]
+    assert main([*own, "rows.csv"]) == 2
+    assert "--out rows.csv is a file" in capsys.readouterr().err
+    assert main([*own, "out"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    [head] = [row for row in answer["trust"] if row["method"] == "convex"]
+    assert head["certified"]["median_radius"] is None and not answer["skipped"]
+    assert "certified radius" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_few_shots_curves_and_two_backbones(reviews: Path, tmp_path: Path) -> None:
     own = ["compare", str(reviews), "--methods", "linear,knn,tfidf", "--seeds", "2", "--quiet"]
     two = ["--backbone", "toy:text-16", "--backbone", "toy:text-8"]

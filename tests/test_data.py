@@ -156,6 +156,10 @@ def test_list_tasks_says_what_is_at_hand(tmp_path, monkeypatch):
     at_hand = {task.name: task.at_hand for task in list_tasks(tmp_path / "root")}
     assert [name for name, here in at_hand.items() if here] == ["wordnet6", "digits", "sst2"]
     assert list(at_hand) == list(TASKS)
+    write_csv(tmp_path / "root" / "sst2" / "train.csv")
+    told = {task.name: (task.at_hand, task.source) for task in list_tasks(tmp_path / "root")}
+    assert list(told) == list(TASKS)
+    assert not told["sst2"][0] and "keep one of them" in told["sst2"][1]
 
 
 def test_no_network_and_nothing_cached_is_the_machine(tmp_path):
@@ -264,6 +268,37 @@ def test_integer_labels_take_names_from_classes_json(tmp_path):
     assert all(
         text.startswith(data.classes[y]) for text, y in zip(rows.inputs, rows.labels, strict=True)
     )
+
+
+def test_integers_are_indices_also_where_names_are_digits(tmp_path):
+    # By name a file without the first class would have other classes than one with it.
+    (tmp_path / "classes.json").write_text('["1", "2", "3"]')
+    for labels, classes in (([0, 1, 2], ("1", "2", "3")), ([1, 2, 1], ("2", "3"))):
+        table = pa.table({"text": TEXTS, "label": labels * 20})
+        parquet.write_table(table, tmp_path / "train.parquet")
+        assert load_task(tmp_path).classes == classes
+    (tmp_path / "train.parquet").unlink()
+    write_csv(tmp_path / "train.csv", labels=["3", "1"] * 30)
+    assert load_task(tmp_path).classes == ("1", "3")
+
+
+def test_data_sets_of_different_names_have_different_folders(tmp_path):
+    for name in ("films.v1.csv", "films.v2.csv"):
+        write_csv(tmp_path / name)
+    slugs = [load_task(tmp_path / name).slug for name in ("films.v1.csv", "films.v2.csv")]
+    assert slugs == ["films.v1", "films.v2"]
+
+
+def test_a_named_task_has_its_own_columns_in_a_data_root_too(tmp_path):
+    folder = tmp_path / "trec6"
+    folder.mkdir()
+    fine = [f"kind {i % 12}" for i in range(60)]
+    coarse = [f"group {i % 2}" for i in range(60)]
+    table = pa.table({"text": TEXTS, "label": fine, "label_coarse_original": coarse})
+    parquet.write_table(table, folder / "train.parquet")
+    assert load_task("trec6", data_root=tmp_path).classes == ("group 0", "group 1")
+    own = load_task("trec6", data_root=tmp_path, label_column="label")
+    assert len(own.classes) == 12
 
 
 def test_a_class_without_rows_is_left_out(tmp_path):

@@ -49,7 +49,7 @@ def test_a_hub_data_set_gives_its_splits_and_label_names(hub_folder):
         rows = {"text": TEXTS, "label": [1, 0] * 30}
         datasets.Dataset.from_dict(rows, features).to_parquet(hub_folder / f"{split}.parquet")
     data = load_task("hub:owner/name")
-    assert data.name == "name"
+    assert (data.name, data.slug) == ("owner/name", "owner-name")
     assert sizes(data) == [50, 10, 60]
     assert data.classes == ("no", "yes")
     rows = data.splits["test"]

@@ -35,12 +35,16 @@ assert first.predict_proba(["a film"]).tolist() == clf.predict_proba(["a film"])
 
 clf.save_pretrained("changed")
 card = Path("changed/README.md")
-card.write_text(f"---\\nlibrary_name: convex-heads\\n---\\n{Path.cwd()}/a b.csv\\n# second\\n")
+card.write_text(
+    f"---\\nlibrary_name: convex-heads\\n---\\n{Path.cwd()}/a b.csv\\nher/b.csv\\n# second\\n"
+)
 told = Path("changed/config.json")
 config = json.loads(told.read_text())
 config["record"] = {
     "store": f"{Path.cwd()}/cache/stores/mine",
     "command": f"convex-heads fit '{Path.cwd()}/a b.csv' --cache-dir {Path.cwd()}/cache",
+    "artefact": "her/films/head",
+    "more": "convex-heads refit her/films/head her/b.csv --prompt and/or --out ./her/films/new",
 }
 told.write_text(json.dumps(config))
 ConvexHeadPipeline.from_pretrained("changed").push_to_hub("someone/my-head", token=token)
@@ -94,9 +98,11 @@ def test_pushed_heads_are_found_again_and_tokens_are_kept_nowhere(tmp_path):
         told = json.loads(tree["config.json"])["record"]
         assert told["store"] == "mine"
         assert told["command"] == "convex-heads fit 'a b.csv' --cache-dir cache"
+        assert told["artefact"] == "head"
+        assert told["more"] == "convex-heads refit head b.csv --prompt and/or --out new"
         for name in ("config.json", "README.md"):
             assert str(tmp_path).encode() not in tree[name], name
-        assert b"\na b.csv\n" in tree["README.md"]
+        assert b"\na b.csv\nb.csv\n" in tree["README.md"]
         assert hub.token not in done.stdout + done.stderr
         for path in tmp_path.rglob("*"):
             if path.is_file():

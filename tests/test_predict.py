@@ -91,6 +91,11 @@ def test_every_format_in_and_out_gives_the_same_answers_in_order(texts, tmp_path
             found = [[float(row[name]) for name in ("animal", "film", "plant")] for row in rows]
             np.testing.assert_allclose(found, expected, atol=1e-5)
             target.unlink()
+    assert predict(texts, tmp_path / "out.json") == 0
+    answers = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    found = [list(row["probabilities"].values()) for row in answers]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    (tmp_path / "out.json").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "in.jsonl",
         "in.parquet",
@@ -140,6 +145,16 @@ def test_bad_rows_fail_or_are_reported_and_skipped(tmp_path, capsys):
     assert [row["id"] for row in answer["skipped"]] == ["row/000001", "row/000002"]
     assert main([*command[:-1], "--format", "parquet", "--quiet"]) == 2
     assert "--output" in capsys.readouterr().err
+    assert main([*command, "--format", "csv", "--quiet"]) == 2
+    assert "leave out --format csv" in capsys.readouterr().err
+    # The file has its own format, and one object on stdout tells of it; a broken line says why.
+    lines = tmp_path / "in.csv"
+    lines.write_text("text,more\nfine,1\na dull, film,1\nfine,2\n")
+    assert predict(lines, tmp_path / "out.csv", "--on-bad-row", "skip", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in read(tmp_path / "out.csv")] == ["row/000000", "row/000002"]
+    assert (answer["rows"], answer["output"]) == (2, str(tmp_path / "out.csv"))
+    assert "3 cells where the header has 2" in answer["skipped"][0]["reason"]
 
 
 def test_empty_texts_are_told_or_left_out(tmp_path, capsys):
@@ -271,6 +286,16 @@ def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
     assert "has no column 'sauce'; its columns are " in capsys.readouterr().err
     assert main([*command, "--by", "Source", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["slices"]) == 2
+    # Split files count by what they are, however they are called.
+    (tmp_path / "splits").mkdir()
+    for name in ("train.csv", "dev.csv"):
+        shutil.copy(source, tmp_path / "splits" / name)
+    divided = [*command[:2], str(tmp_path / "splits"), "--by", "source", "--json", "--quiet"]
+    for files, split in ((["train.csv", "dev.csv"], "test"), (["test.csv"], "validation")):
+        for name in files:
+            shutil.copy(source, tmp_path / "splits" / name)
+        assert main([*divided, "--split", split]) == 0
+        assert len(json.loads(capsys.readouterr().out)["slices"]) == 2
     # An artefact remembers the columns that its rows had.
     own = shutil.copytree(HEAD, tmp_path / "own")
     config = json.loads((own / "config.json").read_text())

@@ -332,9 +332,25 @@ def test_card_is_valid_for_the_hub_and_tells_the_figures(tmp_path: Path) -> None
     ],
 )
 def test_base_model_is_what_the_hub_calls_it(backbone: str, base: str | None) -> None:
-    header = card_metadata("text", backbone, ("wordnet6",), accuracy=0.9, macro_f1=0.8)
+    header = card_metadata("text", backbone, ("wordnet6",), (), accuracy=0.9, macro_f1=0.8)
     assert ModelCard(f"---\n{header}\n---\n").data.base_model == base
     assert "/home/somebody" not in header
+
+
+@pytest.mark.parametrize(
+    ("command", "datasets"),
+    [
+        ("convex-heads fit imdb --backbone minilm", ["stanfordnlp/imdb"]),
+        ("convex-heads fit ./imdb.csv", None),
+        ("convex-heads finetune hub:someone/imdb:plain", ["someone/imdb"]),
+        ("convex-heads refit head hub:someone/imdb", ["someone/imdb"]),
+        ("convex-heads fit wordnet6", None),
+        ("", None),
+    ],
+)
+def test_a_file_is_not_called_the_data_set_of_its_name(command: str, datasets: list | None) -> None:
+    header = card_metadata("text", "minilm", ("imdb",), (command,), accuracy=0.9, macro_f1=0.8)
+    assert ModelCard(f"---\n{header}\n---\n").data.datasets == datasets
 
 
 def test_figures_can_stand_on_one_page() -> None:
