@@ -10,8 +10,8 @@ from pathlib import Path
 from tasks import ConvexHeadPipeline
 from tasks.config import FinetuneConfig
 from tasks.console import LineReporter
-from tasks.finetune import run_finetune
-from tasks.round_figure import rounds_figure
+from tasks.cronos_am.finetune import run_finetune
+from tasks.reports.round_figure import rounds_figure
 
 data, backbone, unfreeze, rounds = [*sys.argv[1:], *(None, "minilm", "1", "3")[len(sys.argv) - 1 :]]
 if data is None:

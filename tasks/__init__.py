@@ -14,16 +14,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.comparison import compare as compare
-    from tasks.data import load_task as load_task
+    from tasks.comparison.run import compare as compare
+    from tasks.data.load import load_task as load_task
     from tasks.pipeline import ConvexHeadPipeline as ConvexHeadPipeline
 
 __all__ = ["ConvexHeadPipeline", "compare", "load_task"]
 
 _HOME = {
     "ConvexHeadPipeline": "tasks.pipeline",
-    "compare": "tasks.comparison",
-    "load_task": "tasks.data",
+    "compare": "tasks.comparison.run",
+    "load_task": "tasks.data.load",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors
 from extractors.store import default_cache_dir
-from tasks.activations import ABOUT_NAME, VALUES_NAME
+from tasks.cronos_am.activations import ABOUT_NAME, VALUES_NAME
 
 KINDS = ("activations", "compiled")
 

@@ -50,7 +50,7 @@ class ExtractConfig(CommonConfig):
 
     data: task name, path, or `hub:owner/name[:config]`. backbone: `source:id[@revision]`; None is
     the default for the data's modality. data_root: None means CONVEX_HEADS_DATA. The columns: None
-    means find it. classes: only rows of these, see `tasks.classes`; none: all. train_rows,
+    means find it. classes: only rows of these, see `tasks.data.classes`; none: all. train_rows,
     test_rows: None means all. layer to trust_remote_code: which features, see
     `extractors.options.FeatureOptions`; layer is a number, or several with commas. store_dtype: of
     the features on disk; what float16 and int8 lose is reported; None is float32, and float16 for
@@ -103,7 +103,7 @@ class ExtractConfig(CommonConfig):
     @property
     def stored_as(self) -> StoreDtype:
         """The dtype of the features on disk: the one chosen, or that of the task."""
-        from tasks.registry import TASKS
+        from tasks.data.registry import TASKS
 
         of_task = TASKS[self.data].store_dtype if self.data in TASKS else "float32"
         return self.store_dtype or of_task

@@ -16,8 +16,8 @@ from typing import Literal
 from extractors.errors import InputError, MachineError
 from extractors.manifest import MANIFEST_NAME
 from extractors.store import default_cache_dir
-from tasks.hub import hub_reachable
-from tasks.sources import list_tasks
+from tasks.data.hub import hub_reachable
+from tasks.data.sources import list_tasks
 
 DISTRIBUTION = "convex-heads"
 _LOW_DISK_GB = 2.0

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from extractors.errors import InputError
-from tasks.classes import left_out_before, left_out_note
-from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import EvaluateConfig
 from tasks.console import Reporter
-from tasks.inputs import Items
-from tasks.labelled import Labelled, class_numbers, read_labelled
+from tasks.data.classes import left_out_before, left_out_note
+from tasks.data.columns import ColumnChoice, columns_before
+from tasks.data.inputs import Items
+from tasks.data.labelled import Labelled, class_numbers, read_labelled
+from tasks.data.raw import WHOLE
 from tasks.metrics import evaluate
 from tasks.predict import label
-from tasks.raw import WHOLE
 from tasks.records import EvaluateRecord
 
 DRAWS = 1000

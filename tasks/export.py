@@ -34,15 +34,6 @@ _OUTPUTS = ("logits", "probabilities")
 _MOST_ONNX = 2**31 - 2**20  # bytes; a protobuf message has less than 2 GB
 
 
-def to_torch(head: Head) -> TorchHead:
-    """The head as a torch module in evaluation mode; see `TorchHead`.
-
-    In float32 it agrees with the head to 1e-5, but for rows that lie within round-off of a gate:
-    a gated network jumps there, and which side is right depends on the order of a sum.
-    """
-    return TorchHead(head.network, head.temperature).eval()
-
-
 def set_classifier(model: Any, head: TorchHead) -> Any:
     """Puts a head where a timm model has its classifier, in place, and returns the model.
 
@@ -186,7 +177,7 @@ def export_head(
         InputError: too large for ONNX.
         MachineError: the difference is above ``TOLERANCE``, or the exporter failed.
     """
-    module = _Answers(to_torch(head), None if graph is None else graph.module).eval()
+    module = _Answers(head.to_torch(), None if graph is None else graph.module).eval()
     module.requires_grad_(False)
     size = sum(each.numel() * each.element_size() for each in module.state_dict().values())
     if format == "onnx" and size > _MOST_ONNX:

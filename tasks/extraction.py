@@ -16,10 +16,10 @@ from extractors.errors import InputError
 from extractors.extract import Extraction, extract
 from extractors.names import parse_name
 from extractors.store import StoredRows
-from tasks.arrays import check_width
 from tasks.config import ExtractConfig
 from tasks.console import Reporter
-from tasks.data import Dataset, load_task
+from tasks.data.arrays import check_width
+from tasks.data.load import Dataset, load_task
 from tasks.records import ExtractRecord
 from tasks.standardise import min_spread_of
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from extractors.base import Extractor
 from tasks.artefact import check_destination
-from tasks.card import read_comparison
 from tasks.cluster import after_the_first, chosen_devices, join_cluster
 from tasks.compile_clock import compile_clock
 from tasks.config import FitConfig
@@ -23,6 +22,7 @@ from tasks.extraction import extract_features
 from tasks.fit_head import fit_head, history_lines, precision_note, unproven_note
 from tasks.outcome import common_fields, default_folder, measure, save, usable_rows
 from tasks.records import FitRecord
+from tasks.reports.card import read_comparison
 from tasks.streaming import is_larger_than_memory
 
 

@@ -24,19 +24,19 @@ from extractors.store import StoredRows, default_cache_dir
 from tasks.artefact import Head, write_artefact
 from tasks.baselines import SETTINGS, LinearProbe, linear_probe
 from tasks.calibration import fit_temperature
-from tasks.card import read_comparison
 from tasks.cluster import chosen_devices
-from tasks.columns import ColumnChoice
 from tasks.config import FitConfig
 from tasks.console import Reporter
+from tasks.data.columns import ColumnChoice
+from tasks.data.leaks import check_leaks
+from tasks.data.registry import named_columns
 from tasks.extraction import Extracted
-from tasks.leaks import check_leaks
 from tasks.memory import peak_rss_mb
 from tasks.metrics import Metrics, evaluate
-from tasks.mistakes import write_samples
 from tasks.records import FitRecord
-from tasks.registry import named_columns
-from tasks.report import write_model_card, write_report
+from tasks.reports.card import read_comparison
+from tasks.reports.mistakes import write_samples
+from tasks.reports.report import write_model_card, write_report
 from tasks.streamed_probe import STREAMED, streamed_probe
 
 _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")

@@ -20,11 +20,11 @@ import numpy as np
 from extractors.base import Modality
 from extractors.errors import InputError
 from extractors.storage import TEMPORARY_PREFIX, plain_disk_errors, write_atomically
-from tasks.columns import ColumnChoice, columns_before
 from tasks.config_saved import OutputFormat, PredictConfig
 from tasks.console import Reporter
-from tasks.inputs import STDIN, Items, read_items, text_items
-from tasks.raw import is_empty
+from tasks.data.columns import ColumnChoice, columns_before
+from tasks.data.inputs import STDIN, Items, read_items, text_items
+from tasks.data.raw import is_empty
 from tasks.records import to_json
 
 if TYPE_CHECKING:

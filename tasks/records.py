@@ -141,7 +141,7 @@ class CompareRecord:
     parameters, chosen (of the first seed), notes}.
     pairs: {backbone, shots, train_rows, first, second, difference, standard_error, interval,
     rows_p, rows_holm, mcnemar_p, mcnemar_holm, permutation_p, permutation_holm, better}; see
-    `tasks.paired`.
+    `tasks.comparison.paired`.
     verdict: sentences for each backbone and training size, {backbone, shots, train_rows, text}.
     skipped: reason by method.
     several_labels: rows have any number of labels. Accuracy is then the share of rows whose whole
@@ -150,9 +150,9 @@ class CompareRecord:
     trust: a line for each row of `rows` that has one, with its backbone, shots, train_rows and
     method, all means over seeds: {temperature, nll, ece, uncalibrated_nll, uncalibrated_ece,
     reliability and uncalibrated_reliability (bins), selective, noise, certified, and of the first
-    seed path, tolerance and convergence}; see `tasks.reliability`.
-    advice: {label_errors, confusion} of the first backbone; see `tasks.advice`. Duplicates are in
-    `leaks`.
+    seed path, tolerance and convergence}; see `tasks.comparison.reliability`.
+    advice: {label_errors, confusion} of the first backbone; see `tasks.comparison.advice`.
+    Duplicates are in `leaks`.
     """
 
     task: str

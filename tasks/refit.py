@@ -26,23 +26,23 @@ from extractors.extract import extract
 from extractors.store import FeatureStore, StoredRows, default_cache_dir
 from tasks.artefact import Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
-from tasks.classes import left_out_before, left_out_note, only_classes
-from tasks.columns import ColumnChoice, columns_before
 from tasks.config_files import as_command
 from tasks.config_saved import RefitConfig
 from tasks.console import Reporter
-from tasks.data import check_rows, content_digests
-from tasks.divide import NumberedSplit, divide
+from tasks.data.classes import left_out_before, left_out_note, only_classes
+from tasks.data.columns import ColumnChoice, columns_before
+from tasks.data.divide import NumberedSplit, divide
+from tasks.data.labels import encode_labels, row_weights
+from tasks.data.leak_words import leaks_in_words
+from tasks.data.leaks import find_leaks
+from tasks.data.load import check_rows, content_digests
+from tasks.data.raw import WHOLE
+from tasks.data.registry import resolve_data_root
+from tasks.data.sources import read_source
 from tasks.fit_head import unproven_note
-from tasks.labels import encode_labels, row_weights
-from tasks.leak_words import leaks_in_words
-from tasks.leaks import find_leaks
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
-from tasks.raw import WHOLE
 from tasks.records import RefitRecord
-from tasks.registry import resolve_data_root
-from tasks.sources import read_source
 
 _SPLITS = ("train", "validation", "test")
 
@@ -194,7 +194,7 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     }
 
     def write_more(folder: Path) -> None:
-        from tasks.card import write_refit_card
+        from tasks.reports.card import write_refit_card
 
         write_refit_card(folder, made, pipeline, data=new.manifest.task, measured=measured)
 

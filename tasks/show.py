@@ -12,7 +12,7 @@ from textwrap import wrap
 from typing import IO, TYPE_CHECKING, Any
 
 from tasks.console import WIDE, duration
-from tasks.leak_words import leaks_in_words
+from tasks.data.leak_words import leaks_in_words
 from tasks.records import (
     CompareRecord,
     EvaluateRecord,
@@ -27,10 +27,10 @@ from tasks.show_artefact import artefact_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tasks.cronos_am.finetune import FinetuneRecord
+    from tasks.data.sources import TaskInfo
     from tasks.doctor import Check
-    from tasks.finetune import FinetuneRecord
     from tasks.info import Inspection
-    from tasks.sources import TaskInfo
 
 
 def show_json(result: Any) -> None:
@@ -99,7 +99,7 @@ def show_finetune(record: FinetuneRecord) -> None:
 
 def show_comparison(record: CompareRecord) -> None:
     """The verdict, the table of every training size, and where things are."""
-    from tasks.comparison_words import table_of, where_in_words
+    from tasks.comparison.words import table_of, where_in_words
 
     for said in record.verdict:
         where = where_in_words(record, said)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from tasks.card import rows_in_words
 from tasks.fetch import folder_of
+from tasks.reports.card import rows_in_words
 
 if TYPE_CHECKING:
     from tasks.info import Inspection

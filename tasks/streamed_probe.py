@@ -24,7 +24,7 @@ from convex_heads.limits import Limits
 from convex_heads.scaling import Standardised
 from convex_heads.sources import RowSource, chunks
 from tasks.baselines import LinearProbe, Point, probe_along_the_path
-from tasks.labels import row_weights
+from tasks.data.labels import row_weights
 from tasks.standardise import scaling_of
 
 __all__ = ["STREAMED", "streamed_probe"]

@@ -61,8 +61,8 @@ def tasks(config: TasksConfig, output: Output) -> None:
 
     Example: convex-heads tasks --data-root ~/data
     """
+    from tasks.data.sources import list_tasks
     from tasks.show import show_tasks
-    from tasks.sources import list_tasks
 
     found = list_tasks(config.data_root)
     output.show({"tasks": found}, lambda _: show_tasks(found))
@@ -149,7 +149,7 @@ def finetune(config: FinetuneConfig, output: Output) -> None:
 
     Example: convex-heads finetune reviews.csv --backbone minilm --unfreeze 2 --out my-model
     """
-    from tasks.finetune import run_finetune
+    from tasks.cronos_am.finetune import run_finetune
     from tasks.show import show_finetune
 
     record = run_finetune(config, reporter=output.reporter)
@@ -184,7 +184,7 @@ def compare(config: CompareConfig, output: Output) -> None:
 
     Example: convex-heads compare reviews.csv --backbone minilm --out comparison
     """
-    from tasks.comparison import run_compare
+    from tasks.comparison.run import run_compare
     from tasks.show import show_comparison
 
     record = run_compare(config, reporter=output.reporter)
@@ -285,7 +285,7 @@ def serve(config: ServeConfig, output: Output) -> None:
 
     Example: convex-heads serve my-head --port 8000
     """
-    from tasks.serve import run_serve
+    from tasks.serving.server import run_serve
 
     run_serve(config, reporter=output.reporter)
 

@@ -14,8 +14,8 @@ from tiny_models import CORPUS, TIMM
 from convex_heads import ConvexHeadClassifier
 from extractors import load_extractor
 from extractors.blocks import CutBackbone
-from tasks.activations import cached_rows
-from tasks.alternate import Joint
+from tasks.cronos_am.activations import cached_rows
+from tasks.cronos_am.alternate import Joint
 
 TEXTS = ("bert", "roberta", "gpt2", "llama")
 IMAGES = ("vit", "clip", "convnext")

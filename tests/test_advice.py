@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
-from tasks.advice import LabelledRows, confusion, label_errors, label_errors_csv
-from tasks.comparison_figures import label_points
-from tasks.draws import folds
-from tasks.figures import new_figure
-from tasks.label_errors import nearest_neighbours, suspects, together
+from tasks.comparison.advice import LabelledRows, confusion, label_errors, label_errors_csv
+from tasks.comparison.draws import folds
+from tasks.comparison.figures import label_points
+from tasks.comparison.label_errors import nearest_neighbours, suspects, together
+from tasks.reports.figures import new_figure
 
 
 def rows(split: str, X: np.ndarray, y: np.ndarray) -> LabelledRows:

@@ -25,11 +25,11 @@ from extractors.blocks import CutBackbone
 from extractors.changes import with_changes
 from extractors.encode import encode_rows
 from extractors.errors import InputError
-from tasks.activations import cached_rows
-from tasks.alternate import alternate
-from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.cli import main
-from tasks.half_steps import Answers, HalfSteps, prefers
+from tasks.cronos_am.activations import cached_rows
+from tasks.cronos_am.alternate import alternate
+from tasks.cronos_am.block_step import BlockOptions, features_of, train_blocks
+from tasks.cronos_am.half_steps import Answers, HalfSteps, prefers
 
 
 def saves_the_best(history: list[dict]) -> bool:
@@ -163,7 +163,9 @@ def test_a_certificate_survives_its_checkpoint_as_it_is(tmp_path):
 def test_a_budget_leaves_time_for_the_head_of_the_last_blocks(tmp_path, monkeypatch):
     problem = joint("bert", backbone("bert", tmp_path))
     clock, halves = [0.0], []
-    monkeypatch.setattr("tasks.alternate.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(
+        "tasks.cronos_am.alternate.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
     block_half, head_half = HalfSteps.block_half, HalfSteps.head_half
 
     def until_its_end(run, state, deadline):

@@ -14,10 +14,10 @@ from pyarrow import parquet
 
 from extractors.errors import InputError, command_line
 from tasks import load_task
-from tasks.columns import ColumnChoice
 from tasks.config import ExtractConfig, FitConfig
 from tasks.config_files import load_config
-from tasks.inputs import read_items
+from tasks.data.columns import ColumnChoice
+from tasks.data.inputs import read_items
 
 GOOD = "text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
 LINES = "".join(f'{{"text": "text {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(40))
@@ -174,7 +174,7 @@ def test_opening_a_csv_file_leaves_no_thread_behind(tmp_path):
     script = """
 import os, pathlib, sys
 import pyarrow.csv
-from tasks.tables import open_table
+from tasks.data.tables import open_table
 before = len(os.listdir("/proc/self/task"))
 assert open_table(pathlib.Path(sys.argv[1])).names == ("the\\ntext", "label")
 assert len(os.listdir("/proc/self/task")) == before

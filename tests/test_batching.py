@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tasks.batching import Batcher, Closed, QueueFull
+from tasks.serving.batching import Batcher, Closed, QueueFull
 
 
 def test_the_thread_that_answers_is_the_one_that_loads_and_says_what_failed():

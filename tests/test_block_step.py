@@ -12,9 +12,9 @@ from joints import joint, needs_peft, never_rises
 from tiny_models import save_backbone as backbone
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from tasks import block_step
-from tasks.alternate import alternate
-from tasks.block_step import BlockOptions, features_of, find_rate, train_blocks
+from tasks.cronos_am import block_step
+from tasks.cronos_am.alternate import alternate
+from tasks.cronos_am.block_step import BlockOptions, features_of, find_rate, train_blocks
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_the_verb_cache_lists_and_removes_what_is_beside_the_stores(
 ) -> None:
     from extractors import load_extractor
     from extractors.blocks import CutBackbone
-    from tasks.activations import activation_folder, cached_rows
     from tasks.cli import main
+    from tasks.cronos_am.activations import activation_folder, cached_rows
 
     def cache(*arguments: str) -> tuple[int, str, str]:
         code = main(["cache", *arguments, "--cache-dir", str(tmp_path), "--json"])

@@ -13,9 +13,9 @@ import pytest
 from extractors.errors import InputError
 from tasks import load_task
 from tasks.artefact import read_artefact
-from tasks.classes import classes_slug, left_out_before, only_classes, pick_classes
 from tasks.cli import main
-from tasks.raw import RawSplit
+from tasks.data.classes import classes_slug, left_out_before, only_classes, pick_classes
+from tasks.data.raw import RawSplit
 
 FISH = "tench, Tinca tinca"
 NAMES = ("cock", FISH, "hen", "Hen")

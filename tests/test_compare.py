@@ -18,9 +18,9 @@ import pytest
 
 from extractors.errors import InputError
 from tasks.cli import main
+from tasks.comparison.ledger import MEASURED, RECORDS
 from tasks.config import CompareConfig
 from tasks.config_files import as_command
-from tasks.ledger import MEASURED, RECORDS
 from tasks.methods import METHODS, check_methods, default_methods
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tasks import console
 from tasks.console import LineReporter, QuietReporter, RichReporter, make_reporter
-from tasks.inputs import text_items
+from tasks.data.inputs import text_items
 from tasks.pipeline import Predicted
 from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
 from tasks.predict import predictions as in_rows

@@ -16,9 +16,9 @@ from pyarrow import parquet
 
 from extractors.errors import InputError, MachineError
 from tasks import load_task
-from tasks.data import Dataset
-from tasks.registry import TASKS, read_idx, wordnet_split
-from tasks.sources import list_tasks
+from tasks.data.load import Dataset
+from tasks.data.registry import TASKS, read_idx, wordnet_split
+from tasks.data.sources import list_tasks
 
 TEXTS = [f"{word} film number {i}" for i in range(30) for word in ("fine", "dull")]
 LABELS = ["pos", "neg"] * 30

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from extractors.errors import InputError
-from tasks.draws import curve_sizes, draw
+from tasks.comparison.draws import curve_sizes, draw
 
 
 def digest(number: int) -> bytes:

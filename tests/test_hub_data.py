@@ -11,8 +11,8 @@ from PIL import Image
 
 from extractors.errors import InputError, MachineError
 from tasks import load_task
-from tasks.data import Dataset
-from tasks.registry import TASKS
+from tasks.data.load import Dataset
+from tasks.data.registry import TASKS
 
 TEXTS = [f"film number {i}" for i in range(60)]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tasks.duplicates as duplicates
 from extractors.errors import InputError
 from extractors.store import StoredRows
 from tasks.cli import main
 from tasks.config import FitConfig
 from tasks.config_files import as_command, load_config, to_toml
 from tasks.console import QuietReporter
-from tasks.data import load_task
-from tasks.duplicates import FeatureSpace, SeenRows
-from tasks.leak_words import examples_in_words, leaks_in_words
-from tasks.leaks import SIMILARITY, check_leaks, find_leaks
+from tasks.data import duplicates
+from tasks.data.duplicates import FeatureSpace, SeenRows
+from tasks.data.leak_words import examples_in_words, leaks_in_words
+from tasks.data.leaks import SIMILARITY, check_leaks, find_leaks
+from tasks.data.load import load_task
 from tasks.records import FitRecord
 from tasks.show import show_fit
 

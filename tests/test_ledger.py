@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from extractors.errors import InputError, MachineError
-from tasks.ledger import RECORDS, Ledger, Trial, write_array
+from tasks.comparison.ledger import RECORDS, Ledger, Trial, write_array
 
 
 def record(seed: int, **more: object) -> dict:
@@ -76,7 +76,7 @@ def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks.ledger import Ledger
+from tasks.comparison.ledger import Ledger
 with Ledger.open(Path(sys.argv[1]), {"data": 1}):
     print("held", flush=True)
     time.sleep(600)

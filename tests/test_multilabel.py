@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from extractors.errors import InputError
 from tasks.cli import main
-from tasks.data import load_task
+from tasks.data.load import load_task
 from tasks.methods import SEVERAL_LABELS, load_method
 from tasks.methods.base import Part, Problem, Unavailable
 from tasks.metrics import best_threshold, binary_nll, evaluate_sets

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from tasks.comparison.paired import compare_right, holm
+from tasks.comparison.verdict import verdict
 from tasks.metrics import mcnemar
-from tasks.paired import compare_right, holm
-from tasks.verdict import verdict
 
 
 def right(rates: dict[str, float], n: int = 3000, K: int = 3, noise: float = 0.02) -> dict:

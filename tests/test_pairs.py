@@ -245,7 +245,7 @@ def test_serve_answers_pairs_and_refuses_single_texts(fitted):
     from fastapi.testclient import TestClient
 
     from tasks.config_saved import ServeConfig
-    from tasks.serve import make_app
+    from tasks.serving.server import make_app
 
     _, out, _ = fitted
     pipeline = ConvexHeadPipeline.from_pretrained(out, device="cpu")

@@ -7,10 +7,15 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from tasks.comparison.reliability import (
+    bins,
+    certified_accuracy,
+    noise_accuracy,
+    selective_accuracy,
+)
 from tasks.methods import load_method
 from tasks.methods.base import Part, Problem
 from tasks.metrics import evaluate
-from tasks.reliability import bins, certified_accuracy, noise_accuracy, selective_accuracy
 
 
 @pytest.fixture(scope="module")

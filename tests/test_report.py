@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from tasks.card import card_metadata
-from tasks.figures import accuracy_figure, convergence_figure, path_figure, reliability_figure
 from tasks.metrics import evaluate, reliability
 from tasks.records import FitRecord
-from tasks.report import write_model_card, write_report
+from tasks.reports.card import card_metadata
+from tasks.reports.figures import (
+    accuracy_figure,
+    convergence_figure,
+    path_figure,
+    reliability_figure,
+)
+from tasks.reports.report import write_model_card, write_report
 
 N = 400
 CLASSES = ("animal", "a & b <script>alert(1)</script>", "plant")

@@ -181,7 +181,7 @@ def test_slow_and_vanished_clients_and_requests_no_queue_could_hold(tmp_path):
 def test_bodies_that_are_held_together_have_a_limit():
     from fastapi import Request
 
-    from tasks.serve_requests import Bodies, Refused
+    from tasks.serving.requests import Bodies, Refused
 
     async def body(size: int) -> Request:
         async def receive() -> dict:
@@ -213,7 +213,7 @@ def test_a_failure_of_the_head_is_told_without_the_request(caplog):
     from fastapi.testclient import TestClient
 
     from tasks.config_saved import ServeConfig
-    from tasks.serve import make_app
+    from tasks.serving.server import make_app
 
     class Failing(ToyText):
         def encode(self, prepared):

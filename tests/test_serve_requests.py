@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from tasks.config_saved import ServeConfig
-from tasks.serve_requests import Refused, parse_request
+from tasks.serving.requests import Refused, parse_request
 
 _HEAD: Any = SimpleNamespace(modality="image")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extractors.errors import InputError
-from tasks.splits import hold_out, seeded_digests, stratified_order, take_subset
+from tasks.data.splits import hold_out, seeded_digests, stratified_order, take_subset
 
 
 def digests_of(contents: list[int]) -> list[bytes]:

@@ -14,7 +14,7 @@ import pytest
 from stores import manifest
 
 from extractors.store import FeatureStore, StoredRows
-from tasks.leaks import find_leaks
+from tasks.data.leaks import find_leaks
 from tasks.memory import free_memory
 
 RNG = np.random.default_rng(0)

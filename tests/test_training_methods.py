@@ -13,9 +13,9 @@ from tiny_models import save_backbone as backbone
 
 from extractors import load_extractor
 from extractors.encode import encode_rows
-from tasks.block_step import train_blocks
 from tasks.cli import main
-from tasks.images import image_bytes
+from tasks.comparison.images import image_bytes
+from tasks.cronos_am.block_step import train_blocks
 from tasks.methods import backbones, load_method
 from tasks.methods.base import Backbone, Part, Problem, Unavailable
 from tasks.methods.settings import SETTINGS

@@ -1,8 +1,9 @@
 """Methods that train the backbone itself: CRONOS-AM, LoRA and fine-tuning, on one budget.
 
-All three train by the same loop (:mod:`tasks.block_step`), CRONOS-AM the top blocks and the others
-all of them; what differs is through which head, and who chooses the learning rate: CRONOS-AM's is
-found by its range test, the others' by the validation rows, as a careful practitioner would do it.
+All three train by the same loop (:mod:`tasks.cronos_am.block_step`), CRONOS-AM the top blocks and
+the others all of them; what differs is through which head, and who chooses the learning rate:
+CRONOS-AM's is found by its range test, the others' by the validation rows, as a careful
+practitioner would do it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from extractors import load_extractor
 from extractors.blocks import CutBackbone
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
-from tasks.activations import cached_rows
-from tasks.alternate import Joint, alternate
-from tasks.block_step import BlockOptions, features_of, train_blocks
 from tasks.calibration import fit_temperature
+from tasks.cronos_am.activations import cached_rows
+from tasks.cronos_am.alternate import Joint, alternate
+from tasks.cronos_am.block_step import BlockOptions, features_of, train_blocks
 from tasks.methods.base import Fitted, Part, Problem, Unavailable, best_of, scored
 from tasks.methods.settings import SETTINGS
 from tasks.standardise import scaling_of

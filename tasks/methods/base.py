@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from tasks.calibration import fit_temperature
-from tasks.labels import row_weights
+from tasks.data.labels import row_weights
 from tasks.standardise import scaling_of
 
 __all__ = [

@@ -1,8 +1,8 @@
 """What every method of `compare` tries, in one place and without its libraries.
 
 A record of a comparison says it, so that a row that other settings made is told from one of these:
-it is not taken as done (`tasks.ledger`). Of the convex head only the defaults are here: its options
-are given by the person who compares, and a part of what the comparison is about.
+it is not taken as done (`tasks.comparison.ledger`). Of the convex head only the defaults are here:
+its options are given by the person who compares, and a part of what the comparison is about.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ import numpy as np
 
 from extractors import load_extractor
 from extractors.blocks import CutBackbone
-from tasks.activations import cached_rows
-from tasks.block_step import BlockOptions, train_blocks
-from tasks.checkpoint import State
 from tasks.config import FinetuneConfig
 from tasks.console import LineReporter
-from tasks.data import load_task
-from tasks.finetune import run_finetune
-from tasks.half_steps import HalfSteps
+from tasks.cronos_am.activations import cached_rows
+from tasks.cronos_am.block_step import BlockOptions, train_blocks
+from tasks.cronos_am.checkpoint import State
+from tasks.cronos_am.finetune import run_finetune
+from tasks.cronos_am.half_steps import HalfSteps
+from tasks.data.load import load_task
 
 _STEPS, _BATCH, _REPEATS = 8, 32, 5
 

@@ -89,7 +89,7 @@ def main() -> None:
     made.add_argument("--images", type=int, default=96, help="rows of each image backbone")
     made.add_argument("--repeats", type=int, default=3)
     options = made.parse_args()
-    from tasks.registry import read_wordnet6
+    from tasks.data.registry import read_wordnet6
 
     rows: dict[str, list[Any]] = {
         "text": list(read_wordnet6().splits["train"].inputs[: options.texts]),

@@ -17,11 +17,11 @@ import numpy as np
 from shared import Row, parser, show
 
 from convex_heads import ConvexHeadClassifier
+from tasks.comparison.draws import folds
+from tasks.comparison.label_errors import nearest_neighbours, suspects, together
 from tasks.config import CompareConfig
 from tasks.console import QuietReporter
-from tasks.draws import folds
 from tasks.extraction import extract_features
-from tasks.label_errors import nearest_neighbours, suspects, together
 from tasks.methods.convex import ADVICE_GAP
 
 

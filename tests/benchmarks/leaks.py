@@ -26,10 +26,10 @@ from shared import Row, parser, show
 
 from extractors import load_extractor
 from extractors.encode import encode_rows
-from tasks import duplicates
-from tasks.data import load_task
-from tasks.duplicates import FeatureSpace, SeenRows
-from tasks.leaks import SIMILARITY
+from tasks.data import duplicates
+from tasks.data.duplicates import FeatureSpace, SeenRows
+from tasks.data.leaks import SIMILARITY
+from tasks.data.load import load_task
 
 EDGES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.9999, 1.01)
 RNG = random.Random(0)

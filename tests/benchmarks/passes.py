@@ -39,8 +39,8 @@ from extractors.errors import InputError, MachineError
 from extractors.extract import extract, store_folder
 from extractors.shard import StoredRows
 from extractors.store import FeatureStore
-from tasks.data import load_task
-from tasks.registry import resolve_data_root
+from tasks.data.load import load_task
+from tasks.data.registry import resolve_data_root
 
 TRAINING = ("train", "validation")
 SOLVERS = ("kernel", "subspace", "fista-metric", "fista-plain", "r-fista")

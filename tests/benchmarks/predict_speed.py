@@ -22,9 +22,9 @@ from serve_load import WORDS, random_head
 from shared import parser, show
 
 from extractors.encode import encode_rows
-from tasks.columns import ColumnChoice
 from tasks.console import QuietReporter
-from tasks.inputs import read_items
+from tasks.data.columns import ColumnChoice
+from tasks.data.inputs import read_items
 from tasks.journal import Journal
 from tasks.pipeline import ConvexHeadPipeline
 from tasks.predict import Skipped, job_key, label, write_parquet

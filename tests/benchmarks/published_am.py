@@ -32,10 +32,10 @@ from convex_heads.losses import targets
 from convex_heads.warm import solve_again
 from extractors import load_extractor
 from extractors.blocks import CutBackbone
-from tasks.activations import CachedRows, cached_rows
-from tasks.block_step import BlockOptions, features_of, train_blocks
-from tasks.data import load_task
-from tasks.half_steps import HalfSteps, Joint
+from tasks.cronos_am.activations import CachedRows, cached_rows
+from tasks.cronos_am.block_step import BlockOptions, features_of, train_blocks
+from tasks.cronos_am.half_steps import HalfSteps, Joint
+from tasks.data.load import load_task
 from tasks.torch_head import TorchHead, row_losses
 
 

@@ -39,7 +39,7 @@ from extractors import load_extractor
 from extractors.errors import InputError, MachineError
 from extractors.extract import store_folder
 from extractors.store import FeatureStore
-from tasks.data import load_task
+from tasks.data.load import load_task
 
 LIVING = ("animal", "person", "plant")
 SOLVERS = ("admm", "nystrom", "paper", "pyscnn")

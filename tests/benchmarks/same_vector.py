@@ -26,7 +26,7 @@ from extractors.precision import measure_error
 
 def texts(n: int) -> list[str]:
     """Definitions of wordnet6, every eighth repeated into a long text."""
-    from tasks.registry import read_wordnet6
+    from tasks.data.registry import read_wordnet6
 
     found = list(read_wordnet6().splits["train"].inputs[:n])
     return [text if i % 8 else f"{text}; " * (1 + i % 60) for i, text in enumerate(found)]

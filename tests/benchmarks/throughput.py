@@ -28,7 +28,7 @@ Encode = Callable[[], np.ndarray]
 
 def texts(root: Path | None, task: str, n: int, split: str = "train") -> tuple[list[str], Any]:
     """Random rows of a named task, and their labels."""
-    from tasks.data import load_task
+    from tasks.data.load import load_task
 
     rows = load_task(task, data_root=root).splits[split]
     chosen = np.random.default_rng(0).permutation(len(rows))[:n]

@@ -1,0 +1,1 @@
+"""The verb `serve`: a saved head behind HTTP."""
