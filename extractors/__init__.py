@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from extractors.base import Extractor, Rows
     from extractors.errors import BadRow, InputError, MachineError
-    from extractors.names import load_extractor
+    from extractors.load import load_extractor
     from extractors.options import FeatureOptions
     from extractors.store import FeatureStore
 
@@ -42,7 +42,7 @@ _HOME = {
     "InputError": "extractors.errors",
     "MachineError": "extractors.errors",
     "Rows": "extractors.base",
-    "load_extractor": "extractors.names",
+    "load_extractor": "extractors.load",
 }
 
 

@@ -20,15 +20,10 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extractors.errors import InputError
-
-if TYPE_CHECKING:
-    from extractors.base import Extractor
-    from extractors.options import FeatureOptions
 
 SOURCES = ("st", "hf", "timm", "minilm", "toy", "precomputed", "module")
 _MEANING = {
@@ -37,6 +32,7 @@ _MEANING = {
     "timm": "a timm image model",
 }
 _LOCAL_DIR = "local-dir:"
+TOY_DIM = 32  # features of a toy backbone whose name does not say how many
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,7 @@ image model)
     if not rest:
         raise InputError(f"'{text}' names no model: write '{source}:ID'")
     if source == "toy":
-        from extractors.toy import canonical_toy_id
-
-        return BackboneName("toy", canonical_toy_id(rest))
+        return BackboneName("toy", _toy_id(rest))
     if source == "precomputed":
         from extractors.precomputed import canonical_width
 
@@ -127,66 +121,23 @@ image model)
     return _parse_timm(rest) if source == "timm" else _parse_hub_or_folder(source, rest)
 
 
-def load_extractor(
-    name: str, *, device: str | None = None, options: FeatureOptions | None = None
-) -> Extractor:
-    """The adapter for a backbone name. Cheap: the backbone itself is loaded at first use.
-
-    Only ``hf:`` reads a file at once, the model's config.json, which says whether it is a text or
-    an image model.
-
-    Args:
-        name: ``source:id[@revision]``, see the module's text.
-        device: a torch device such as "cpu" or "cuda:1"; None takes a GPU when there is one.
-        options: which features; None takes the backbone's own. Options that the backbone has no
-            use for are refused when it is first used.
+def _toy_id(text: str) -> str:
+    """``text`` -> ``text-32``; refuses everything but ``text[-DIM]`` and ``image[-DIM]``.
 
     Raises:
-        InputError: the name cannot be read (see ``parse_name``), or its package is missing.
-        MachineError: ``hf:`` with a model that is not cached, and no network.
+        InputError: another kind, or a width outside 2..4096.
 
     Example:
-        >>> load_extractor("toy:text-16").encode(["a fine film"]).shape
-        (1, 16)
+        >>> _toy_id("image")
+        'image-32'
     """
-    if options is not None and options.pairs == "embeddings":
-        from extractors.pairs import PairExtractor
-
-        each = replace(options, pairs="text")
-        return PairExtractor(load_extractor(name, device=device, options=each))
-    parsed = parse_name(name)
-    if parsed.source == "module":
-        raise InputError(
-            f"'{name}': a torch module of your own has no name that can be loaded; make it in "
-            "Python with extractors.module.ModuleExtractor"
-        )
-    if parsed.source in ("toy", "precomputed"):
-        if options is not None:
-            options.allow(frozenset(), f"the backbone {parsed}")
-        if parsed.source == "toy":
-            from extractors.toy import load_toy
-
-            return load_toy(parsed)
-        from extractors.precomputed import PrecomputedExtractor
-
-        return PrecomputedExtractor(int(parsed.id))
-    if parsed.source == "timm":
-        from extractors.timm_image import TimmImageExtractor
-
-        return TimmImageExtractor(parsed, options=options, device=device)
-    if parsed.source == "hf":
-        from extractors.hf_config import modality_of, read_config
-
-        if modality_of(read_config(parsed), str(parsed)) == "image":
-            from extractors.hf_image import TransformerImageExtractor
-
-            return TransformerImageExtractor(parsed, options=options, device=device)
-        from extractors.transformer import TransformerTextExtractor
-
-        return TransformerTextExtractor(parsed, options=options, device=device)
-    from extractors.sentence import SentenceExtractor
-
-    return SentenceExtractor(parsed, options=options, device=device)
+    match = re.fullmatch(r"(text|image)(?:-(\d+))?", text)
+    if match is None:
+        raise InputError(f"'toy:{text}': the toy backbones are 'toy:text[-DIM]', 'toy:image[-DIM]'")
+    dim = int(match[2] or TOY_DIM)
+    if not 2 <= dim <= 4096:
+        raise InputError(f"'toy:{text}': DIM must lie between 2 and 4096")
+    return f"{match[1]}-{dim}"
 
 
 def _parse_hub_or_folder(source: str, rest: str) -> BackboneName:

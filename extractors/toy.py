@@ -9,7 +9,6 @@ whatever is built on extractors can be tried in milliseconds.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,35 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from extractors.errors import BadRow, InputError
-from extractors.names import BackboneName
+from extractors.errors import BadRow
+from extractors.names import TOY_DIM, BackboneName
 
 ADAPTER = "toy/1"
-DEFAULT_DIM = 32
 _BUCKETS = 4096
 _MAX_TOKENS = 128
 _SIDE = 16
 _CHANNELS = (16, 32, 64)
 _SEED = 20_240_401
-
-
-def canonical_toy_id(text: str) -> str:
-    """``text`` -> ``text-32``; refuses everything but ``text[-DIM]`` and ``image[-DIM]``.
-
-    Raises:
-        InputError: another kind, or a width outside 2..4096.
-
-    Example:
-        >>> canonical_toy_id("image")
-        'image-32'
-    """
-    match = re.fullmatch(r"(text|image)(?:-(\d+))?", text)
-    if match is None:
-        raise InputError(f"'toy:{text}': the toy backbones are 'toy:text[-DIM]', 'toy:image[-DIM]'")
-    dim = int(match[2] or DEFAULT_DIM)
-    if not 2 <= dim <= 4096:
-        raise InputError(f"'toy:{text}': DIM must lie between 2 and 4096")
-    return f"{match[1]}-{dim}"
 
 
 def load_toy(name: BackboneName) -> ToyText | ToyImage:
@@ -69,7 +48,7 @@ class ToyText:
     batch_size = 256
     max_length = _MAX_TOKENS
 
-    def __init__(self, dim: int = DEFAULT_DIM) -> None:
+    def __init__(self, dim: int = TOY_DIM) -> None:
         self.dim = dim
         self.name = f"toy:text-{dim}"
 
@@ -129,7 +108,7 @@ class ToyImage:
     batch_size = 256
     max_length = None
 
-    def __init__(self, dim: int = DEFAULT_DIM) -> None:
+    def __init__(self, dim: int = TOY_DIM) -> None:
         self.dim = dim
         self.name = f"toy:image-{dim}"
 

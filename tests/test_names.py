@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extractors.errors import InputError
-from extractors.names import SOURCES, BackboneName, load_extractor, parse_name
+from extractors.load import load_extractor
+from extractors.names import SOURCES, BackboneName, parse_name
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from extractors.base import Extractor
 from extractors.errors import BadRow
-from extractors.names import load_extractor
+from extractors.load import load_extractor
 from extractors.toy import ToyImage, ToyText
 
 
