@@ -11,10 +11,10 @@ PYTEST_ARGS ?=
 # One stamp per set of extras. Its name carries a checksum of what decides the installation (and of the folder: a moved
 # checkout has dead scripts), it is written last, and so an interrupted installation has none.
 KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)
-DEMO_EXTRAS := demo,onnx
-TEST_EXTRAS := demo,onnx,finetune,serve,test
-LINT_EXTRAS := demo,onnx,finetune,serve,test,lint
-DOCS_EXTRAS := demo,onnx,finetune,serve,test,lint,docs
+DEMO_EXTRAS := demo,onnx,serve
+TEST_EXTRAS := $(DEMO_EXTRAS),finetune,test
+LINT_EXTRAS := $(TEST_EXTRAS),lint
+DOCS_EXTRAS := $(LINT_EXTRAS),docs
 DOCS_STAMP := $(VENV)/.installed-docs-$(KEY)
 LINT_STAMP := $(or $(wildcard $(DOCS_STAMP)),$(VENV)/.installed-lint-$(KEY))
 # A larger set of extras serves for a smaller one: `make test` is never followed by a second installation for the demo.

@@ -1,4 +1,4 @@
-"""Certified, globally optimal two-layer (gated) ReLU heads on fixed features, in JAX.
+"""Two-layer (gated) ReLU heads on fixed features, solved to a certified gap, in JAX.
 
 This package is the mathematics: arrays in, arrays out. It knows nothing of backbones, files or
 data sets (see the packages ``extractors`` and ``tasks``). Names are imported on first use, so

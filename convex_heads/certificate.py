@@ -45,9 +45,10 @@ class Certificate(NamedTuple):
         n_gates: gates offered; neurons of a ReLU network.
         cone_violation: worst violation of the cone constraints, relative; 0 for gated programs,
             which have none, and for a ReLU network in the program of its own patterns.
-        pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta. At or below 1,
-            no gate that was tried can improve the head; above 1, more gates would lower the
-            objective. For ReLU networks of neurons v: ``max |R_c'(X v)_+| / (||v|| beta)``.
+        pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta, R the residual
+            of these weights. Above 1, a small weight on the worst of them lowers the objective;
+            at or below 1, none that was tried does by itself. NaN under ridge, where every gate
+            gains something. For ReLU networks of neurons v: ``max |R_c'(X v)_+| / (||v|| beta)``.
     """
 
     primal: float

@@ -21,15 +21,15 @@ from convex_heads.training import TrainingSet, feature_dtype
 
 
 class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
-    r"""A two-layer gated ReLU classifier, trained to proven global optimality.
+    r"""A two-layer gated ReLU classifier, solved to a certified optimality gap.
 
     .. math:: \min_W\; \frac1n \sum_j l\Big(z_0 + \sum_i D_i X W_i\Big)_j
               + \frac{\beta}{2} \sum_i \|W_i\|_F^2
 
     over standardised features X with a constant column, gates g_i drawn once, and
     D_i = diag(1[X g_i >= 0]); see :mod:`convex_heads.gated`. The first gate is always on, so the
-    head contains the linear probe. There is no learning rate and nothing to initialise; what is
-    random are the gates. "Globally optimal" is meant for the drawn gates.
+    head can represent every linear probe. There is no learning rate and nothing to initialise; what
+    is random are the gates, and the gap is that of the program of these gates.
 
     Parameters:
         n_gates: how many gates to draw, or "auto" (one for every 8 distinct rows, at most 256; 64
@@ -54,7 +54,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             Probabilities are the C sigmoids, normalised.
         class_weight: None, "balanced" or a dict from class to weight.
         penalty: "ridge" (the formula above), which uses all gates and comes, with many, near the
-            kernel (x'y) P(g'x >= 0, g'y >= 0); "group", sum_i ||W_i||_F in its place, which
+            kernel (x'y) Pr(g'x >= 0, g'y >= 0); "group", sum_i ||W_i||_F in its place, which
             switches gates off; or "auto" (default): ridge, but group for ReLU heads, for the
             squared loss, for gates that grow, with fewer than 100 distinct rows, and where 256
             gates would make a head of more than 64 MB. Fractions in ``beta`` are of the group

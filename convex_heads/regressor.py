@@ -18,7 +18,7 @@ from convex_heads.training import TrainingSet, feature_dtype
 
 
 class ConvexHeadRegressor(RegressorMixin, ConvexHead):
-    """A two-layer gated ReLU regressor (squared loss), trained to proven global optimality.
+    """A two-layer gated ReLU regressor (squared loss), solved to a certified optimality gap.
 
     The same program as :class:`ConvexHeadClassifier` with ``l(z, y) = |z - y|^2 / 2``; beta is
     chosen by the validation loss.

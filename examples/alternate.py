@@ -34,7 +34,7 @@ for line in record.rounds:
 (out / "rounds.svg").write_text(rounds_figure(record.rounds))
 print(f"frozen backbone: test accuracy {record.frozen_test_accuracy:.4f}")
 print(f"top {unfreeze} of {record.n_blocks} blocks trained: {record.test_accuracy:.4f}")
-print(f"the head is optimal for these blocks up to {record.relative_gap:.1e}")
+print(f"on its gates the head is optimal for these blocks, up to {record.relative_gap:.1e}")
 
 clf = ConvexHeadPipeline.from_pretrained(out)
 if clf.modality == "text":

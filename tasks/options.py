@@ -99,13 +99,16 @@ Selection = Annotated[
 Penalty = Annotated[
     str | None, Option(help="Of the weights [auto; finetune: group].", metavar="auto|group|ridge")
 ]
-# And kernel: its name would be one too many for a terminal of 40 columns, and auto chooses it.
-Solver = Annotated[str | None, Option(metavar="auto|subspace|fista|descent|admm")]
+# kernel stands in the help: in the metavar it is one too many for a terminal of 40 columns.
+Solver = Annotated[
+    str | None,
+    Option(help="Or kernel, of ridge heads [auto].", metavar="auto|subspace|fista|descent|admm"),
+]
 Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")
 ]
-MaxSeconds = Annotated[float | None, Option(help="For one solve of the path.", metavar="SECONDS")]
+MaxSeconds = Annotated[float | None, Option(help="Limit of one solve [none].", metavar="SECONDS")]
 ClassWeight = Annotated[
     str | None, Option(help="Balanced: classes weigh alike [none].", metavar="none|balanced")
 ]
@@ -124,14 +127,18 @@ EmbedSamples = Annotated[
     bool | None, Option("--embed-samples", help="Keep 20 test rows that it gets wrong.")
 ]
 Comparison = Annotated[Path | None, Option(help="Of `compare`, for the model card.", metavar="DIR")]
-Devices = Annotated[str | None, Option(help="Of JAX, rows over them [1].", metavar="N|all")]
+Devices = Annotated[
+    str | None, Option(help="JAX devices to spread rows over [1].", metavar="N|all")
+]
 Coordinator = Annotated[
     str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")
 ]
 Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
 Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
 DryRun = Annotated[bool | None, Option("--dry-run", help="Predict the cost, fit nothing.")]
-AsMachine = Annotated[str | None, Option("--as", help="Of such a machine.", metavar="1xH200")]
+AsMachine = Annotated[
+    str | None, Option("--as", help="Machine to predict --dry-run for.", metavar="1xH200")
+]
 CheckpointMinutes = Annotated[
     float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
 ]
@@ -145,13 +152,15 @@ LearningRate = Annotated[float | None, Option(help="[found by a range test]", me
 Epochs = Annotated[float | None, Option(help="Of the blocks in a round [1].", metavar="N")]
 BatchSize = Annotated[int | None, Option(help="Rows of a step [32].", metavar="N")]
 Accumulate = Annotated[int | None, Option(help="Parts a step is taken in [1].", metavar="N")]
-LayerDecay = Annotated[float | None, Option(help="Rate of a block / next [1].", metavar="F")]
+LayerDecay = Annotated[
+    float | None, Option(help="Rate of a block by that above it [1].", metavar="F")
+]
 WeightDecay = Annotated[float | None, Option(help="Of the blocks [0.01].", metavar="F")]
 Dropout = Annotated[
     bool | None,
     Option("--dropout/--no-dropout", help="The backbone's own [off].", show_default=False),
 ]
-Lora = Annotated[int | None, Option(help="Rank of a round's change.", metavar="RANK")]
+Lora = Annotated[int | None, Option(help="Rank of low-rank changes to blocks.", metavar="RANK")]
 BudgetSeconds = Annotated[float | None, Option(help="Time for training.", metavar="SECONDS")]
 Resume = Annotated[bool | None, Option("--resume", help="Go on from the checkpoint.")]
 
@@ -176,11 +185,11 @@ EmbedRows = Annotated[
     bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
 ]
 EachBudget = Annotated[
-    float | None, Option(help="Each seed of lora, finetune, ...", metavar="SECONDS")
+    float | None, Option(help="Per seed, to train a backbone.", metavar="SECONDS")
 ]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
 
-Artefact = Annotated[str | None, Argument(help="Folder that `fit` wrote.", metavar="ARTEFACT")]
+Artefact = Annotated[str | None, Argument(help="Folder with a saved head.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
     Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")
 ]

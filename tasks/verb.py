@@ -28,7 +28,7 @@ _COLUMNS = shutil.get_terminal_size().columns
 _NARROW = 52  # columns
 
 app = typer.Typer(
-    help="Certified convex two-layer ReLU heads on frozen features.\n\n"
+    help="Two-layer gated ReLU heads on frozen features, certified.\n\n"
     "Start with: convex-heads demo",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
