@@ -15,6 +15,8 @@ import numpy as np
 
 from extractors.errors import InputError
 
+_LARGEST_LABEL = np.iinfo(np.int64).max
+
 Modality = Literal["text", "image", "features"]
 
 
@@ -23,13 +25,14 @@ class Rows:
     """The raw rows of one split.
 
     Attributes:
-        ids: n names, unique in the whole data set and stable between runs.
+        ids: n texts, unique in the whole data set and stable between runs.
         inputs: n raw inputs. Text: ``str``. Images: ``bytes`` (an encoded file), ``pathlib.Path``,
             ``PIL.Image.Image``, or a uint8 array (H, W) or (H, W, 3).
         labels: (n,) class indices, converted to int64.
 
     Raises:
-        InputError: the three do not have the same length, or the labels are not (n,) integers.
+        InputError: the three do not have the same length, an id is no text, or the labels are not
+            (n,) integers.
 
     Example:
         >>> import numpy as np
@@ -52,10 +55,29 @@ class Rows:
                 f"a row needs an id, an input and a label: got {len(self.ids)} ids, "
                 f"{len(self.inputs)} inputs and {len(labels)} labels"
             )
+        check_ids(self.ids)
+        if labels.dtype == np.uint64 and labels.size and labels.max() > _LARGEST_LABEL:
+            raise InputError(f"labels must be at most {_LARGEST_LABEL}, got {labels.max()}")
         object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Refuse ids that no store can hold.
+
+    Raises:
+        InputError: one is no text, or text that UTF-8 has no bytes for.
+    """
+    for name in ids:
+        if not isinstance(name, str):
+            raise InputError(f"ids must be texts, got {type(name).__name__} ({name!r:.40})")
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError:
+        bad = next(name for name in ids if any("\ud800" <= letter <= "\udfff" for letter in name))
+        raise InputError(f"the id {bad!a:.80} is no valid Unicode: give the row another") from None
 
 
 @runtime_checkable

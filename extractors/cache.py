@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from extractors.errors import InputError
-from extractors.manifest import MANIFEST_NAME, Manifest, Shard
-from extractors.provenance import describe
+from extractors.manifest import MANIFEST_NAME, SHARD_NAME, DamagedManifest, Manifest, Shard
+from extractors.provenance import describe, is_ours
 from extractors.shard import Block, merged_bytes
 from extractors.storage import exclusive_lock, plain_disk_errors
 from extractors.store import FeatureStore, default_cache_dir
-from extractors.writer import LOCK_NAME, is_own, open_writer, sealed
+from extractors.writer import LOCK_NAME, open_writer, own_files, sealed
 
 #: what merged shards grow to: large enough to be read at the disk's speed, small enough that one
 #: that is damaged is redone in minutes.
@@ -103,6 +103,9 @@ def compact(folder: Path, *, shard_bytes: int = SHARD_BYTES) -> FeatureStore:
 def remove(folder: Path) -> int:
     """Delete a store; files in its folder that are not its own stay, and so does the folder then.
 
+    Args:
+        folder: of a store; a link to one is removed with it.
+
     Returns:
         Bytes of the files deleted.
 
@@ -110,26 +113,50 @@ def remove(folder: Path) -> int:
         InputError: no store.
         MachineError: another process is writing to it, or the disk refuses.
     """
-    if not _is_store(folder):
-        raise InputError(f"{folder} is no feature store: it has no {MANIFEST_NAME}")
+    link = folder if folder.is_symlink() else None
+    folder = folder.resolve()
+    if not _own(folder):
+        raise InputError(
+            f"{folder} is no feature store: it has no {MANIFEST_NAME} and no shard of one"
+        )
     with exclusive_lock(folder / LOCK_NAME, what=f"the store {folder}"), plain_disk_errors(folder):
-        # The manifest first: without it there is no store, however far this gets.
-        own = [path for path in folder.iterdir() if is_own(path.name)]
         freed = 0
-        for path in (folder / MANIFEST_NAME, *own, folder / LOCK_NAME):
+        for path in (*_own(folder), folder / LOCK_NAME):
             if path.exists():
                 freed += path.stat().st_size
                 path.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
+        if link is not None:
+            link.unlink()
     return freed
+
+
+def _own(folder: Path) -> list[Path]:
+    """The files of a store; the manifest first, for without it there is no store any more."""
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        return []
+    listed: set[str] = set()
+    ours = path.exists()
+    try:
+        listed = {shard.file for shard in Manifest.read(folder).shards}
+    except DamagedManifest:
+        # Others have files of that name, too.
+        ours = b'"fingerprint"' in path.read_bytes()
+    except InputError:
+        pass  # there is none, or it is one of a newer version
+    own = own_files(folder, listed)
+    return [path, *own] if ours or (own and path.exists()) else own
 
 
 def _is_store(folder: Path) -> bool:
     """Whether a folder is a store, or one that has lost its manifest."""
     if (folder / MANIFEST_NAME).exists():
         return True
-    return folder.is_dir() and any(is_own(path.name) for path in folder.glob("*.arrow"))
+    return folder.is_dir() and any(
+        SHARD_NAME.fullmatch(path.name) and is_ours(path) for path in folder.glob("*.arrow")
+    )
 
 
 def _open(path: Path) -> Found:
@@ -177,6 +204,7 @@ def _merged(
             seconds=round(sum(shard.seconds for shard in group), 3),
             error_mean=float(f"{lost:.4g}"),
             error_max=max(shard.error_max for shard in group),
+            parts=tuple(part for shard in group for part in shard.identity),
         )
         blocks = [Block(store.path / each.file) for each in group]
         yield sealed(shard, merged_bytes(blocks, metadata=describe(after, shard)))

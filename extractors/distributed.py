@@ -90,10 +90,7 @@ class RayEngine:
                 on_bad_row: OnBadRow,
                 progress: Callable[[int], None] | None,
             ) -> Iterator[tuple[Chunk, EncodedRows]]:
-                for chunk, encoded in zip(chunks, results, strict=False):
-                    if progress is not None:
-                        progress(len(chunk.ids))
-                    yield chunk, encoded
+                yield from _paired(chunks, results, progress)
 
             # Ray prints that a worker died to stdout, where only results belong.
             with closing(results), redirect_stdout(sys.stderr):
@@ -191,6 +188,30 @@ class _Worker:
             header = {"error": str(error), "misuse": isinstance(error, InputError)}
         packed["header"] = json.dumps(header)
         return {name: [value] for name, value in packed.items()}
+
+
+def _paired(
+    chunks: Iterable[Chunk],
+    results: Iterator[EncodedRows],
+    progress: Callable[[int], None] | None,
+) -> Iterator[tuple[Chunk, EncodedRows]]:
+    """Each chunk with its rows.
+
+    Raises:
+        MachineError: there are more of the one than of the other.
+    """
+    for chunk in chunks:
+        encoded = next(results, None)
+        if encoded is None:
+            raise MachineError(
+                "Ray ended before all shards were encoded; what was finished is kept, and the same "
+                "command continues"
+            )
+        if progress is not None:
+            progress(len(chunk.ids))
+        yield chunk, encoded
+    if next(results, None) is not None:
+        raise MachineError("Ray returned more shards than it was given; run it again")
 
 
 def _unpack(packed: Mapping[str, Any]) -> EncodedRows:

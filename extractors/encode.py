@@ -244,7 +244,7 @@ def _encode(
         take(*done)
 
     kept = np.array([row for row in range(n) if row not in skipped], dtype=np.intp)
-    if features.shape[1] == 0 and n:
+    if features.shape[1] == 0:
         features = np.empty((n, extractor.dim), dtype=np.float32)
     if tokens is None and extractor.modality == "text":
         tokens = np.zeros(n, np.int32)

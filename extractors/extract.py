@@ -10,25 +10,36 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from extractors.base import Extractor, Rows
 from extractors.codec import StoreDtype, check_dtype
-from extractors.distributed import RayEngine
-from extractors.encode import Chunk, EncodedRows, OnBadRow, encode_chunks, encode_rows
+from extractors.damage import examine
+from extractors.encode import Chunk, OnBadRow, encode_chunks
 from extractors.errors import InputError
-from extractors.fill import Encode, fill
+from extractors.fill import (
+    Encode,
+    changed,
+    check_classes,
+    check_labels,
+    empty_manifest,
+    fill,
+    none_left,
+    repeated,
+)
 from extractors.fingerprint import store_key
-from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow, installed_versions
+from extractors.manifest import MANIFEST_NAME, Manifest, SkippedRow
 from extractors.names import parse_name
 from extractors.rebuild import rebuild_manifest
+from extractors.snapshot import StoreChanged
 from extractors.store import FeatureStore, StoreWriter, default_cache_dir
 from extractors.tokens import histogram_of
 
-__all__ = ["EncodedRows", "Extraction", "encode_rows", "extract", "store_folder"]
+if TYPE_CHECKING:
+    from extractors.distributed import RayEngine
 
 SHARD_ROWS = 512
 
@@ -84,11 +95,21 @@ def store_folder(
     cache_dir: Path | None = None,
     dtype: StoreDtype = "float32",
 ) -> Path:
-    """Where the store of this data and this backbone lies: ``stores/TASK-BACKBONE-KEY``."""
+    """Where the store of this data and this backbone lies: ``stores/TASK-BACKBONE-KEY``.
+
+    Data or a model that were renamed have the store that they had: only the key says what is in it.
+    """
     key = store_key(fingerprint(extractor, data_fingerprint, dtype))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem or task).strip("-.")[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem or task).strip("-.")[:60] or "data"
     backbone = parse_name(extractor.name).slug
-    return (cache_dir or default_cache_dir()) / "stores" / f"{name}-{backbone}-{key[:12]}"
+    stores = (cache_dir or default_cache_dir()).absolute() / "stores"
+    folder = stores / f"{name}-{backbone}-{key[:12]}"
+    if not folder.exists():
+        for other in sorted(stores.glob(f"*-{key[:12]}")):
+            with suppress(InputError):
+                if Manifest.read(other).key == key:
+                    return other
+    return folder
 
 
 def extract(
@@ -119,7 +140,7 @@ def extract(
         data_fingerprint: JSON-able identity of the whole data set, not of a subset of its rows.
         cache_dir: holds the stores; None is ``default_cache_dir()``.
         shard_rows: rows per shard; what a crash can cost.
-        on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
+        on_bad_row: "fail" or "skip"; "skip" remembers such rows and does not try them again.
         dtype: how features are stored: "float32", "float16" (half the bytes) or "int8" with a scale
             per row (a quarter); what that loses is in ``store.manifest.storage_error``.
         progress: called with the number of rows done since the last call.
@@ -127,8 +148,8 @@ def extract(
         engine: encodes shards elsewhere; None encodes here. The store is the same.
 
     Raises:
-        InputError: bad rows under "fail", ids that repeat, data that do not fit their fingerprint,
-            a store of another version.
+        InputError: bad rows under "fail", ids that repeat, labels without a class, data or classes
+            that do not fit their fingerprint, a store of another version.
         MachineError: disk full or read-only, another process writing the same store, no network.
 
     Example:
@@ -147,11 +168,13 @@ def extract(
         raise InputError(f"shard_rows must be at least 1, got {shard_rows}")
     check_dtype(dtype)
     _check_unique(splits)
+    for rows in splits.values():
+        check_labels(rows.ids, rows.labels, classes)
     folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
     rebuilt = rebuild_manifest(folder)
-    store = FeatureStore.open(folder) if (folder / MANIFEST_NAME).exists() else None
-    damaged = set(store.damaged_shards()) if store else set()
-    present = _present(store, damaged)
+    store, damaged, present = _stored(folder)
+    if store is not None:
+        check_classes(store, classes)
     resumed = _check_fit(splits, present, folder)
     total = sum(len(rows) for rows in splits.values())
     skipped = _skipped(store, splits, on_bad_row)
@@ -159,18 +182,10 @@ def extract(
         on_start(total, resumed)
 
     if store is None or damaged or resumed + len(skipped) < total:
-        new = Manifest(
-            fingerprint=fingerprint(extractor, data_fingerprint, dtype),
-            task=task,
-            backbone=extractor.name,
-            modality=extractor.modality,
-            dim=extractor.dim,
-            classes=tuple(classes),
-            max_length=extractor.max_length,
-            versions=installed_versions(),
-            dtype=dtype,
-        )
+        key_parts = fingerprint(extractor, data_fingerprint, dtype)
+        new = empty_manifest(extractor, key_parts, task=task, classes=classes, dtype=dtype)
         with FeatureStore.writer(folder, new) as writer, ExitStack() as stack:
+            check_classes(FeatureStore(folder, writer.manifest), classes)
             missing = _missing(writer, splits, shard_rows, on_bad_row)
             encode: Encode = encode_chunks
             if engine is not None and missing:
@@ -183,7 +198,7 @@ def extract(
     kept = {split: [i for i in rows.ids if i not in left_out] for split, rows in splits.items()}
     n_kept = sum(len(ids) for ids in kept.values())
     if total and not n_kept:
-        raise InputError(f"none of the {total} rows can be encoded; the first: {skipped[0].reason}")
+        raise none_left(total, skipped)
     return Extraction(
         store=store,
         rows=n_kept,
@@ -222,14 +237,24 @@ def _check_unique(splits: Mapping[str, Rows]) -> None:
     for split, rows in splits.items():
         for name in rows.ids:
             if name in seen:
-                raise InputError(f"the id '{name}' occurs twice (again in split '{split}')")
+                raise repeated(name, split)
             seen.add(name)
 
 
-def _present(store: FeatureStore | None, damaged: set[str]) -> dict[str, tuple[str, int]]:
+def _stored(
+    folder: Path,
+) -> tuple[FeatureStore | None, set[str], dict[str, tuple[str, int]]]:
+    """A store as nobody changes it while it is looked at, its damaged shards, its other rows."""
+    while (folder / MANIFEST_NAME).exists():
+        manifest, damaged = examine(folder, Manifest.read(folder))
+        store = FeatureStore(folder, manifest)
+        with suppress(StoreChanged):
+            return store, set(damaged), _present(store, set(damaged))
+    return None, set(), {}
+
+
+def _present(store: FeatureStore, damaged: set[str]) -> dict[str, tuple[str, int]]:
     """id -> (split, label) of every row in an undamaged shard."""
-    if store is None:
-        return {}
     whole = FeatureStore(store.path, store.manifest.without(damaged))
     return {
         name: (split, label)
@@ -249,25 +274,19 @@ def _check_fit(
             if name in present:
                 resumed += 1
                 if present[name] != (split, label):
-                    raise InputError(
-                        f"row '{name}' is stored in {folder} as {present[name]} but given as "
-                        f"{(split, label)}: the data changed and their fingerprint did not; "
-                        "delete that folder"
-                    )
+                    stored = f"as {present[name]} but given as"
+                    raise changed(name, folder, (split, label), stored)
     return resumed
 
 
 def _skipped(
     store: FeatureStore | None, splits: Mapping[str, Rows], on_bad_row: OnBadRow
 ) -> tuple[SkippedRow, ...]:
-    """The rows asked for that are known to be bad; under "fail" the first of them is an error."""
-    if store is None or not store.manifest.skipped:
+    """The rows asked for that are known to be bad; under "fail" they are tried again.
+
+    They may have been repaired, and the sentence that stops the work should be today's.
+    """
+    if store is None or on_bad_row == "fail" or not store.manifest.skipped:
         return ()
     wanted = {split: set(rows.ids) for split, rows in splits.items()}
-    bad = tuple(row for row in store.manifest.skipped if row.id in wanted.get(row.split, ()))
-    if bad and on_bad_row == "fail":
-        raise InputError(
-            f"row '{bad[0].id}' cannot be encoded: {bad[0].reason}; repair it, or leave such rows "
-            "out with --on-bad-row skip"
-        )
-    return bad
+    return tuple(row for row in store.manifest.skipped if row.id in wanted.get(row.split, ()))

@@ -72,24 +72,51 @@ class Gatherer:
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
         return self.features(np.arange(self.n)[rows] if isinstance(rows, slice) else rows)
 
-    def encoded(self, rows: np.ndarray) -> np.ndarray:
-        """(b, dim) as stored, copied; rows: (b,) positions, in any order, repeats allowed.
-
-        Raises:
-            IndexError: a position outside 0..n-1.
-        """
-        rows = np.asarray(rows, np.intp)
+    def _positions(self, rows: np.ndarray) -> np.ndarray:
+        rows = positions(rows, self.n)
         if rows.size and rows.min() < 0:
             raise IndexError(f"rows must lie in 0..{self.n - 1}")
-        return self._laid[self._index[rows]]
+        return rows
+
+    def encoded(self, rows: np.ndarray) -> np.ndarray:
+        """(b, dim) as stored, copied.
+
+        Args:
+            rows: (b,) positions, in any order, repeats allowed; or an (n,) mask.
+
+        Raises:
+            IndexError: a position outside 0..n-1, a mask of another length, or numbers that are no
+                integers.
+        """
+        return self._laid[self._index[self._positions(rows)]]
 
     def scale(self, rows: np.ndarray) -> np.ndarray | None:
         """(b,) float32 that int8 rows are multiplied with; None for floating point."""
-        return None if self._scale is None else self._scale[rows]
+        return None if self._scale is None else self._scale[self._positions(rows)]
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         """(b, dim) float32, copied."""
         return decode_features(self.encoded(rows), self.scale(rows))
+
+
+def positions(rows: np.ndarray, n: int) -> np.ndarray:
+    """Positions from positions, or from an (n,) mask, which as positions would be zeros and ones.
+
+    Raises:
+        IndexError: a mask of another length, or numbers that are no integers.
+
+    Example:
+        >>> positions(np.array([True, False, True]), 3).tolist()
+        [0, 2]
+    """
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            raise IndexError(f"a mask of {n} rows has shape ({n},), got {rows.shape}")
+        return np.flatnonzero(rows)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise IndexError(f"rows are chosen by integers or by a mask, not by {rows.dtype}")
+    return rows.astype(np.intp, copy=False)
 
 
 class Picked:
@@ -97,12 +124,12 @@ class Picked:
 
     Args:
         source: with ``shape``, ``dtype``, and rows by slice and by index array.
-        rows: (m,) positions in it.
+        rows: (m,) positions in it, or a mask over all of it.
     """
 
     def __init__(self, source: Any, rows: np.ndarray) -> None:
         self._source = source
-        self._rows = np.asarray(rows, np.intp)
+        self._rows = positions(rows, source.shape[0])
         self.shape: tuple[int, ...] = (len(self._rows), source.shape[1])
         self.dtype: np.dtype = source.dtype
 
@@ -110,4 +137,5 @@ class Picked:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
-        return self._source[self._rows[rows]]
+        chosen = rows if isinstance(rows, slice) else positions(rows, len(self))
+        return self._source[self._rows[chosen]]

@@ -15,14 +15,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from extractors.manifest import SCHEMA_VERSION, Manifest, Shard
+from extractors.manifest import Manifest, Shard
 from extractors.mapped import Mapped
 
+# Of what a shard says. It has a number of its own, for manifests may change where shards do not.
+SHARD_SCHEMA = 2
 ABOUT, PROOF = b"convex-heads", b"convex-heads-proof"
 _SIGN = b"sha256 with zeros here: "
 _ZEROS = _SIGN + b"0" * 64
 # Where a shard ends up, or what depends on a clock: not in the file itself.
 _NOT_OF_A_SHARD = {"bytes", "sha256", "offset", "seconds"}
+_COLUMNS = ["id", "label", "split", "tokens", "features"]
 _NOT_OF_A_STORE = {"shards", "skipped", "measured"}
 
 
@@ -36,12 +39,17 @@ def describe(manifest: Manifest, shard: Shard) -> dict[bytes, bytes]:
     splits = (*manifest.splits, shard.split)
     bare = replace(manifest, shards=(), skipped=())  # they may be thousands
     about = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SHARD_SCHEMA,
         "store": {k: v for k, v in asdict(bare).items() if k not in _NOT_OF_A_STORE},
         # Token counts are in the rows; what was measured beside them is nowhere else.
         "measured": {k: v for k, v in manifest.measured.items() if k != "tokens"},
         "splits": splits[: splits.index(shard.split) + 1],
-        "shard": {k: v for k, v in asdict(shard).items() if k not in _NOT_OF_A_SHARD},
+        "shard": {
+            k: v
+            for k, v in asdict(shard).items()
+            # Only merged shards have parts: all others stay the files that they always were.
+            if k not in _NOT_OF_A_SHARD and not (k == "parts" and not v)
+        },
     }
     text = json.dumps(about, sort_keys=True, separators=(",", ":"))
     return {ABOUT: text.encode("utf-8", "surrogatepass"), PROOF: _ZEROS}
@@ -81,14 +89,28 @@ def read_proven(path: Path) -> tuple[Mapping[str, Any], Shard] | None:
         about = json.loads(noted[ABOUT].decode("utf-8", "surrogatepass"))
         if place is None or not _is_whole(content, place) or about["shard"]["file"] != path.name:
             return None
+        own = dict(about["shard"])
         return about, Shard(
-            **about["shard"],
+            **{**own, "parts": tuple(own.get("parts", ()))},
             bytes=mapped.size,
             sha256=hashlib.sha256(content).hexdigest(),
             seconds=0.0,
         )
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a shard, whole or not: by what its schema says, whatever its name is."""
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(Mapped(path).buffer()) as stream:
+            schema = stream.schema
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    # The oldest shards say nothing of themselves, but nobody else has these columns.
+    return ABOUT in (schema.metadata or {}) or schema.names[: len(_COLUMNS)] == _COLUMNS
 
 
 def _place(content: memoryview, proof: bytes) -> int | None:

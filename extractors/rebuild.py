@@ -16,17 +16,17 @@ from typing import Any
 from extractors.errors import InputError
 from extractors.manifest import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
+    SHARD_NAME,
     DamagedManifest,
     Manifest,
     Shard,
 )
-from extractors.provenance import read_proven
+from extractors.provenance import SHARD_SCHEMA, read_proven
 from extractors.shard import Block
 from extractors.storage import exclusive_lock
 from extractors.store import FeatureStore
 from extractors.tokens import histogram_of
-from extractors.writer import LOCK_NAME, is_own
+from extractors.writer import LOCK_NAME
 
 Proven = tuple[Any, Shard]
 
@@ -58,7 +58,7 @@ def rebuild_manifest(folder: Path) -> int:
         proven = [
             found
             for path in sorted(folder.iterdir())
-            if path.suffix == ".arrow" and is_own(path.name) and (found := read_proven(path))
+            if SHARD_NAME.fullmatch(path.name) and (found := read_proven(path))
         ]
         if not proven:
             if isinstance(state, DamagedManifest):
@@ -85,7 +85,7 @@ def _state(folder: Path) -> DamagedManifest | str | None:
 
 
 def _manifest(folder: Path, proven: Sequence[Proven]) -> Manifest:
-    if any(about["schema_version"] > SCHEMA_VERSION for about, _ in proven):
+    if any(about["schema_version"] > SHARD_SCHEMA for about, _ in proven):
         raise InputError(
             f"the shards in {folder} were written by a newer version of convex-heads: upgrade "
             "convex-heads, or choose another --cache-dir"
@@ -106,7 +106,9 @@ def _manifest(folder: Path, proven: Sequence[Proven]) -> Manifest:
     if any(about["store"] != store for about, _ in found):
         raise _unclear(folder, "its shards belong to several stores")
     place = {split: i for about, _ in found for i, split in enumerate(about["splits"])}
-    shards = sorted((shard for _, shard in found), key=lambda s: (place[s.split], s.split, s.file))
+    shards = sorted(
+        (shard for _, shard in found), key=lambda s: (place[s.split], s.split, s.number)
+    )
     measured = {name: value for about, _ in found for name, value in about["measured"].items()}
     manifest = Manifest(
         **{**store, "classes": tuple(store["classes"])}, shards=tuple(shards), measured=measured

@@ -40,13 +40,17 @@ def plain_disk_errors(path: Path, option: str = "--cache-dir") -> Iterator[None]
 
 
 def make_folder(path: Path, option: str = "--cache-dir") -> None:
-    """Create a folder and its parents.
+    """Create a folder and its parents; the file system has them when this returns.
 
     Raises:
         MachineError: it cannot be created.
     """
     with plain_disk_errors(path, option):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        # A file that is synced is lost all the same if the name of a folder above it is.
+        for folder in missing:
+            sync_folder(folder.parent)
 
 
 def write_atomically(path: Path, content: bytes | memoryview, option: str = "--cache-dir") -> None:
@@ -66,7 +70,7 @@ def write_atomically(path: Path, content: bytes | memoryview, option: str = "--c
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -138,7 +142,7 @@ def _locked(path: Path, what: str) -> int:
             ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

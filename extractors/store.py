@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from extractors.damage import contradictions, examine
 from extractors.errors import InputError
-from extractors.fingerprint import file_sha256
 from extractors.gather import Gatherer, Picked
-from extractors.manifest import Manifest, Shard
+from extractors.manifest import Manifest
 from extractors.shard import Block, StoredRows, concatenate, in_order
+from extractors.snapshot import Stamp, map_split, stamp_of
 from extractors.writer import StoreWriter, open_writer
 
 __all__ = ["FeatureStore", "StoreWriter", "StoredRows", "default_cache_dir"]
@@ -58,6 +59,7 @@ class FeatureStore:
     Attributes:
         path: the store's folder.
         manifest: what it holds.
+        stamp: of the manifest's file when it was read, for ``snapshot.py``.
 
     Example:
         >>> import tempfile
@@ -74,6 +76,7 @@ class FeatureStore:
 
     path: Path
     manifest: Manifest
+    stamp: Stamp | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureStore:
@@ -82,8 +85,9 @@ class FeatureStore:
         Raises:
             InputError: no store, another schema version, or an altered manifest.
         """
-        folder = Path(path)
-        return cls(folder, Manifest.read(folder))
+        folder = Path(path).absolute()  # it is read later, perhaps from another working directory
+        stamp = stamp_of(folder)
+        return cls(folder, Manifest.read(folder), stamp)
 
     @staticmethod
     def writer(path: str | Path, new: Manifest) -> AbstractContextManager[StoreWriter]:
@@ -93,7 +97,7 @@ class FeatureStore:
             MachineError: another process is writing, or the disk refuses.
             InputError: an existing store cannot be read or belongs to other data.
         """
-        return open_writer(Path(path), new)
+        return open_writer(Path(path).absolute(), new)
 
     @property
     def dim(self) -> int:
@@ -286,12 +290,24 @@ class FeatureStore:
         return sum(int((tokens > limit).sum()) for tokens in counts) / total if total else 0.0
 
     def verify(self) -> list[str]:
-        """Read every byte and say what is wrong; an empty list means the store is whole."""
-        problems = [f"{file}: {problem}" for file, problem in self.damaged_shards().items()]
+        """Read every byte and say what is wrong; an empty list means the store is whole.
+
+        Where a writer has merged shards since the store was opened, it is the merged ones that are
+        read.
+        """
+        problems = []
+        try:
+            Manifest.read(self.path)
+        except InputError as error:
+            problems.append(str(error))
+        manifest, damaged = examine(self.path, self.manifest)
+        problems += [f"{file}: {problem}" for file, problem in damaged.items()]
         if not problems:
+            problems += contradictions(self.path, manifest)
+            store = FeatureStore(self.path, manifest)
             seen: set[str] = set()
-            for split in self.splits:
-                ids = self.ids(split)
+            for split in store.splits:
+                ids = store.ids(split)
                 if len(set(ids)) < len(ids) or not seen.isdisjoint(ids):
                     problems.append(f"split {split}: an id occurs twice")
                 seen.update(ids)
@@ -299,30 +315,7 @@ class FeatureStore:
 
     def damaged_shards(self) -> dict[str, str]:
         """File name -> what is wrong with it, for each listed shard that is missing or altered."""
-        found = {}
-        for shard in self.manifest.shards:
-            path = self.path / shard.file
-            if not path.is_file():
-                found[shard.file] = "missing"
-            elif (size := path.stat().st_size) != shard.bytes:
-                found[shard.file] = f"{size} bytes instead of {shard.bytes}"
-            elif file_sha256(path) != shard.sha256:
-                found[shard.file] = "altered (its checksum differs)"
-            elif problem := self._misfit(shard):
-                found[shard.file] = problem
-        return found
-
-    def _misfit(self, shard: Shard) -> str | None:
-        """What the manifest says of a shard against what the file itself says."""
-        block = Block(self.path / shard.file)
-        if len(block) != shard.rows:
-            return f"{len(block)} rows instead of {shard.rows}"
-        width, dtype = block.encoded.shape[1], str(block.encoded.dtype)
-        if (width, dtype) != (self.dim, self.manifest.dtype):
-            return f"{width} x {dtype} per row instead of {self.dim} x {self.manifest.dtype}"
-        if shard.offset not in (None, block.offset):
-            return f"its features begin at byte {block.offset}, not {shard.offset}"
-        return None
+        return examine(self.path, self.manifest)[1]
 
     @property
     def _has_tokens(self) -> bool:
@@ -338,7 +331,7 @@ class FeatureStore:
 
     def _blocks(self, split: str) -> tuple[Block, ...]:
         if split not in self._mapped:
-            self._mapped[split] = self._map(split)
+            self._mapped[split] = map_split(self.path, self.manifest, split, self.stamp)
         return self._mapped[split]
 
     def _tokens(self, split: str, ids: Sequence[str]) -> np.ndarray:
@@ -353,47 +346,3 @@ class FeatureStore:
             raise InputError(
                 f"the store {self.path} has no row {error} in split '{split}': extract it first"
             ) from error
-
-    def _map(self, split: str) -> tuple[Block, ...]:
-        """Map all shards of a split; where a writer has compacted them, what they became.
-
-        A writer may have added rows after that. They follow those that were there when the store
-        was opened, and are left out.
-        """
-        manifest = self.manifest
-        wanted = _rows(manifest, split)
-        folder = os.path.join(self.path, "")  # a Path each costs as much as a mapping
-        while True:
-            blocks: list[Block] = []
-            left = wanted
-            try:
-                for shard in manifest.shards:
-                    if shard.split == split and left:
-                        n = min(shard.rows, left)
-                        blocks.append(
-                            Block(
-                                f"{folder}{shard.file}",
-                                size=shard.bytes,
-                                shape=(n, manifest.dim),
-                                dtype=manifest.dtype,
-                                offset=shard.offset,
-                            )
-                        )
-                        left -= n
-                return tuple(blocks)
-            except FileNotFoundError as error:
-                now = Manifest.read(self.path)
-                if now == manifest:
-                    raise InputError(
-                        f"the shard {error.filename} cannot be read (it is missing): extract again "
-                        "to redo it"
-                    ) from error
-                if now.key != manifest.key or _rows(now, split) < wanted:
-                    raise InputError(
-                        f"the store {self.path} changed while it was read: open it again"
-                    ) from error
-                manifest = now
-
-
-def _rows(manifest: Manifest, split: str) -> int:
-    return sum(shard.rows for shard in manifest.shards if shard.split == split)

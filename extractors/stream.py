@@ -7,25 +7,35 @@ per split, the next of them, and a few dozen bytes per row that remember its id.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from extractors.base import Extractor
+from extractors.base import Extractor, check_ids
 from extractors.codec import StoreDtype, check_dtype
+from extractors.damage import examine
 from extractors.encode import Chunk, OnBadRow, encode_chunks
 from extractors.errors import InputError
 from extractors.extract import SHARD_ROWS, Extraction, fingerprint, reduced_error, store_folder
-from extractors.fill import fill
+from extractors.fill import (
+    changed,
+    check_classes,
+    check_labels,
+    empty_manifest,
+    fill,
+    none_left,
+    repeated,
+)
 from extractors.known import KnownIds
-from extractors.manifest import MANIFEST_NAME, Manifest, installed_versions
+from extractors.manifest import MANIFEST_NAME, Manifest
 from extractors.rebuild import rebuild_manifest
-from extractors.shard import Block
+from extractors.snapshot import StoreChanged
 from extractors.store import FeatureStore, StoreWriter
 
 
@@ -65,7 +75,7 @@ def extract_stream(
             version, a query and a date).
         cache_dir: holds the stores; None is ``default_cache_dir()``.
         shard_rows: rows per shard; what a crash can cost for each split.
-        on_bad_row: "fail" or "skip"; skipped rows are remembered and not tried again.
+        on_bad_row: "fail" or "skip"; "skip" remembers such rows and does not try them again.
         dtype: how features are stored, see ``extractors.codec``.
         progress: called with the number of rows encoded since the last call.
 
@@ -73,8 +83,8 @@ def extract_stream(
         As ``extract``; ``truncated_fraction`` and ``tokens`` are those of the whole store.
 
     Raises:
-        InputError: a bad row under "fail", an id that repeats, data that do not fit their
-            fingerprint, a store of another version.
+        InputError: a bad row under "fail", an id that repeats, a label without a class, data or
+            classes that do not fit their fingerprint, a store of another version.
         MachineError: disk full or read-only, another process writing the same store, no network.
 
     Example:
@@ -93,22 +103,17 @@ def extract_stream(
     check_dtype(dtype)
     folder = store_folder(task, extractor, data_fingerprint, cache_dir, dtype)
     rebuilt = rebuild_manifest(folder)
-    found = FeatureStore.open(folder).manifest if (folder / MANIFEST_NAME).exists() else None
-    stored = _Stored(folder, found, on_bad_row)
+    stored = _Stored.read(folder, on_bad_row)
+    found = stored.manifest
+    if found is not None:
+        check_classes(FeatureStore(folder, found), classes)
 
     def open_writer() -> StoreWriter:
-        new = Manifest(
-            fingerprint=fingerprint(extractor, data_fingerprint, dtype),
-            task=task,
-            backbone=extractor.name,
-            modality=extractor.modality,
-            dim=extractor.dim,
-            classes=tuple(classes),
-            max_length=extractor.max_length,
-            versions=installed_versions(),
-            dtype=dtype,
-        )
-        return stack.enter_context(FeatureStore.writer(folder, new))
+        key_parts = fingerprint(extractor, data_fingerprint, dtype)
+        new = empty_manifest(extractor, key_parts, task=task, classes=classes, dtype=dtype)
+        opened = stack.enter_context(FeatureStore.writer(folder, new))
+        check_classes(FeatureStore(folder, opened.manifest), classes)
+        return opened
 
     with ExitStack() as stack:
         writer: StoreWriter | None = None
@@ -122,13 +127,11 @@ def extract_stream(
         def missing_chunks() -> Iterator[Chunk]:
             nonlocal writer, stored, resumed
             waiting: dict[str, list[StreamRow]] = {}
-            for some in _portions(rows, shard_rows):
-                repeated = seen.add([row.id for row in some])
-                if repeated.any():
-                    row = some[int(np.argmax(repeated))]
-                    raise InputError(
-                        f"the id '{row.id}' occurs twice (again in split '{row.split}')"
-                    )
+            for some in _portions(rows, shard_rows, classes):
+                again = seen.add([row.id for row in some])
+                if again.any():
+                    row = some[int(np.argmax(again))]
+                    raise repeated(row.id, row.split)
                 missing = ~stored.has(some)
                 if missing.any() and writer is None:
                     writer = open_writer()
@@ -160,9 +163,7 @@ def extract_stream(
     left_out = tuple(row for row in manifest.skipped if seen.contains([row.id])[0])
     kept = len(seen) - len(left_out)
     if len(seen) and not kept:
-        raise InputError(
-            f"none of the {len(seen)} rows can be encoded; the first: {left_out[0].reason}"
-        )
+        raise none_left(len(seen), left_out)
     return Extraction(
         store=store,
         rows=kept,
@@ -183,24 +184,31 @@ class _Stored:
     def __init__(self, folder: Path, manifest: Manifest | None, on_bad_row: OnBadRow) -> None:
         self._folder = folder
         self._ids, self._facts = KnownIds(), KnownIds()
+        self.manifest = manifest
         self.damaged: set[str] = set()
         self.skipped_before: set[str] = set()
         if manifest is None:
             return
-        self.damaged = set(FeatureStore(folder, manifest).damaged_shards())
-        for shard in manifest.shards:
-            if shard.file not in self.damaged:
-                block = Block(folder / shard.file)
+        self.manifest, damaged = examine(folder, manifest)
+        self.damaged = set(damaged)
+        whole = FeatureStore(folder, self.manifest.without(self.damaged))
+        for split in whole.splits:
+            for block in whole.blocks(split):
                 ids = block.ids
                 self._ids.add(ids)
-                self._facts.add(
-                    [
-                        _fact(name, shard.split, label)
-                        for name, label in zip(ids, block.labels.tolist(), strict=True)
-                    ]
-                )
+                labels = block.labels.tolist()
+                facts = zip(ids, labels, strict=True)
+                self._facts.add([_fact(name, split, label) for name, label in facts])
         if on_bad_row == "skip":
-            self.skipped_before = {row.id for row in manifest.skipped}
+            self.skipped_before = {row.id for row in self.manifest.skipped}
+
+    @classmethod
+    def read(cls, folder: Path, on_bad_row: OnBadRow) -> _Stored:
+        """Those of a store as nobody changes it while it is looked at."""
+        while (folder / MANIFEST_NAME).exists():
+            with suppress(StoreChanged):
+                return cls(folder, Manifest.read(folder), on_bad_row)
+        return cls(folder, None, on_bad_row)
 
     def has(self, rows: list[StreamRow]) -> np.ndarray:
         """(n,) bool: which rows need no encoding.
@@ -209,14 +217,11 @@ class _Stored:
             InputError: a row is stored with another split or label.
         """
         there = self._ids.contains([row.id for row in rows])
-        same = self._facts.contains([_fact(row.id, row.split, int(row.label)) for row in rows])
+        same = self._facts.contains([_fact(row.id, row.split, row.label) for row in rows])
         if (there & ~same).any():
             row = rows[int(np.argmax(there & ~same))]
-            raise InputError(
-                f"row '{row.id}' is stored in {self._folder} with another split or label than "
-                f"{(row.split, int(row.label))}: the data changed and their fingerprint did not; "
-                "delete that folder"
-            )
+            stored = "with another split or label than"
+            raise changed(row.id, self._folder, (row.split, row.label), stored)
         return there | np.array([row.id in self.skipped_before for row in rows], bool)
 
 
@@ -229,7 +234,24 @@ def _chunk(rows: list[StreamRow]) -> Chunk:
     return Chunk(rows[0].split, [row.id for row in rows], [row.input for row in rows], labels)
 
 
-def _portions(rows: Iterable[StreamRow], size: int) -> Iterator[list[StreamRow]]:
+def _portions(
+    rows: Iterable[StreamRow], size: int, classes: tuple[str, ...]
+) -> Iterator[list[StreamRow]]:
+    """Rows of a stream, checked, with labels that are Python's own integers."""
     stream = iter(rows)
     while chunk := list(islice(stream, size)):
-        yield chunk
+        check_ids([row.id for row in chunk])
+        labelled = [row._replace(label=_label(row)) for row in chunk]
+        labels = np.array([row.label for row in labelled], np.int64)
+        check_labels([row.id for row in labelled], labels, classes)
+        yield labelled
+
+
+def _label(row: StreamRow) -> int:
+    try:
+        label = operator.index(row.label)
+    except TypeError:
+        label = None
+    if label is None or not -(2**63) <= label < 2**63:
+        raise InputError(f"row '{row.id}' has the label {row.label!r:.40}, which is no class index")
+    return label

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,20 @@ import numpy as np
 
 from extractors.codec import encode_features
 from extractors.errors import InputError
-from extractors.manifest import MANIFEST_NAME, Manifest, Shard, SkippedRow
-from extractors.provenance import describe, seal
+from extractors.manifest import MANIFEST_NAME, SHARD_NAME, Manifest, Shard, SkippedRow
+from extractors.provenance import describe, is_ours, read_proven, seal
 from extractors.shard import StoredRows, features_offset, shard_bytes
 from extractors.storage import (
     TEMPORARY_PREFIX,
     exclusive_lock,
     make_folder,
     plain_disk_errors,
+    sync_folder,
     write_atomically,
 )
 
 LOCK_NAME = ".lock"
-_SHARD_NAME = re.compile(r"\w+(\.\d+)?-\d{5,}\.arrow")
+_HALF = re.compile(re.escape(TEMPORARY_PREFIX) + r"\d+-.+")
 
 
 @dataclass
@@ -56,7 +57,8 @@ class StoreWriter:
             split: letters, digits and underscore.
             rows: n rows whose ids are not in the store yet; features float32 and finite.
             seconds: wall time that encoding took.
-            skipped: rows of this stretch of the data that could not be encoded.
+            skipped: rows of this stretch of the data that could not be encoded. Rows that were
+                skipped before and are given now, here or among `rows`, are known anew.
             measured: figures about the whole store with this shard; they replace those of the same
                 name.
 
@@ -68,9 +70,11 @@ class StoreWriter:
             InputError: shapes that do not belong together, features that are not finite, or too
                 large for the store's dtype.
         """
+        given = {*rows.ids, *(row.id for row in skipped)}
+        before = [row for row in self.manifest.skipped if row.id not in given]
         manifest = replace(
             self.manifest,
-            skipped=(*self.manifest.skipped, *skipped),
+            skipped=(*before, *skipped),
             measured={**self.manifest.measured, **(measured or {})},
         )
         shard = None
@@ -80,7 +84,7 @@ class StoreWriter:
             limit = manifest.max_length
             long = 0 if rows.tokens is None or limit is None else int((rows.tokens > limit).sum())
             shard = Shard(
-                file=manifest.free_name(split),
+                file=self._free_name(split),
                 split=split,
                 rows=len(rows.ids),
                 bytes=0,
@@ -105,6 +109,10 @@ class StoreWriter:
         manifest = self.manifest.without(files)
         manifest.write(self.path)
         self.manifest = manifest
+        # They were listed, so they are ours, though their content may not tell any more.
+        with plain_disk_errors(self.path):
+            for file in files:
+                (self.path / file).unlink(missing_ok=True)
         self.remove_leftovers()
 
     def replace_all(self, contents: Iterable[tuple[Shard, memoryview]]) -> None:
@@ -130,12 +138,26 @@ class StoreWriter:
             self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files and shards that the manifest does not list."""
-        listed = {shard.file for shard in self.manifest.shards}
-        with plain_disk_errors(self.path):
-            for path in self.path.iterdir():
-                if is_own(path.name) and path.name not in listed:
-                    path.unlink(missing_ok=True)
+        """Delete half-written files and shards that the manifest does not list.
+
+        The manifest on the disk counts: where this process was interrupted after the file was
+        replaced, it knows an older one. Where it cannot be read, nothing is deleted.
+        """
+        with suppress(InputError):
+            listed = {shard.file for shard in Manifest.read(self.path).shards}
+            with plain_disk_errors(self.path):
+                # A power cut must not bring an older manifest back once its shards are gone.
+                sync_folder(self.path)
+                for path in own_files(self.path):
+                    if path.name not in listed:
+                        path.unlink(missing_ok=True)
+
+    def _free_name(self, split: str) -> str:
+        """A name for the next shard, under which nobody else has a file here."""
+        taken: set[str] = set()
+        while (self.path / (name := self.manifest.free_name(split, taken))).exists():
+            taken.add(name)
+        return name
 
     def _check(self, split: str, rows: StoredRows) -> None:
         n, dim = len(rows.ids), self.manifest.dim
@@ -162,9 +184,20 @@ def sealed(shard: Shard, content: memoryview) -> tuple[Shard, memoryview]:
     return replace(shard, bytes=len(content), sha256=checksum, offset=offset), content
 
 
-def is_own(name: str) -> bool:
-    """Whether a file of this name in a store's folder is a shard, or half of something."""
-    return bool(_SHARD_NAME.fullmatch(name)) or name.startswith(TEMPORARY_PREFIX)
+def own_files(folder: Path, listed: Container[str] = ()) -> list[Path]:
+    """The shards in a store's folder, and halves of files; the same names may be somebody else's.
+
+    Args:
+        folder: of the store, or of one that has lost its manifest.
+        listed: names that are shards for certain.
+    """
+    return [
+        path
+        for path in folder.iterdir()
+        if _HALF.fullmatch(path.name)
+        or path.name in listed
+        or (SHARD_NAME.fullmatch(path.name) and is_ours(path))
+    ]
 
 
 @contextmanager
@@ -183,24 +216,50 @@ def open_writer(folder: Path, new: Manifest) -> Iterator[StoreWriter]:
     with exclusive_lock(folder / LOCK_NAME, what=f"the store {folder}"):
         if (folder / MANIFEST_NAME).exists():
             found = Manifest.read(folder)
-            if found.key != new.key:
-                raise InputError(
-                    f"the store {folder} belongs to other data or another backbone (key "
-                    f"{found.key[:12]}, expected {new.key[:12]})"
-                )
-            if found.dtype != new.dtype:
-                raise InputError(
-                    f"the store {folder} holds {found.dtype} features, {new.dtype} was asked for: "
-                    "delete the store and extract again"
-                )
-            if found.dim != new.dim:
-                raise InputError(
-                    f"the store {folder} holds features of width {found.dim}, the backbone gives "
-                    f"{new.dim}: delete the store and extract again"
-                )
-        else:
-            found = new
-            found.write(folder)
-        writer = StoreWriter(folder, found)
-        writer.remove_leftovers()
-        yield writer
+            _check_same(folder, found, new)
+            writer = StoreWriter(folder, found)
+            writer.remove_leftovers()
+            yield writer
+            return
+        if any(SHARD_NAME.fullmatch(path.name) and read_proven(path) for path in folder.iterdir()):
+            raise InputError(
+                f"the store {folder} has lost its {MANIFEST_NAME}: `convex-heads extract` with the "
+                "same data and backbone rebuilds it from the shards"
+            )
+        try:
+            new.write(folder)
+            writer = StoreWriter(folder, new)
+            writer.remove_leftovers()
+            yield writer
+        except BaseException:
+            _remove_empty(folder)
+            raise
+
+
+def _check_same(folder: Path, found: Manifest, new: Manifest) -> None:
+    if found.key != new.key:
+        raise InputError(
+            f"the store {folder} belongs to other data or another backbone (key "
+            f"{found.key[:12]}, expected {new.key[:12]})"
+        )
+    if found.dtype != new.dtype:
+        raise InputError(
+            f"the store {folder} holds {found.dtype} features, {new.dtype} was asked for: "
+            "delete the store and extract again"
+        )
+    if found.dim != new.dim:
+        raise InputError(
+            f"the store {folder} holds features of width {found.dim}, the backbone gives "
+            f"{new.dim}: delete the store and extract again"
+        )
+
+
+def _remove_empty(folder: Path) -> None:
+    """Take a new store away again that nothing came of: of an empty one nobody has any use."""
+    with suppress(InputError, OSError):
+        found = Manifest.read(folder) if (folder / MANIFEST_NAME).exists() else None
+        if found is None or not (found.shards or found.skipped):
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)
+            if [path.name for path in folder.iterdir()] == [LOCK_NAME]:
+                (folder / LOCK_NAME).unlink()
+                folder.rmdir()

@@ -126,7 +126,7 @@ def test_any_finite_features_round_trip_bit_for_bit(
 
 def test_the_manifest_says_everything(folder: Path) -> None:
     told = json.loads((folder / "manifest.json").read_text())
-    assert told["schema_version"] == 2
+    assert told["schema_version"] == 3
     assert told["key"] == store_key(told["fingerprint"])
     assert told["dtype"] == "float32"
     assert [s["file"] for s in told["shards"]] == [
@@ -151,11 +151,11 @@ def damage(folder: Path, edit: dict[str, object]) -> None:
     ("edit", "sentence"),
     [
         (
-            {"schema_version": 3},
-            r"newer version of convex-heads \(schema 3, this version reads up to 2\): upgrade",
+            {"schema_version": 4},
+            r"newer version of convex-heads \(schema 4, this version reads up to 3\): upgrade",
         ),
         ({"schema_version": 0}, r"damaged \(schema_version 0\)"),
-        ({"schema_version": "2"}, r"damaged \(schema_version '2'\)"),
+        ({"schema_version": "3"}, r"damaged \(schema_version '3'\)"),
         ({"dtype": "float64"}, "stored as float32, float16, int8, not as 'float64'"),
         ({"schema_version": None}, "no schema_version"),
         ({"key": "0" * 64}, "altered"),

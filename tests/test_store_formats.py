@@ -278,6 +278,6 @@ def test_a_store_of_schema_1_is_read_resumed_and_grown(tmp_path: Path) -> None:
     assert (folder / "manifest.json").read_bytes() == before  # nothing was missing
     assert run(9).resumed_rows == 8
     grown = FeatureStore.open(folder)
-    assert json.loads((folder / "manifest.json").read_text())["schema_version"] == 2
+    assert json.loads((folder / "manifest.json").read_text())["schema_version"] == 3
     assert (grown.n_rows, grown.verify()) == (11, [])
     np.testing.assert_array_equal(grown.read("train").features[:6], store.read("train").features)
