@@ -55,6 +55,7 @@ class CommandLine(Directive):
         os.environ["COLUMNS"] = "84"
         from typer.main import get_command
 
+        from tasks.verb import EVERY_OPTION
         from tasks.verbs import app
 
         group = get_command(app)
@@ -63,6 +64,7 @@ class CommandLine(Directive):
             section = nodes.section(ids=[name], names=[name])
             context = command.make_context(name, [], resilient_parsing=True, max_content_width=84)
             context.info_name = f"convex-heads {name}"
+            context.meta[EVERY_OPTION] = True
             section += nodes.title(text=name)
             section += nodes.literal_block(text=command.get_help(context), language="none")
             found.append(section)

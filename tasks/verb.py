@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=CommonConfig)
 EVERY = "cache_dir seed config json quiet debug"
+EVERY_OPTION = "convex-heads.every-option"  # in a context's meta: its help leaves out none
 _FLAGS = ("json", "quiet", "debug")
 _COLUMNS = shutil.get_terminal_size().columns
 _NARROW = 52  # columns
@@ -42,8 +43,17 @@ app = typer.Typer(
 
 
 class _Verb(TyperCommand):
+    seldom: Set[str] = frozenset()
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Where a terminal is narrow, what an option does stands below it and not beside it."""
+        """The options that are asked for most; with ``--help-all`` every one.
+
+        Where a terminal is narrow, what an option does stands below it and not beside it.
+        """
+        options: list[Any] = self.params
+        for option in options:
+            if option.name in self.seldom:
+                option.hidden = EVERY_OPTION not in ctx.meta
         if formatter.width < _NARROW:
             write, width = formatter.write_dl, formatter.width - 2
 
@@ -52,11 +62,20 @@ class _Verb(TyperCommand):
 
             formatter.write_dl = write_below
         super().format_options(ctx, formatter)
+        for option in options:  # shells complete all of them
+            option.hidden = False
 
 
 def _over_two_lines(term: str, width: int) -> str:
     """An option too long for a line, its choices on the next."""
     return term if len(term) <= width else term.replace(" ", "\n      ", 1)
+
+
+def _say_every_option(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[EVERY_OPTION] = True
+        print(ctx.get_help())
+        raise typer.Exit
 
 
 def _say_version(wanted: bool) -> None:
@@ -99,7 +118,7 @@ class Output:
 
 
 def verb(
-    kind: type[Config], *options: str | Mapping[str, Any]
+    kind: type[Config], *options: str | Mapping[str, Any], seldom: str = ""
 ) -> Callable[[Callable[[Config, Output], None]], Callable[..., None]]:
     """Makes a function of (configuration, output) a verb of its name, with its docstring as help.
 
@@ -107,6 +126,7 @@ def verb(
         kind: of its configuration, whose fields the options are named after.
         options: in the order of the help: names of fields (`train_rows` is `options.TrainRows`), or
             a field's name and the option that fills it. Those of `EVERY` come last.
+        seldom: names of those that ``--help`` leaves to ``--help-all``.
 
     Example:
         >>> @verb(CommonConfig, {"name": o.Text})
@@ -121,10 +141,18 @@ def verb(
             known |= {name: getattr(o, name.title().replace("_", "")) for name in group.split()}
         else:
             known |= group
+    if seldom:
+        known["help_all"] = Annotated[
+            bool,
+            typer.Option(
+                "--help-all", is_eager=True, callback=_say_every_option, help="Show every option."
+            ),
+        ]
 
     def register(work: Callable[[Config, Output], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             output = Output(given["json"], given["quiet"])
+            given.pop("help_all", None)
             # Before anything heavy is imported, so that misuse is answered at once.
             work(read(kind, given), output)
 
@@ -132,7 +160,7 @@ def verb(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if name in _FLAGS else None,
+                default=False if name in (*_FLAGS, "help_all") else None,
                 annotation=annotation,
             )
             for name, annotation in known.items()
@@ -143,7 +171,8 @@ def verb(
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         command.__annotations__ = known
         command.__name__, command.__doc__ = work.__name__, work.__doc__
-        return app.command(cls=_Verb)(command)
+        shown = type("_Verb", (_Verb,), {"seldom": frozenset(seldom.split())})
+        return app.command(cls=shown)(command)
 
     return register
 

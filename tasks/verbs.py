@@ -36,6 +36,15 @@ _LONG = "long_text pairs autocast"
 _HEAD = "gates beta selection penalty solver tolerance"
 _JUDGED = "class_weight calibrate leak_check drop_leaks"
 _WHERE = "device engine workers"
+# What `--help` leaves to `--help-all` where a verb has many options.
+_SELDOM = (
+    "features_column classes projection prompt normalize max_length pairs autocast quantize "
+    "trust_remote_code store_dtype gates selection solver tolerance precision max_seconds "
+    "leak_check drop_leaks embed_samples comparison engine workers devices coordinator processes "
+    "process checkpoint_minutes machine"
+)
+_OF_FEATURES = "data_root layer pooling long_text"
+_OF_BLOCKS = "epochs batch_size accumulate layer_decay weight_decay dropout lora optimizer"
 _MOVED = {"backbone": o.MovedBackbone}
 
 
@@ -76,6 +85,7 @@ def tasks(config: TasksConfig, output: Output) -> None:
     _LONG,
     "quantize trust_remote_code store_dtype",
     _WHERE,
+    seldom="features_column classes projection quantize trust_remote_code autocast",
 )
 def extract(config: ExtractConfig, output: Output) -> None:
     """Embed every row of DATA once, into a store.
@@ -106,6 +116,7 @@ def extract(config: ExtractConfig, output: Output) -> None:
     _WHERE,
     "devices coordinator processes process checkpoint_minutes dry_run",
     {"machine": o.AsMachine},
+    seldom=f"{_SELDOM} {_OF_FEATURES}",
 )
 def fit(config: FitConfig, output: Output) -> None:
     """Fit a certified head on DATA, evaluate and save it.
@@ -140,6 +151,7 @@ def fit(config: FitConfig, output: Output) -> None:
     _HEAD,
     _JUDGED,
     "device",
+    seldom=f"{_SELDOM} {_OF_FEATURES} {_OF_BLOCKS} activation loss",
 )
 def finetune(config: FinetuneConfig, output: Output) -> None:
     """Train the top blocks of the backbone and the head in turn.
@@ -173,6 +185,7 @@ def finetune(config: FinetuneConfig, output: Output) -> None:
     "precision max_seconds",
     _JUDGED,
     _WHERE,
+    seldom=f"{_SELDOM} {_OF_FEATURES} activation loss",
 )
 def compare(config: CompareConfig, output: Output) -> None:
     """Compare the head with other methods on DATA.
