@@ -21,6 +21,7 @@ from extractors.fingerprint import folder_sha256
 from extractors.hub import (
     HubModel,
     ask_hub,
+    configurations,
     is_known_locally,
     plain_hub_errors,
     remember,
@@ -28,6 +29,7 @@ from extractors.hub import (
 )
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
+from extractors.remote_code import refuse_foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -191,8 +193,11 @@ class TorchBackbone:
             MachineError: not cached, and no network.
         """
         try:
-            if self._parsed.folder is not None:
-                return load(ModelFiles(str(self._parsed.folder), None, local_only=True))
+            folder = self._parsed.folder
+            if folder is not None:
+                if self._trusted:
+                    refuse_foreign_code(folder, str(folder))
+                return load(ModelFiles(str(folder), None, local_only=True))
             return self._load_hub(load)
         except Exception as error:
             refused = plain_load_errors(error, self.name)
@@ -205,6 +210,8 @@ class TorchBackbone:
         if not hub.online and not is_known_locally(hub, self.needed_file):
             hub = ask_hub(hub.repository, hub.commit)
         with plain_hub_errors(hub.repository, hub.commit):
+            if self._trusted:
+                refuse_foreign_code(configurations(hub), hub.repository)
             loaded = load(ModelFiles(hub.repository, hub.commit, local_only=not hub.online))
         remember(hub)
         return loaded

@@ -79,6 +79,20 @@ def is_known_locally(model: HubModel, filename: str) -> bool:
     return try_to_load_from_cache(model.repository, filename, revision=model.commit) is not None
 
 
+def configurations(model: HubModel) -> Path:
+    """The folder in the cache with every JSON file of the model, downloaded if need be."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            model.repository,
+            revision=model.commit,
+            allow_patterns=["*.json"],
+            local_files_only=not model.online,
+        )
+    )
+
+
 def remember(model: HubModel) -> None:
     """Note in the cache which commit a branch meant, once the model is there.
 
