@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from extractors import BadRow, InputError, load_extractor
+from extractors.changes import with_changes
 from extractors.encode import encode_rows
 from extractors.module import ModuleExtractor
 from extractors.options import FeatureOptions
@@ -84,6 +85,39 @@ def test_the_fingerprint_knows_weights_version_and_options_and_nothing_else() ->
         assert other.fingerprint() != first
 
 
+def test_training_in_place_is_seen_by_the_fingerprint() -> None:
+    import torch
+
+    row = [pixels(images(1)[0])]
+    for module, options in (
+        (network(), FeatureOptions()),
+        (network().double(), FeatureOptions()),  # a copy in float32 computes
+    ):
+        used = make(module=module, options=options)
+        before, features = used.fingerprint(), used.encode(row)
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+        assert used.fingerprint() != before
+        assert np.abs(used.encode(row) - features).max() > 1e-3
+        fresh = make(module=module, options=options)
+        assert used.fingerprint() == fresh.fingerprint()
+        np.testing.assert_array_equal(used.encode(row), fresh.encode(row))
+
+
+def test_a_module_in_half_precision_stays_the_callers() -> None:
+    import torch
+
+    module = network().half().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    extractor = make(module=module)
+    fingerprint = extractor.fingerprint()
+    assert extractor.encode([pixels(images(1)[0])]).dtype == np.float32
+    for name, value in module.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name])
+    assert module.training
+    assert extractor.fingerprint() == fingerprint == make(module=module).fingerprint()
+
+
 @pytest.mark.slow
 def test_fit_predict_and_load_with_a_module(tmp_path: Path) -> None:
     from tasks import ConvexHeadPipeline
@@ -125,3 +159,5 @@ def test_what_goes_wrong_is_one_sentence() -> None:
         assert make(probe=None, preprocess=lambda row: row["x"]).dim
     with pytest.raises(InputError, match="make it in Python"):
         load_extractor("module:my-net")
+    with pytest.raises(InputError, match="a module of your own, whose weights"):
+        with_changes(make(), {"0.bias": np.zeros(8, np.float32)})
