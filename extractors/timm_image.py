@@ -55,9 +55,9 @@ class TimmImageExtractor(TorchBackbone):
 
     def _identity(self) -> dict[str, Any]:
         folder = self._parsed.folder
-        if folder is not None and not (
-            (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-        ):
+        # By this very name: beside weights of another one the library would open a pickle.
+        needed = ("config.json", "model.safetensors")
+        if folder is not None and not all((folder / file).is_file() for file in needed):
             raise InputError(
                 f"{folder} is no timm model folder: it needs config.json and model.safetensors"
             )
