@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
+from extractors.context import refuse_boundaries
 from extractors.errors import InputError
 from extractors.pairs import PairExtractor
 
@@ -128,6 +129,7 @@ class CutBackbone:
                 raise InputError(f"{option} {value}: blocks are trained with {option} {plain}")
         self.extractor: Any = extractor
         assert extractor.dim  # loaded
+        refuse_boundaries(extractor)
         self.model: nn.Module = extractor._model
         self.device: str = extractor._device
         blocks = find_blocks(self.model)

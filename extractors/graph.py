@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from extractors.base import Extractor
+from extractors.context import refuse_boundaries
 from extractors.errors import InputError
 from extractors.hf_image import TransformerImageExtractor
 from extractors.module import ModuleExtractor
@@ -99,6 +100,7 @@ def backbone_graph(extractor: Extractor) -> Graph:
                 f"{extractor.name} reads long texts in windows, which no single forward pass does: "
                 "export the head alone, or fit with --long-text truncate"
             )
+        refuse_boundaries(extractor)
         filling = extractor._filling if isinstance(extractor, SentenceExtractor) else {}
         if filling is None:
             raise InputError(

@@ -19,9 +19,9 @@ from extractors.images import open_rgb
 from extractors.options import Pooling
 from extractors.precision import computing
 from extractors.quiet import quiet_loading
-from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import check_complete
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch

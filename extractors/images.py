@@ -91,7 +91,7 @@ def _to_rgb(image: Image) -> Image:
         # Pillow clips these to 255 instead of scaling them, which turns 16-bit scans white.
         values = np.asarray(image, dtype=np.float32)
         most = 255 if image.mode == "F" else 65535
-        if values.size and not (0 <= values.min() and values.max() <= most):  # a NaN is neither
+        if values.size and not (values.min() >= 0 and values.max() <= most):  # a NaN is neither
             raise BadRow(
                 f"grey values of an image of mode {image.mode} must lie between 0 and {most}, "
                 f"got {values.min():g} to {values.max():g}"

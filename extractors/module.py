@@ -21,7 +21,7 @@ from extractors.errors import BadRow, InputError
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
 from extractors.precision import computing
-from extractors.text import unit_length
+from extractors.unit_length import unit_length
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from extractors.hub import HubModel, resolve_model
 from extractors.images import open_rgb
 from extractors.options import Pooling
 from extractors.precision import computing
-from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch
