@@ -34,6 +34,7 @@ from extractors.remote_code import refuse_foreign_code
 if TYPE_CHECKING:
     import torch
 
+_SAME = 1e-2  # half precision included
 Loaded = TypeVar("Loaded")
 
 
@@ -161,7 +162,17 @@ class TorchBackbone:
 
     @cached_property
     def _dim(self) -> int:
-        return int(self.encode([self._probe()]).shape[1])
+        probe = [self._probe()]
+        first, second = self.encode(probe), self.encode(probe)
+        # Products may be summed in another order; a mask or a dropout that is drawn is far more.
+        if not np.allclose(
+            first, second, rtol=0, atol=_SAME * np.abs(first).max(initial=0), equal_nan=True
+        ):
+            raise InputError(
+                f"{self.name} gives other features for the same row at every pass: it draws random "
+                "numbers, and its features would mean nothing"
+            )
+        return int(first.shape[1])
 
     @cached_property
     def _device(self) -> str:

@@ -21,7 +21,7 @@ from extractors.errors import BadRow, InputError
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
 from extractors.precision import computing
-from extractors.unit_length import unit_length
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +153,12 @@ class ModuleExtractor(TorchBackbone):
                 )
             features = np.ascontiguousarray(found.float().cpu().numpy())
         return unit_length(features) if self.options.normalize == "l2" else features
+
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass over the one tensor of stacked rows."""
+        (stacked,) = tensors.values()
+        found = self._model(stacked).float()
+        return unit_rows(found) if self.options.normalize == "l2" else found
 
     @property
     def _reentrant(self) -> bool:
