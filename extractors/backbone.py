@@ -220,12 +220,26 @@ class TorchBackbone:
         hub = self._hub
         if not hub.online and not is_known_locally(hub, self.needed_file):
             hub = ask_hub(hub.repository, hub.commit)
+        try:
+            loaded = self._load_commit(hub, load)
+        except (OSError, MachineError):
+            if hub.online:
+                raise
+            try:  # a cache can hold the configuration of a commit alone
+                hub = ask_hub(hub.repository, hub.commit)
+            except (InputError, MachineError):
+                hub = self._hub
+            if not hub.online:
+                raise
+            loaded = self._load_commit(hub, load)
+        remember(hub)
+        return loaded
+
+    def _load_commit(self, hub: HubModel, load: Callable[[ModelFiles], Loaded]) -> Loaded:
         with plain_hub_errors(hub.repository, hub.commit):
             if self._trusted:
                 refuse_foreign_code(configurations(hub), hub.repository)
-            loaded = load(ModelFiles(hub.repository, hub.commit, local_only=not hub.online))
-        remember(hub)
-        return loaded
+            return load(ModelFiles(hub.repository, hub.commit, local_only=not hub.online))
 
     @property
     def _trusted(self) -> bool:

@@ -119,8 +119,12 @@ class TransformerImageExtractor(ImageBackbone):
         return pool(layer, mask, how)
 
     @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._parsed)
+
+    @property
     def _kind(self) -> str:
-        return str(read_config(self._parsed).get("model_type"))
+        return str(self._config.get("model_type"))
 
     @cached_property
     def _processor(self) -> Any:
@@ -145,7 +149,7 @@ class TransformerImageExtractor(ImageBackbone):
                 raise InputError(f"--projection: {self.name} ({self._kind}) has no projection")
         elif self.options.projection:
             raise InputError(f"--projection: {self.name} ({self._kind}) has no projection")
-        elif "vision_config" in read_config(self._parsed):
+        elif "vision_config" in self._config:
             raise InputError(
                 f"{self.name} ({self._kind}) is a model of images and texts whose image tower is "
                 f"not known here; known are {', '.join(sorted(_TOWERS))}"

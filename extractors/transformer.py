@@ -58,7 +58,7 @@ class TransformerTextExtractor(TextBackbone):
 
     def fingerprint(self) -> dict[str, Any]:
         self.options.allow(_OPTIONS, f"the text model {self.name}")
-        return super().fingerprint() | settled(read_config(self._parsed))
+        return super().fingerprint() | settled(self._config)
 
     @property
     def _limit(self) -> int | None:
@@ -67,6 +67,10 @@ class TransformerTextExtractor(TextBackbone):
         if wanted is not None and own is not None and wanted > own:
             raise InputError(f"--max-length {wanted}: {self.name} reads at most {own} tokens")
         return wanted if wanted is not None else own
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._parsed)
 
     @cached_property
     def _own_limit(self) -> int | None:

@@ -174,6 +174,12 @@ def test_a_repository_without_a_configuration_is_no_failure_of_the_network(
     assert found == [f"InputError {at} has no config.json: it is no model of this kind"]
 
 
+def test_a_commit_is_downloaded_where_nothing_is_cached(hub: str, tmp_path: Path) -> None:
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    (found,) = try_names(f"hf:somebody/tiny@{COMMIT}", **online)
+    assert found.startswith(f"{COMMIT} ")
+
+
 @pytest.mark.parametrize("damaged", ["", "0123", "../../elsewhere", "\0" * 40])
 def test_a_damaged_note_of_a_branch_is_as_good_as_none(
     damaged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
