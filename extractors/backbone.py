@@ -21,6 +21,7 @@ from extractors.fingerprint import folder_sha256
 from extractors.hub import (
     HubModel,
     ask_hub,
+    configurations,
     is_known_locally,
     plain_hub_errors,
     remember,
@@ -28,10 +29,12 @@ from extractors.hub import (
 )
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
+from extractors.remote_code import refuse_foreign_code
 
 if TYPE_CHECKING:
     import torch
 
+_SAME = 1e-2  # half precision included
 Loaded = TypeVar("Loaded")
 
 
@@ -159,7 +162,17 @@ class TorchBackbone:
 
     @cached_property
     def _dim(self) -> int:
-        return int(self.encode([self._probe()]).shape[1])
+        probe = [self._probe()]
+        first, second = self.encode(probe), self.encode(probe)
+        # Products may be summed in another order; a mask or a dropout that is drawn is far more.
+        if not np.allclose(
+            first, second, rtol=0, atol=_SAME * np.abs(first).max(initial=0), equal_nan=True
+        ):
+            raise InputError(
+                f"{self.name} gives other features for the same row at every pass: it draws random "
+                "numbers, and its features would mean nothing"
+            )
+        return int(first.shape[1])
 
     @cached_property
     def _device(self) -> str:
@@ -191,8 +204,11 @@ class TorchBackbone:
             MachineError: not cached, and no network.
         """
         try:
-            if self._parsed.folder is not None:
-                return load(ModelFiles(str(self._parsed.folder), None, local_only=True))
+            folder = self._parsed.folder
+            if folder is not None:
+                if self._trusted:
+                    refuse_foreign_code(folder, str(folder))
+                return load(ModelFiles(str(folder), None, local_only=True))
             return self._load_hub(load)
         except Exception as error:
             refused = plain_load_errors(error, self.name)
@@ -204,10 +220,26 @@ class TorchBackbone:
         hub = self._hub
         if not hub.online and not is_known_locally(hub, self.needed_file):
             hub = ask_hub(hub.repository, hub.commit)
-        with plain_hub_errors(hub.repository, hub.commit):
-            loaded = load(ModelFiles(hub.repository, hub.commit, local_only=not hub.online))
+        try:
+            loaded = self._load_commit(hub, load)
+        except (OSError, MachineError):
+            if hub.online:
+                raise
+            try:  # a cache can hold the configuration of a commit alone
+                hub = ask_hub(hub.repository, hub.commit)
+            except (InputError, MachineError):
+                hub = self._hub
+            if not hub.online:
+                raise
+            loaded = self._load_commit(hub, load)
         remember(hub)
         return loaded
+
+    def _load_commit(self, hub: HubModel, load: Callable[[ModelFiles], Loaded]) -> Loaded:
+        with plain_hub_errors(hub.repository, hub.commit):
+            if self._trusted:
+                refuse_foreign_code(configurations(hub), hub.repository)
+            return load(ModelFiles(hub.repository, hub.commit, local_only=not hub.online))
 
     @property
     def _trusted(self) -> bool:

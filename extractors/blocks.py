@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
+from extractors.context import refuse_boundaries
 from extractors.errors import InputError
 from extractors.pairs import PairExtractor
 
@@ -128,6 +129,7 @@ class CutBackbone:
                 raise InputError(f"{option} {value}: blocks are trained with {option} {plain}")
         self.extractor: Any = extractor
         assert extractor.dim  # loaded
+        refuse_boundaries(extractor)
         self.model: nn.Module = extractor._model
         self.device: str = extractor._device
         blocks = find_blocks(self.model)
@@ -144,7 +146,11 @@ class CutBackbone:
         self.top = blocks[len(blocks) - k :]
         self._stub: dict[str, torch.Tensor] | None = None
         rows = self.read(probe)
-        self._try(rows)
+        try:
+            self._try(rows)
+        finally:  # after a refusal too
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
 
     # ---- rows ----
 
@@ -180,9 +186,13 @@ class CutBackbone:
             pass
         finally:
             handle.remove()
+        if not found:
+            raise self._refusal()
         hidden = found[0].float().cpu()
         if "attention_mask" in tensors:
             masks = tensors["attention_mask"].cpu().bool()
+            if hidden.shape[:2] != masks.shape:  # Longformer pads its rows once more
+                raise self._refusal()
             return [h[m].numpy() for h, m in zip(hidden, masks, strict=True)]
         return [h.contiguous().numpy() for h in hidden]
 
@@ -259,17 +269,16 @@ class CutBackbone:
             try:
                 with torch.enable_grad():
                     found = self.upper(rows, activations)
-            except (RuntimeError, AssertionError, ValueError):
+            except (RuntimeError, AssertionError, ValueError, IndexError):
                 continue
             if found.shape == expected.shape and (
                 float((found.detach() - expected).abs().max()) <= _SAME * scale
             ):
                 break
         else:
-            raise InputError(
-                f"{self.extractor.name} cannot be cut below its top {len(self.top)} blocks: its "
-                "features are then other ones; choose another --unfreeze"
-            )
+            raise self._refusal()
+        if not found.requires_grad:
+            raise self._refusal()
         named = dict(self.model.named_parameters())
         reached = torch.autograd.grad(found.square().sum(), list(named.values()), allow_unused=True)
         self.parameters: dict[str, nn.Parameter] = {
@@ -277,9 +286,25 @@ class CutBackbone:
             for (name, parameter), g in zip(named.items(), reached, strict=True)
             if g is not None and id(parameter) not in frozen
         }
+        if not self.parameters:
+            raise self._refusal()
         self.depth = {name: self._depth(name) for name in self.parameters}
-        for parameter in named.values():
-            parameter.requires_grad_(False)
+
+    def _refusal(self) -> InputError:
+        """Why there is no such cut: features from below it, or a backbone that has none."""
+        k = len(self.top)
+        images_of_timm = self.extractor.name.startswith("timm:")  # which counts blocks from zero
+        for layer in self.extractor.options.layer or ():
+            height = layer + (images_of_timm if layer >= 0 else self.n_blocks + 1)
+            if height <= self.n_blocks - k:
+                return InputError(
+                    f"--layer {layer} lies below the cut of --unfreeze {k}, and no training would "
+                    "change it: choose a larger --unfreeze, or a layer above"
+                )
+        return InputError(
+            f"{self.extractor.name} cannot be cut below its top {k} blocks: its features are then "
+            "other ones; choose another --unfreeze"
+        )
 
     def _whole(self, rows: list[Any]) -> tuple[list[int], set[int], torch.Tensor]:
         """Order of the blocks, parameters that were used below the cut, features."""

@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What is between backticks is a command to type, in Python too.
-_OPTION = re.compile(r"`[^`]*`|(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)")
+# What is between backticks is a command to type, in Python too. A part of a path is no option.
+_OPTION = re.compile(
+    r"`[^`]*`|(?<![\w/\\.-])--(no-)?([a-z]+(?:-[a-z]+)*)(?![\w/\\-]|\.\w)",
+)
 _answering = False
 
 

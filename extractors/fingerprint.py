@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def folder_sha256(folder: Path, *, without: tuple[str, ...] = ()) -> str:
     """
     digest = hashlib.sha256()
     count = 0
-    for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+    for path in sorted(files_below(folder), key=lambda p: p.relative_to(folder).as_posix()):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         elsewhere = _IRRELEVANT_FOLDERS.intersection(relative.parts)
@@ -55,6 +57,29 @@ def folder_sha256(folder: Path, *, without: tuple[str, ...] = ()) -> str:
     if not count:
         raise InputError(f"{folder} holds no model files")
     return digest.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; a link to a folder counts as that folder.
+
+    Libraries read a model through such links, so what lies behind them is part of it. A link back
+    to a folder that holds it is not followed.
+    """
+
+    def within(here: Path, above: frozenset[str]) -> Iterator[Path]:
+        real = os.path.realpath(here)
+        if real in above:
+            return
+        for path in sorted(here.iterdir()):
+            if path.is_dir():
+                yield from within(path, above | {real})
+            else:
+                yield path
+
+    try:
+        yield from within(folder, frozenset())
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def store_key(fingerprint: dict[str, Any]) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from extractors.base import Extractor
+from extractors.context import refuse_boundaries
 from extractors.errors import InputError
 from extractors.hf_image import TransformerImageExtractor
 from extractors.module import ModuleExtractor
 from extractors.pairs import PairExtractor
-from extractors.pooling import pool_layers
 from extractors.sentence import SentenceExtractor
 from extractors.text import pad_tokens
 from extractors.timm_image import TimmImageExtractor
@@ -52,11 +52,10 @@ class Graph:
         if not self.tokens:
             return (torch.stack(prepared),)
         read, _ = self.extractor.tokenize(prepared)
-        side, filling = "right", {"input_ids": 0}
         if isinstance(self.extractor, SentenceExtractor):
             filling, side = self.extractor._filling or {}, self.tokenizer.padding_side
         else:
-            filling = {"input_ids": self.extractor._padding}
+            filling, side = {"input_ids": self.extractor._padding}, "right"
         found = pad_tokens(read, filling, side)
         return tuple(found[name] for name in self.names)
 
@@ -99,6 +98,7 @@ def backbone_graph(extractor: Extractor) -> Graph:
                 f"{extractor.name} reads long texts in windows, which no single forward pass does: "
                 "export the head alone, or fit with --long-text truncate"
             )
+        refuse_boundaries(extractor)
         filling = extractor._filling if isinstance(extractor, SentenceExtractor) else {}
         if filling is None:
             raise InputError(
@@ -130,33 +130,9 @@ class _Forward(torch.nn.Module):
     def __init__(self, extractor: Any, names: tuple[str, ...]) -> None:
         super().__init__()
         assert extractor.dim  # loaded
-        self.model = extractor._model
+        self.model = extractor._model  # its parameters are this module's
         self._adapter = extractor
         self._names = names
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        extractor = self._adapter
-        if isinstance(extractor, SentenceExtractor):
-            found = self.model(dict(zip(self._names, inputs, strict=True)))
-            features, normalize = found["sentence_embedding"], extractor.options.normalize == "l2"
-        elif isinstance(extractor, TransformerTextExtractor):
-            ids, mask = inputs
-            how = extractor.options.pooling or "mean"
-            features = pool_layers(extractor._hidden(ids, mask), mask, how)
-            normalize = extractor._normalized
-        elif isinstance(extractor, TimmImageExtractor):
-            plain = extractor.options.layer is None and extractor.options.pooling is None
-            if plain:
-                features = extractor._one_vector(self.model(*inputs))
-            else:
-                features = extractor._pooled(*inputs)
-            normalize = extractor.options.normalize == "l2"
-        elif isinstance(extractor, TransformerImageExtractor):
-            features = extractor._forward(*inputs)
-            normalize = extractor.options.normalize == "l2"
-        else:
-            features, normalize = self.model(*inputs), extractor.options.normalize == "l2"
-        if normalize:
-            length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-            features = features / torch.where(length > 0, length, torch.ones_like(length))
-        return features
+        return self._adapter.features(dict(zip(self._names, inputs, strict=True)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from extractors.base import Modality
 from extractors.errors import InputError
-from extractors.hub import plain_hub_errors, remember, resolve_model
+from extractors.hub import ask_hub, is_known_locally, plain_hub_errors, remember, resolve_model
 from extractors.names import BackboneName
 
 
@@ -27,6 +27,8 @@ def read_config(name: BackboneName) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         hub = resolve_model(name.id, name.revision)
+        if not hub.online and not is_known_locally(hub, "config.json"):
+            hub = ask_hub(hub.repository, hub.commit)  # a commit is taken at its word, unasked
         with plain_hub_errors(hub.repository, hub.commit):
             path = Path(
                 hf_hub_download(

@@ -6,25 +6,22 @@ a compiled torchvision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from extractors.backbone import ModelFiles, TorchBackbone
-from extractors.errors import BadRow, InputError
+from extractors.backbone import ModelFiles
+from extractors.errors import InputError
 from extractors.hf_config import read_config
-from extractors.images import open_rgb
+from extractors.image import ImageBackbone
 from extractors.options import Pooling
-from extractors.precision import computing
 from extractors.quiet import quiet_loading
-from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import check_complete
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 _OPTIONS = {"layer", "pooling", "projection", "normalize", "autocast", "quantize"}
 
@@ -41,63 +38,26 @@ _TOWERS = {
 _CLASS_TOKEN = {"vit", "deit", "beit", "vit_mae", "vit_msn", "dinov2", "dinov2_with_registers"}
 
 
-class TransformerImageExtractor(TorchBackbone):
+class TransformerImageExtractor(ImageBackbone):
     """A transformers vision model as a frozen extractor, in float32.
 
     By default: the class token of ViT and DINOv2, else the model's pooled output (CLIP's before its
     projection, as in the linear probes of its authors), else the mean over the patches.
     """
 
-    modality: Literal["image"] = "image"
-    max_length = None
     adapter = "transformers-image/1"
-
-    @property
-    def batch_size(self) -> int:
-        """Images per forward pass; on a CPU small batches are faster, they stay in the cache."""
-        if self.options.quantize == "int8":
-            return 1  # see ``quantize.py``
-        return 128 if self._device.startswith("cuda") else 8
 
     def fingerprint(self) -> dict[str, Any]:
         self.options.allow(_OPTIONS, f"the image model {self.name}")
-        return super().fingerprint() | {"preprocessing": "the model's image processor (pil)"}
+        found = super().fingerprint() | {"preprocessing": "the model's image processor (pil)"}
+        return found | ({"mask_ratio": 0} if self._kind == "vit_mae" else {})
 
-    def prepare(self, item: Any) -> torch.Tensor:
-        """(channels, height, width) float32, as the model's image processor makes it.
-
-        Raises:
-            BadRow: the image does not decode.
-        """
+    @property
+    def _reader(self) -> Callable[[Image], torch.Tensor]:
         processor = self._processor
-        image = open_rgb(item)
-        try:
-            return processor(images=image, return_tensors="pt")["pixel_values"][0]
-        except (OSError, ValueError, ZeroDivisionError) as error:
-            raise BadRow(f"the image cannot be resized: size {image.size}") from error
+        return lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    def token_counts(self, prepared: Sequence[torch.Tensor]) -> None:
-        """Nothing: images have no tokens."""
-        return None
-
-    def encode(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
-        """(b, dim) float32 features of b prepared images."""
-        with computing(self._device, self.options.autocast):
-            features = self._forward(self.tensors(prepared)["pixels"]).float().cpu().numpy()
-        return unit_length(features) if self.options.normalize == "l2" else features
-
-    def tensors(self, prepared: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What one differentiable pass over prepared images is given."""
-        import torch
-
-        return {"pixels": torch.stack(list(prepared)).to(self._device)}
-
-    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(b, dim) features of one pass, with gradients where they are switched on."""
-        found = self._forward(tensors["pixels"]).float()
-        return unit_rows(found) if self.options.normalize == "l2" else found
-
-    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
 
         from extractors.pooling import select_layers
@@ -109,7 +69,7 @@ class TransformerImageExtractor(TorchBackbone):
                 "--layer and --pooling away"
             )
         states = layers is not None and layers != (-1,)
-        found = self._model(pixel_values=pixels, output_hidden_states=states)
+        found = self._model(pixel_values=pixels, output_hidden_states=states, **self._seen(pixels))
         if layers is None and pooling is None:
             if self.options.projection == "after":
                 return found.image_embeds
@@ -121,6 +81,19 @@ class TransformerImageExtractor(TorchBackbone):
             hidden = select_layers(found.hidden_states, last, layers, self.name)
         how = pooling or ("cls" if self._kind in _CLASS_TOKEN else "mean")
         return torch.cat([self._pool(layer, pixels, how) for layer in hidden], dim=1)
+
+    def _seen(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What makes a masked autoencoder see every patch, each in its place.
+
+        Left to itself it draws at every pass which patches it hides, and an order of the others.
+        """
+        import torch
+
+        if self._kind != "vit_mae":
+            return {}
+        patches = self._model.embeddings.patch_embeddings.num_patches
+        order = torch.arange(patches, dtype=torch.float32, device=pixels.device)
+        return {"noise": order.expand(pixels.shape[0], patches)}
 
     def _pool(self, layer: torch.Tensor, pixels: torch.Tensor, how: Pooling) -> torch.Tensor:
         """One layer, (b, tokens, d) or a map (b, d, h, w), pooled over its patches.
@@ -134,8 +107,9 @@ class TransformerImageExtractor(TorchBackbone):
         first = 0
         if layer.ndim == 4:
             layer = layer.flatten(2).transpose(1, 2)
-        elif isinstance(patch := getattr(self._model.config, "patch_size", None), int):
-            grid = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+        elif patch := getattr(self._model.config, "patch_size", None):
+            height, width = (patch, patch) if isinstance(patch, int) else patch
+            grid = (pixels.shape[-2] // height) * (pixels.shape[-1] // width)
             first = max(0, layer.shape[1] - grid)
         if how in ("cls", "cls+mean") and not first:
             raise InputError(f"--pooling {how}: {self.name} has no class token; use mean")
@@ -144,12 +118,13 @@ class TransformerImageExtractor(TorchBackbone):
             mask[:, :first] = 0
         return pool(layer, mask, how)
 
-    def _probe(self) -> torch.Tensor:
-        return self.prepare(np.zeros((32, 32), dtype=np.uint8))
-
     @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._parsed)
+
+    @property
     def _kind(self) -> str:
-        return str(read_config(self._parsed).get("model_type"))
+        return str(self._config.get("model_type"))
 
     @cached_property
     def _processor(self) -> Any:
@@ -164,8 +139,9 @@ class TransformerImageExtractor(TorchBackbone):
         self.fingerprint()  # refuses what cannot be meant before gigabytes are read
         self._check_projection()
         processor, model = self._load(self._load_from)
-        self._finished(model.float())
-        return processor, model.float().eval().to(self._device)
+        model = model.float()
+        self._finished(model)
+        return processor, model.eval().to(self._device)
 
     def _check_projection(self) -> None:
         if self._kind in _TOWERS:
@@ -173,7 +149,7 @@ class TransformerImageExtractor(TorchBackbone):
                 raise InputError(f"--projection: {self.name} ({self._kind}) has no projection")
         elif self.options.projection:
             raise InputError(f"--projection: {self.name} ({self._kind}) has no projection")
-        elif "vision_config" in read_config(self._parsed):
+        elif "vision_config" in self._config:
             raise InputError(
                 f"{self.name} ({self._kind}) is a model of images and texts whose image tower is "
                 f"not known here; known are {', '.join(sorted(_TOWERS))}"
@@ -205,4 +181,6 @@ class TransformerImageExtractor(TorchBackbone):
                 files.path, dtype=torch.float32, output_loading_info=True, **more, **options
             )
         check_complete(report["missing_keys"], self.name)
+        if self._kind == "vit_mae":
+            model.config.mask_ratio = 0.0  # see ``_seen``
         return processor, model

@@ -6,15 +6,21 @@ the Hub is asked; without one, the commit that the local cache last saw for that
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extractors.errors import InputError, MachineError
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 _TIMEOUT_SECONDS = 10.0
+_COMMIT = r"[0-9a-f]{40}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def resolve_model(repository: str, revision: str | None = None) -> HubModel:
         InputError: no such repository or revision, or no access to it.
         MachineError: the Hub cannot be reached and the cache knows nothing about it.
     """
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision and re.fullmatch(_COMMIT, revision):
         return HubModel(repository, revision, revision, online=False)
     try:
         return ask_hub(repository, revision)
@@ -79,6 +85,20 @@ def is_known_locally(model: HubModel, filename: str) -> bool:
     return try_to_load_from_cache(model.repository, filename, revision=model.commit) is not None
 
 
+def configurations(model: HubModel) -> Path:
+    """The folder in the cache with every JSON file of the model, downloaded if need be."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            model.repository,
+            revision=model.commit,
+            allow_patterns=["*.json"],
+            local_files_only=not model.online,
+        )
+    )
+
+
 def remember(model: HubModel) -> None:
     """Note in the cache which commit a branch meant, once the model is there.
 
@@ -89,7 +109,10 @@ def remember(model: HubModel) -> None:
     if model.online and model.revision != model.commit:
         with suppress(OSError):  # a cache that cannot be written to still works with a network
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(model.commit)
+            # Renamed into its place: a run that dies here must not leave half a commit behind.
+            new = reference.with_name(f".{reference.name}.{os.getpid()}")
+            new.write_text(model.commit)
+            new.replace(reference)
 
 
 @contextmanager
@@ -115,6 +138,9 @@ def plain_hub_errors(repository: str, revision: str | None = None) -> Iterator[N
     except (InputError, MachineError):
         raise
     except Exception as error:
+        answer = _answer_of_hub(error)
+        if answer is not None:
+            raise _refused(answer, repository, at) from error
         if not _is_connection_failure(error):
             raise
         raise MachineError(
@@ -123,22 +149,60 @@ def plain_hub_errors(repository: str, revision: str | None = None) -> Iterator[N
         ) from error
 
 
+def _answer_of_hub(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's own refusal where there was one; libraries wrap it in errors of theirs."""
+    from huggingface_hub import errors
+
+    for cause in _causes(error):
+        if isinstance(cause, errors.HfHubHTTPError):
+            # A library looks for files that a model may lack; such an answer is the reason only
+            # where it was named as one.
+            missing = isinstance(cause, errors.EntryNotFoundError)
+            if not missing or cause in (error, error.__cause__):
+                return cause
+    return None
+
+
+def _refused(answer: HfHubHTTPError, repository: str, at: str) -> InputError | MachineError:
+    from huggingface_hub import errors
+
+    if isinstance(answer, errors.EntryNotFoundError):
+        file = str(answer.response.url).partition("?")[0].rpartition("/")[2]
+        return InputError(f"{repository}{at} has no {file}: it is no model of this kind")
+    status = answer.response.status_code
+    if status in (401, 403):
+        return InputError(
+            f"the Hugging Face Hub gives no access to {repository} (status {status}): log in with "
+            "'hf auth login', as somebody who may read it"
+        )
+    return MachineError(
+        f"the Hugging Face Hub answered {repository}{at} with status {status}: try again later"
+    )
+
+
 def _is_connection_failure(error: BaseException) -> bool:
     """Whether any cause in the chain is a failure of the network (or a refusal to use it)."""
     from huggingface_hub import errors
 
-    offline = (ConnectionError, TimeoutError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError)
-    seen: BaseException | None = error
-    while seen is not None:
+    offline = (ConnectionError, TimeoutError)  # OfflineModeIsEnabled is a ConnectionError
+    offline += (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    for cause in _causes(error):
         # The HTTP library below huggingface_hub has changed more than once; its transport errors
         # all derive from a class of this name, so no import of it is needed.
-        names = {cls.__name__ for cls in type(seen).__mro__}
-        if isinstance(seen, offline) or names & {"TransportError", "RequestException"}:
+        names = {cls.__name__ for cls in type(cause).__mro__}
+        if isinstance(cause, offline) or names & {"TransportError", "RequestException"}:
             return True
-        if "couldn't connect" in str(seen) or "offline" in str(seen).lower():
+        if isinstance(cause, OSError) and "couldn't connect" in str(cause):  # of transformers
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _cached_commit(repository: str, revision: str) -> str | None:
@@ -146,7 +210,9 @@ def _cached_commit(repository: str, revision: str) -> str | None:
     reference = folder / "refs" / revision
     if not reference.is_file():
         return None
-    commit = reference.read_text().strip()
+    commit = reference.read_text("utf-8", errors="replace").strip()
+    if not re.fullmatch(_COMMIT, commit):  # damaged: as good as none
+        return None
     return commit if (folder / "snapshots" / commit).is_dir() else None
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.errors import BadRow
+from extractors.errors import BadRow, MachineError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# What a path can be wrong about; any other failure of the system is not the row's.
+_OF_THE_PATH = {
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO),
+}
 
 
 def open_rgb(item: Any) -> Image:
@@ -22,11 +29,15 @@ def open_rgb(item: Any) -> Image:
             (H, W) or (H, W, 3).
 
     Returns:
-        Mode RGB, turned upright by its EXIF orientation; 16-bit grey is scaled to 8 bits;
-        an alpha channel is dropped, as in the pipelines that vision backbones were trained with.
+        Mode RGB, turned upright by its EXIF orientation; an alpha channel is dropped, as in the
+        pipelines that vision backbones were trained with. Grey in integers of more than 8 bits
+        (Pillow's modes I and I;16) reaches from 0 to 65535 and is scaled to 8 bits, grey in
+        floating point (mode F) from 0 to 255: what a value means is the mode's, never the image's.
 
     Raises:
-        BadRow: not an image, or a damaged one; a path is named in the reason.
+        BadRow: not an image, or a damaged one, or grey outside that range; a path is named in the
+            reason.
+        MachineError: no memory, or the disk or the system failed.
 
     Example:
         >>> import numpy as np
@@ -50,9 +61,13 @@ def open_rgb(item: Any) -> Image:
                 f"image expected (bytes, path, PIL image or uint8 array), got {type(item).__name__}"
             )
         return _to_rgb(ImageOps.exif_transpose(image))
-    except BadRow:
-        raise
+    except BadRow as error:
+        raise BadRow(f"{where}{error}") from error
+    except MemoryError as error:
+        raise MachineError(f"{where}not enough memory to decode an image") from error
     except OSError as error:  # unknown format, truncated file, unreadable path
+        if error.errno is not None and error.errno not in _OF_THE_PATH:
+            raise MachineError(f"{where}cannot be read: {error.strerror}") from error
         reason = error.strerror or "the image does not decode"
         raise BadRow(f"{where}{reason}") from error
     except Exception as error:  # damaged files raise nearly anything inside Pillow's decoders
@@ -75,7 +90,12 @@ def _to_rgb(image: Image) -> Image:
 
         # Pillow clips these to 255 instead of scaling them, which turns 16-bit scans white.
         values = np.asarray(image, dtype=np.float32)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values = values * np.float32(255 / 65535)
-        image = pillow.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        most = 255 if image.mode == "F" else 65535
+        if values.size and not (values.min() >= 0 and values.max() <= most):  # a NaN is neither
+            raise BadRow(
+                f"grey values of an image of mode {image.mode} must lie between 0 and {most}, "
+                f"got {values.min():g} to {values.max():g}"
+            )
+        values = values * np.float32(255 / most)
+        image = pillow.fromarray(np.rint(values).astype(np.uint8))
     return image.convert("RGB")

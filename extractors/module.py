@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from extractors.errors import BadRow, InputError
 from extractors.names import BackboneName
 from extractors.options import FeatureOptions
 from extractors.precision import computing
-from extractors.text import unit_length
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,9 @@ _OPTIONS = {"normalize", "autocast", "quantize"}
 class ModuleExtractor(TorchBackbone):
     """A torch module of one's own as a frozen extractor, in float32.
 
-    The module is put into evaluation mode, converted to float32 and moved to the device; its
-    parameters are not changed.
+    A float32 module is put into evaluation mode and moved to the device; one in another precision
+    is left alone and a copy computes. Parameters are not changed; where training has changed them
+    since, ``fingerprint()`` sees it.
 
     Args:
         module: prepared tensors stacked to (b, ...) -> (b, dim).
@@ -97,7 +98,22 @@ class ModuleExtractor(TorchBackbone):
         self.options.allow(_OPTIONS, f"the module {name}")
 
     def _identity(self) -> dict[str, Any]:
-        return {"id": self._parsed.id, "version": self._version, "weights_sha256": self._weights}
+        weights = self._hash()
+        if self.__dict__.get("_copied", weights) != weights:
+            for name in ("_model", "_copied"):  # what computes is a copy of other weights
+                self.__dict__.pop(name, None)
+        return {"id": self._parsed.id, "version": self._version, "weights_sha256": weights}
+
+    def with_changes(self, tensors: Mapping[str, np.ndarray]) -> Self:
+        """Nothing: the module is the caller's own.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{self.name} is a module of your own, whose weights are not exchanged here: load them "
+            "into the module, and wrap it again"
+        )
 
     def prepare(self, item: Any) -> torch.Tensor:
         """What `preprocess` makes of a row.
@@ -138,6 +154,12 @@ class ModuleExtractor(TorchBackbone):
             features = np.ascontiguousarray(found.float().cpu().numpy())
         return unit_length(features) if self.options.normalize == "l2" else features
 
+    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(b, dim) features of one pass over the one tensor of stacked rows."""
+        (stacked,) = tensors.values()
+        found = self._model(stacked).float()
+        return unit_rows(found) if self.options.normalize == "l2" else found
+
     @property
     def _reentrant(self) -> bool:
         return False  # nobody knows what the code of a module shares
@@ -155,21 +177,26 @@ class ModuleExtractor(TorchBackbone):
 
     @cached_property
     def _model(self) -> torch.nn.Module:
-        assert self._weights  # hashed as they were given
-        if self.options.quantize == "none":
-            return self._module.float().eval().to(self._device)
-        copied = copy.deepcopy(self._module).float().eval()
-        self._finished(copied)
-        return copied
+        if self.options.quantize == "none" and self._is_float32():
+            return self._module.eval().to(self._device)
+        self._copied = self._hash()
+        model = copy.deepcopy(self._module).float().eval()
+        self._finished(model)
+        return model.to(self._device)
 
-    @cached_property
-    def _weights(self) -> str:
-        """sha256 over names, types, shapes and values of all parameters and buffers."""
+    def _is_float32(self) -> bool:
+        import torch
+
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        return all(t.dtype == torch.float32 or not t.is_floating_point() for t in tensors)
+
+    def _hash(self) -> str:
+        """sha256 over names, types, shapes and values of all parameters and buffers, as given."""
+        import torch
+
         digest = hashlib.sha256()
         for name, tensor in sorted(self._module.state_dict().items()):
             plain = tensor.detach().cpu().contiguous()
             digest.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
-            import torch
-
             digest.update(plain.reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

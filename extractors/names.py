@@ -99,7 +99,7 @@ image model)
     if text == "minilm":
         return BackboneName("minilm")
     if not colon:
-        if text and _looks_like_path(text):
+        if text and (_looks_like_path(text) or _is_folder(text)):
             return parse_name(f"{_source_of_folder(text)}:{text}")
         raise InputError(_no_source(text))
     if source not in SOURCES:
@@ -145,7 +145,7 @@ def _parse_hub_or_folder(source: str, rest: str) -> BackboneName:
         files = "modules.json or config.json" if source == "st" else "config.json"
         return BackboneName(source, str(_existing_folder(f"{source}:", rest, files)))
     model, revision = _split_revision(f"{source}:", rest)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+    if not _is_id(model):
         raise InputError(
             f"'{source}:{rest}' is neither a model id ('{source}:owner/name') nor an existing "
             f"folder ('{source}:./folder')"
@@ -167,7 +167,7 @@ def _parse_timm(rest: str) -> BackboneName:
             f"'timm:{rest}': timm reads 'timm:NAME', 'timm:hf-hub:OWNER/NAME' and "
             "'timm:local-dir:PATH'"
         )
-    if not re.fullmatch(r"(hf[-_]hub:)?[\w.-]+(/[\w.-]+)?", model):
+    if not _is_id(repository if colon else model):
         raise InputError(f"'timm:{rest}' is no timm model name (letters, digits, dots, one slash)")
     if colon:
         model = f"hf-hub:{repository}"
@@ -175,6 +175,11 @@ def _parse_timm(rest: str) -> BackboneName:
         # The Hub's own spelling of timm models; timm itself wants the prefix.
         model = f"hf-hub:{model}"
     return BackboneName("timm", model, revision)
+
+
+def _is_id(model: str) -> bool:
+    # A cache keeps a model in a folder of its name, and no folder's is longer than 255 bytes.
+    return len(model) <= 200 and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is not None
 
 
 def _split_revision(prefix: str, rest: str) -> tuple[str, str | None]:
@@ -188,20 +193,35 @@ def _looks_like_path(text: str) -> bool:
     return (
         text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
         or text in {".", ".."}
-        or Path(text).is_dir()
+        # Without such a mark it may be an id as well: a folder of that name has to hold a model.
+        or any(_is_file(Path(text, file)) for file in ("config.json", "modules.json"))
     )
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except OSError:  # longer than the name of a folder can be
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _existing_folder(prefix: str, text: str, contents: str) -> Path:
     folder = Path(os.path.expanduser(text))
-    if not folder.is_dir():
+    if not _is_folder(str(folder)):
         raise InputError(f"'{prefix}{text}': there is no folder {text}; it should hold {contents}")
     return folder.resolve()
 
 
 def _source_of_folder(text: str) -> str:
     folder = Path(os.path.expanduser(text))
-    if not folder.is_dir():
+    if not _is_folder(str(folder)):
         raise InputError(f"there is no folder {text}, which should hold a backbone's config.json")
     if (folder / "modules.json").is_file():
         return "st"

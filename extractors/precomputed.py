@@ -26,11 +26,13 @@ def canonical_width(text: str) -> str:
         >>> canonical_width("0384")
         '384'
     """
-    if not (text.isdecimal() and text.isascii() and 1 <= int(text[:9]) <= MAX_WIDTH):
+    digits = text.lstrip("0")  # few enough of them to be read as a number at all
+    plain = text.isdecimal() and text.isascii() and 0 < len(digits) <= len(str(MAX_WIDTH))
+    if not plain or int(digits) > MAX_WIDTH:
         raise InputError(
             f"'precomputed:{text}': write 'precomputed:DIM', the number of features in a row"
         )
-    return str(int(text))
+    return digits
 
 
 class PrecomputedExtractor:
@@ -66,11 +68,19 @@ class PrecomputedExtractor:
 
         Raises:
             BadRow: another width, no numbers, or values that are missing or infinite.
+            InputError: a tensor that numpy cannot read, which no row is at fault for.
         """
+        if isinstance(item, np.ma.MaskedArray) and np.ma.is_masked(item):
+            raise BadRow("a feature is missing (masked)")
         try:
             vector = np.asarray(item)
         except ValueError as error:  # a list of lists of several lengths
             raise BadRow("the features are no vector of numbers") from error
+        except (RuntimeError, TypeError) as error:  # it needs a gradient, is bfloat16, on a GPU
+            raise InputError(
+                f"features as {type(item).__name__} that numpy cannot read: give arrays, of a "
+                "torch tensor `features.detach().float().cpu().numpy()`"
+            ) from error
         if vector.ndim != 1 or vector.dtype.kind not in "fiub":
             raise BadRow(
                 f"a vector of numbers expected, got {type(item).__name__} of shape {vector.shape}"

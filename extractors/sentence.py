@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extractors.backbone import ModelFiles
+from extractors.context import settle
 from extractors.errors import InputError
 from extractors.fingerprint import file_sha256, folder_sha256
 from extractors.hub import HubModel, resolve_model
@@ -27,11 +28,10 @@ from extractors.text import (
     pad_tokens,
     read_tokens,
     token_offsets,
-    unit_length,
-    unit_rows,
 )
 from extractors.torchvision_compat import ensure_torchvision_imports
 from extractors.transformer import position_limit
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +134,10 @@ class SentenceExtractor(TextBackbone):
         return unit_rows(found) if self.options.normalize == "l2" else found
 
     @property
+    def _transformer(self) -> Any:
+        return _inner(self._model)
+
+    @property
     def _reentrant(self) -> bool:
         return self._filling is not None
 
@@ -207,6 +211,7 @@ class SentenceExtractor(TextBackbone):
             model = self._load_from(ModelFiles(str(_minilm_folder()), None, local_only=True))
         else:
             model = self._load(self._load_from)
+        settle(_inner(model))
         if self.options.chosen():
             self._adapt(model)
         self._finished(model)
@@ -275,6 +280,12 @@ class SentenceExtractor(TextBackbone):
                 f"--layer: {self.name} pools in a way of its own ({own}); name a --pooling too"
             )
         return _POOLING[own]
+
+
+def _inner(model: SentenceTransformer) -> Any:
+    """The transformers model within, or None."""
+    first: Any = model[0]
+    return first.model if type(first).__name__ == "Transformer" else None
 
 
 def _set_pooling(

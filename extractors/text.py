@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from extractors.backbone import TorchBackbone
-from extractors.errors import BadRow, InputError
+from extractors.context import apart, boundaries
+from extractors.errors import InputError
+from extractors.raw_text import checked_text
 from extractors.tokens import batches_of_tokens
+from extractors.unit_length import unit_length
 from extractors.windows import average_windows, split_text
 
 if TYPE_CHECKING:
@@ -44,14 +47,12 @@ class TextBackbone(TorchBackbone):
         return None if self.options.long_text == "windows" else self._limit
 
     def prepare(self, item: Any) -> str:
-        """The text itself, once it is certain that it is one."""
-        if not isinstance(item, str):
-            raise BadRow(f"text expected, got {type(item).__name__} ({item!r:.40})")
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise BadRow(f"text is not valid Unicode (character {error.start})") from error
-        return item
+        """The text itself.
+
+        Raises:
+            BadRow: it is none.
+        """
+        return checked_text(item)
 
     def token_counts(self, prepared: Sequence[str]) -> np.ndarray:
         """(b,) int32 tokens before truncation, special tokens and the prompt included."""
@@ -73,13 +74,13 @@ class TextBackbone(TorchBackbone):
             rows = list(prepared)
             if all(isinstance(row, str) for row in rows):
                 rows = self.tokenize(rows)[0]
-            return self._vectors(rows)
+            return self._side_by_length(rows)
         windows = [self._windows(text) for text in prepared]
         with self._tokenizing:
             rows, tokens = self._read([window for row in windows for window in row])
         vectors = np.empty((len(rows), 0), np.float32)
         for batch in batches_of_tokens(tokens, self.batch_tokens):
-            found = self._vectors([rows[i] for i in batch])
+            found = self._side_by_length([rows[i] for i in batch])
             if not vectors.shape[1]:
                 vectors = np.empty((len(rows), found.shape[1]), np.float32)
             vectors[batch] = found
@@ -98,7 +99,53 @@ class TextBackbone(TorchBackbone):
                 "special tokens, which leaves no room for a text"
             )
         with self._tokenizing:
-            return split_text(text, self._offsets(text), size)
+            return self._fitting(text, size)
+
+    def _fitting(self, text: str, size: int) -> list[str]:
+        """Pieces of a text that are read whole, about `size` tokens each.
+
+        A piece that is tokenised by itself can have more tokens than it had within the text, at
+        its beginning above all: it is then cut again.
+        """
+        assert self._limit is not None
+        pieces = split_text(text, self._offsets(text), size)
+        if text:  # several tokens can lie in one letter, and cut none off it
+            pieces = [piece for piece in pieces if piece]
+        counts = self._count([self._prompt + piece for piece in pieces])
+        found: list[str] = []
+        for piece, count in zip(pieces, counts.tolist(), strict=True):
+            if count <= self._limit:
+                found.append(piece)
+                continue
+            if size == 1:
+                raise InputError(
+                    f"--max-length {self._limit}: {piece!r:.40} alone has {count} tokens, the "
+                    "prompt and special ones included, and would be cut off"
+                )
+            found += self._fitting(piece, max(size - (count - self._limit), size // 2))
+        return found
+
+    def _side_by_length(self, rows: list[Any]) -> np.ndarray:
+        """``_vectors``, in which no row changes what another one is computed with."""
+        if not self.boundaries:
+            return self._vectors(rows)
+        if all(isinstance(row, str) for row in rows):
+            lengths = np.minimum(self.token_counts(rows), self._limit or np.iinfo(np.int32).max)
+        else:
+            lengths = np.array([len(row["input_ids"]) for row in rows])
+        return apart(rows, lengths.tolist(), self.boundaries, self._vectors)
+
+    @cached_property
+    def boundaries(self) -> tuple[int, ...]:
+        """Lengths such that texts on either side of one may not share a pass."""
+        config = getattr(self._transformer, "config", None)
+        found = () if config is None else boundaries(config.to_dict())
+        return tuple(one for one in found if self._limit is None or one < self._limit)
+
+    def fingerprint(self) -> dict[str, Any]:
+        found = super().fingerprint()
+        # Raise it when texts are cut in another way.
+        return found | ({"windows": 2} if self.options.long_text == "windows" else {})
 
     @property
     def _in_windows(self) -> bool:
@@ -123,6 +170,11 @@ class TextBackbone(TorchBackbone):
     @property
     def _limit(self) -> int | None:
         """Tokens that the model reads of a text."""
+        raise NotImplementedError
+
+    @property
+    def _transformer(self) -> Any:
+        """The transformers model within, or None."""
         raise NotImplementedError
 
     @property
@@ -234,19 +286,3 @@ def token_offsets(tokenizer: Any, text: str, name: str) -> list[tuple[int, int]]
         verbose=False,
     )
     return [(int(start), int(end)) for start, end in found["offset_mapping"]]
-
-
-def unit_length(features: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1; a row of zeros stays.
-
-    Example:
-        >>> unit_length(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)).tolist()
-        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    """
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(length > 0, length, 1).astype(features.dtype)
-
-
-def unit_rows(features: torch.Tensor) -> torch.Tensor:
-    """As ``unit_length``, of tensors and with gradients."""
-    return features / features.norm(dim=1, keepdim=True).clamp(min=1e-30)

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from extractors.backbone import ModelFiles, TorchBackbone
-from extractors.errors import BadRow, InputError, MachineError
+from extractors.backbone import ModelFiles
+from extractors.errors import InputError, MachineError
 from extractors.hub import HubModel, resolve_model
-from extractors.images import open_rgb
+from extractors.image import ImageBackbone
 from extractors.options import Pooling
-from extractors.precision import computing
-from extractors.text import unit_length, unit_rows
 from extractors.torchvision_compat import ensure_torchvision_imports
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 _OPTIONS = {"layer", "pooling", "normalize", "autocast", "quantize"}
 
 
-class TimmImageExtractor(TorchBackbone):
+class TimmImageExtractor(ImageBackbone):
     """A timm model without its classifier as a frozen extractor, in float32.
 
     The name's id is a timm model name, ``hf-hub:OWNER/NAME`` or ``local-dir:PATH`` with
@@ -38,16 +35,7 @@ class TimmImageExtractor(TorchBackbone):
     stages, -1 the last), pooled by the mean unless told otherwise.
     """
 
-    modality: Literal["image"] = "image"
-    max_length = None
     adapter = "timm/1"
-
-    @property
-    def batch_size(self) -> int:
-        """Images per forward pass; on a CPU small batches are faster, they stay in the cache."""
-        if self.options.quantize == "int8":
-            return 1  # see ``quantize.py``
-        return 128 if self._device.startswith("cuda") else 8
 
     def fingerprint(self) -> dict[str, Any]:
         self.options.allow(_OPTIONS, f"the timm model {self.name}")
@@ -55,49 +43,25 @@ class TimmImageExtractor(TorchBackbone):
 
     def _identity(self) -> dict[str, Any]:
         folder = self._parsed.folder
-        if folder is not None and not (
-            (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-        ):
+        # By this very name: beside weights of another one the library would open a pickle.
+        needed = ("config.json", "model.safetensors")
+        if folder is not None and not all((folder / file).is_file() for file in needed):
             raise InputError(
                 f"{folder} is no timm model folder: it needs config.json and model.safetensors"
             )
         return super()._identity()
 
-    def prepare(self, item: Any) -> torch.Tensor:
-        """(channels, height, width) float32, resized, cropped and normalised.
-
-        Raises:
-            BadRow: the image does not decode.
-        """
-        image = open_rgb(item)
-        if self._channels == 1:
-            image = image.convert("L")
-        try:
-            return self._transform(image)
-        except (OSError, ValueError, ZeroDivisionError) as error:
-            raise BadRow(f"the image cannot be resized: size {image.size}") from error
-
-    def token_counts(self, prepared: Sequence[torch.Tensor]) -> None:
-        """Nothing: images have no tokens."""
-        return None
-
-    def encode(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
-        """(b, dim) float32 features of b prepared images."""
-        with computing(self._device, self.options.autocast):
-            features = self._vectors(self.tensors(prepared)["pixels"]).float().cpu().numpy()
-        return unit_length(features) if self.options.normalize == "l2" else features
+    @property
+    def _reader(self) -> Callable[[Image], torch.Tensor]:
+        transform = self._transform
+        return transform if self._channels == 3 else lambda image: transform(image.convert("L"))
 
     def tensors(self, prepared: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """What one differentiable pass over prepared images is given."""
         import torch
 
-        pixels = torch.stack(list(prepared)).to(self._device)
+        pixels = super().tensors(prepared)["pixels"]
         return {"pixels": pixels.contiguous(memory_format=torch.channels_last)}
-
-    def features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(b, dim) features of one pass, with gradients where they are switched on."""
-        found = self._vectors(tensors["pixels"]).float()
-        return unit_rows(found) if self.options.normalize == "l2" else found
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
         plain = self.options.layer is None and self.options.pooling is None
@@ -162,19 +126,17 @@ class TimmImageExtractor(TorchBackbone):
                 ) from error
         return found
 
-    def _probe(self) -> torch.Tensor:
-        return self.prepare(np.zeros((32, 32), dtype=np.uint8))
-
     @cached_property
     def _model(self) -> torch.nn.Module:
         self.fingerprint()  # refuses what cannot be loaded, in plain words
-        model = self._load(self._load_from)
-        self._finished(model.float())
         import torch
+
+        model = self._load(self._load_from).float()
+        self._finished(model)
 
         # Convolutions are 15 to 60% faster with the channels innermost; other layers do not mind.
         layout = torch.channels_last
-        return model.float().eval().to(self._device, memory_format=layout)  # type: ignore[call-overload]
+        return model.eval().to(self._device, memory_format=layout)  # type: ignore[call-overload]
 
     def _load_from(self, files: ModelFiles) -> torch.nn.Module:
         timm = _import_timm()

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from extractors.errors import BadRow
 from extractors.names import TOY_DIM, BackboneName
+from extractors.raw_text import checked_text
 
 ADAPTER = "toy/1"
 _BUCKETS = 4096
@@ -62,9 +62,7 @@ class ToyText:
         }
 
     def prepare(self, item: Any) -> str:
-        if not isinstance(item, str):
-            raise BadRow(f"text expected, got {type(item).__name__} ({item!r:.40})")
-        return item
+        return checked_text(item)
 
     def token_counts(self, prepared: Sequence[str]) -> np.ndarray:
         """(b,) int32: words, which is what this backbone cuts at."""
@@ -75,7 +73,7 @@ class ToyText:
 
     def _vector(self, text: str) -> np.ndarray:
         words = " ".join(text.lower().split()[:_MAX_TOKENS])
-        padded = f" {words} ".encode("utf-8", "surrogatepass")
+        padded = f" {words} ".encode()
         grams = (padded[i : i + n] for n in (1, 2, 3, 4) for i in range(len(padded) - n + 1))
         buckets = np.fromiter((zlib.crc32(gram) % _BUCKETS for gram in grams), dtype=np.intp)
         counts = np.bincount(buckets, minlength=_BUCKETS)

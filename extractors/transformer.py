@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extractors.backbone import ModelFiles
+from extractors.context import settle, settled
 from extractors.errors import InputError
+from extractors.hf_config import read_config
 from extractors.options import Pooling
 from extractors.precision import computing
 from extractors.quiet import quiet_loading
@@ -24,10 +26,9 @@ from extractors.text import (
     pad_tokens,
     read_tokens,
     token_offsets,
-    unit_length,
-    unit_rows,
 )
 from extractors.torchvision_compat import ensure_torchvision_imports
+from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +50,15 @@ class TransformerTextExtractor(TextBackbone):
         >>> bert = TransformerTextExtractor(
         ...     BackboneName("hf", "google-bert/bert-base-uncased", "0" * 40),
         ...     options=FeatureOptions(layer=(-1, -4), pooling="cls"))
-        >>> bert.fingerprint()["options"]
-        {'layer': [-1, -4], 'pooling': 'cls'}
+        >>> bert.name
+        'hf:google-bert/bert-base-uncased@0000000000000000000000000000000000000000'
     """
 
     adapter = "transformers-text/1"
 
     def fingerprint(self) -> dict[str, Any]:
         self.options.allow(_OPTIONS, f"the text model {self.name}")
-        return super().fingerprint()
+        return super().fingerprint() | settled(self._config)
 
     @property
     def _limit(self) -> int | None:
@@ -66,6 +67,10 @@ class TransformerTextExtractor(TextBackbone):
         if wanted is not None and own is not None and wanted > own:
             raise InputError(f"--max-length {wanted}: {self.name} reads at most {own} tokens")
         return wanted if wanted is not None else own
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._parsed)
 
     @cached_property
     def _own_limit(self) -> int | None:
@@ -122,6 +127,10 @@ class TransformerTextExtractor(TextBackbone):
             return [last]
         return select_layers(found.hidden_states, last, layers, self.name)
 
+    @property
+    def _transformer(self) -> Any:
+        return self._model
+
     @cached_property
     def _padding(self) -> int:
         """What fills up a row; masked, but RoBERTa counts positions by it."""
@@ -151,8 +160,10 @@ class TransformerTextExtractor(TextBackbone):
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
         model.config.use_cache = False
-        self._finished(model.float())
-        return tokenizer, model.float().eval().to(self._device)
+        settle(model)
+        model = model.float()
+        self._finished(model)
+        return tokenizer, model.eval().to(self._device)
 
     def _load_from(self, files: ModelFiles) -> tuple[Any, Any]:
         ensure_torchvision_imports()
@@ -181,7 +192,7 @@ def position_limit(model: Any) -> int | None:
     config = model.config
     positions = getattr(config, "max_position_embeddings", None)
     positions = positions or getattr(config, "n_positions", None)
-    if not positions:
+    if not positions or positions < 0:  # XLNet says -1
         return None
     reserved = [
         module.padding_idx + 1

@@ -23,6 +23,9 @@ from tasks.cli import main
         ("leave out --no-leak-check", "leave out leak_check=False"),
         ("run `convex-heads fit --out x` first", "run `convex-heads fit --out x` first"),
         ("a--b -- c a-b --", "a--b -- c a-b --"),
+        ("/data/x --old-model/y: no file", "/data/x --old-model/y: no file"),
+        ("/data/--old-model", "/data/--old-model"),
+        ("x --old-model.csv: no --text-column.", "x --old-model.csv: no text_column."),
     ],
 )
 def test_options_are_parameters_in_python(written, read):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,48 @@ def test_what_is_no_image_is_a_bad_row(folders: dict[str, Path]) -> None:
     for size in ((1, 1), (1, 300), (300, 1)):
         pixels = extractor.prepare(Image.new("L", size))
         assert np.isfinite(extractor.encode([pixels])).all()
+
+
+def test_a_masked_autoencoder_sees_every_patch_in_its_place(
+    tmp_path: Path, images: list[Image.Image]
+) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "image_size": 32, "patch_size": 8}
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**sizes, initializer_range=0.3))
+    folder = save_image_model("vit", tmp_path / "mae")
+    model.eval().save_pretrained(folder)
+    # The same weights in a network that hides nothing.
+    vit = transformers.ViTModel(
+        transformers.ViTConfig(**sizes, layer_norm_eps=model.config.layer_norm_eps),
+        add_pooling_layer=False,
+    ).eval()
+    vit.load_state_dict(model.state_dict())
+    for options, formula in (
+        ({}, lambda states: states[:, 0]),
+        ({"pooling": "mean"}, lambda states: states[:, 1:].mean(1)),
+        ({"pooling": "last"}, lambda states: states[:, -1]),
+    ):
+        extractor = load(folder, **options)
+        prepared = [extractor.prepare(image) for image in images]
+        with torch.inference_mode():
+            expected = formula(vit(pixel_values=torch.stack(prepared)).last_hidden_state).numpy()
+        found = extractor.encode(prepared)
+        assert row_errors(found, expected) <= 1e-5
+        np.testing.assert_array_equal(extractor.encode(prepared), found)
+    assert extractor.fingerprint()["mask_ratio"] == 0
+    assert "mask_ratio" not in load(save_image_model("vit", tmp_path / "vit")).fingerprint()
+
+
+def test_patches_may_be_given_by_height_and_width(
+    folders: dict[str, Path], tmp_path: Path, images: list[Image.Image]
+) -> None:
+    copy = shutil.copytree(folders["vit"], tmp_path / "patches")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"patch_size": [8, 8]}))
+    expected, found = (load(folder, pooling="cls+mean") for folder in (folders["vit"], copy))
+    prepared = [expected.prepare(image) for image in images]
+    np.testing.assert_array_equal(found.encode(prepared), expected.encode(prepared))

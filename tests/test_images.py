@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from extractors.errors import BadRow
+from extractors.errors import BadRow, MachineError
 from extractors.images import open_rgb
 
 
@@ -31,6 +33,51 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
     ramp = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     image = open_rgb(encoded(Image.fromarray(ramp)))
     np.testing.assert_array_equal(np.asarray(image)[0, :, 0], [0, 1, 128, 255])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mode", "top"), [("uint16", "I;16", 65535), ("int32", "I", 65535), ("f4", "F", 255)]
+)
+def test_the_mode_says_what_white_is_and_no_image_does(dtype: str, mode: str, top: int) -> None:
+    for largest in (top, top // 2, 256 * top // 65535, 255 * top // 65535, 1):
+        ramp = np.array([[0, largest]], dtype=dtype)
+        image = Image.fromarray(ramp)
+        assert image.mode == mode
+        expected = [0, round(largest * 255 / top)]
+        assert np.asarray(open_rgb(image))[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0.0, 255.5], [-1.0, 3.0], [np.nan, 3.0], [np.inf, 1.0]])
+def test_grey_outside_its_range_is_a_bad_row(values: list[float]) -> None:
+    with pytest.raises(BadRow, match="mode F must lie between 0 and 255"):
+        open_rgb(Image.fromarray(np.array([values], np.float32)))
+    with pytest.raises(BadRow, match="mode I must lie between 0 and 65535"):
+        open_rgb(Image.fromarray(np.array([[0, 65536]], np.int32)))
+
+
+def test_a_machine_that_fails_is_no_bad_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("L", (2, 2))))
+
+    def fail(error: Exception) -> None:
+        def read(self: Path) -> bytes:
+            raise error
+
+        monkeypatch.setattr(Path, "read_bytes", read)
+
+    for number in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE):
+        fail(OSError(number, os.strerror(number)))
+        with pytest.raises(MachineError, match=f"a.png: cannot be read: {os.strerror(number)}"):
+            open_rgb(path)
+    fail(MemoryError())
+    with pytest.raises(MachineError, match="not enough memory"):
+        open_rgb(path)
+    for number in (errno.EACCES, errno.ENAMETOOLONG):
+        fail(OSError(number, os.strerror(number)))
+        with pytest.raises(BadRow, match=os.strerror(number)):
+            open_rgb(path)
 
 
 def test_arrays_files_and_images_agree(tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from extractors import BadRow, InputError, load_extractor
+from extractors.changes import with_changes
 from extractors.encode import encode_rows
 from extractors.module import ModuleExtractor
 from extractors.options import FeatureOptions
 
 
 def network() -> Any:
-    import torch
-
     torch.manual_seed(0)
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3, padding=1),
@@ -28,9 +28,14 @@ def network() -> Any:
     )
 
 
-def pixels(image: np.ndarray) -> Any:
-    import torch
+class Drawing(torch.nn.Module):
+    """Dropout that does not know of evaluation."""
 
+    def forward(self, values: Any) -> Any:
+        return torch.nn.functional.dropout(values, 0.5, training=True)
+
+
+def pixels(image: np.ndarray) -> Any:
     return torch.from_numpy(image.astype(np.float32) / 255 - 0.5)[None]
 
 
@@ -46,8 +51,6 @@ def images(n: int) -> list[np.ndarray]:
 
 
 def test_rows_are_those_of_the_module_in_evaluation_mode() -> None:
-    import torch
-
     rows = images(21)
     extractor = make(batch_size=4)
     with torch.inference_mode():
@@ -64,8 +67,6 @@ def test_rows_are_those_of_the_module_in_evaluation_mode() -> None:
 
 
 def test_the_fingerprint_knows_weights_version_and_options_and_nothing_else() -> None:
-    import torch
-
     first = make().fingerprint()
     assert make(batch_size=7).fingerprint() == first
     used = make()
@@ -82,6 +83,35 @@ def test_the_fingerprint_knows_weights_version_and_options_and_nothing_else() ->
     ]
     for other in others:
         assert other.fingerprint() != first
+
+
+def test_training_in_place_is_seen_by_the_fingerprint() -> None:
+    row = [pixels(images(1)[0])]
+    for module, options in (
+        (network(), FeatureOptions()),
+        (network().double(), FeatureOptions()),  # a copy in float32 computes
+    ):
+        used = make(module=module, options=options)
+        before, features = used.fingerprint(), used.encode(row)
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+        assert used.fingerprint() != before
+        assert np.abs(used.encode(row) - features).max() > 1e-3
+        fresh = make(module=module, options=options)
+        assert used.fingerprint() == fresh.fingerprint()
+        np.testing.assert_array_equal(used.encode(row), fresh.encode(row))
+
+
+def test_a_module_in_half_precision_stays_the_callers() -> None:
+    module = network().half().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    extractor = make(module=module)
+    fingerprint = extractor.fingerprint()
+    assert extractor.encode([pixels(images(1)[0])]).dtype == np.float32
+    for name, value in module.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name])
+    assert module.training
+    assert extractor.fingerprint() == fingerprint == make(module=module).fingerprint()
 
 
 @pytest.mark.slow
@@ -109,14 +139,15 @@ def test_fit_predict_and_load_with_a_module(tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_is_one_sentence() -> None:
-    import torch
-
     with pytest.raises(BadRow, match="AttributeError"):
         make().prepare("no image")
     with pytest.raises(BadRow, match="str instead of a tensor"):
         make(preprocess=lambda row: "text").prepare(1)
     with pytest.raises(InputError, match=r"gives \(1, 1, 8, 8\) for 1 rows"):
         make(module=torch.nn.Identity()).encode([pixels(images(1)[0])])
+    noisy = torch.nn.Sequential(torch.nn.Flatten(), Drawing())
+    with pytest.raises(InputError, match="other features for the same row at every pass"):
+        _ = make(module=noisy, probe=np.arange(64, dtype=np.uint8).reshape(8, 8)).dim
     with pytest.raises(InputError, match="the version of a module"):
         make(version="a b")
     with pytest.raises(InputError, match="pooling: the module my-net has no such choice"):
@@ -125,3 +156,5 @@ def test_what_goes_wrong_is_one_sentence() -> None:
         assert make(probe=None, preprocess=lambda row: row["x"]).dim
     with pytest.raises(InputError, match="make it in Python"):
         load_extractor("module:my-net")
+    with pytest.raises(InputError, match="a module of your own, whose weights"):
+        with_changes(make(), {"0.bias": np.zeros(8, np.float32)})

@@ -100,6 +100,7 @@ def test_a_folder_becomes_absolute_and_keeps_its_at_sign(
 ) -> None:
     folder = tmp_path / "model@home"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for name in (f"st:{folder}", "st:./model@home", "st:model@home"):
         parsed = parse_name(name)
@@ -110,6 +111,29 @@ def test_a_folder_becomes_absolute_and_keeps_its_at_sign(
         assert str(parsed) == f"timm:local-dir:{folder}"
         assert (parsed.folder, parsed.revision) == (folder, None)
     assert parse_name("st:model@home").slug == "st-model-home"
+
+
+def test_a_folder_that_holds_no_model_does_not_take_over_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("resnet18", "owner/name"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("timm:resnet18", "st:owner/name", "hf:owner/name"):
+        assert str(parse_name(name)) == name
+        assert parse_name(name).folder is None
+    assert parse_name("timm:./resnet18").folder == tmp_path / "resnet18"
+    (tmp_path / "resnet18" / "config.json").write_text("{}")
+    assert parse_name("timm:resnet18").folder == tmp_path / "resnet18"
+    with pytest.raises(InputError, match="the folder owner/name holds no backbone"):
+        parse_name("owner/name")
+
+
+@pytest.mark.parametrize("source", ["hf:", "st:", "timm:", "timm:hf-hub:", "timm:local-dir:", ""])
+@pytest.mark.parametrize("mark", ["", "./", "~/", "/"])
+def test_a_name_longer_than_a_path_can_be_is_refused(source: str, mark: str) -> None:
+    with pytest.raises(InputError):
+        parse_name(f"{source}{mark}{'a' * 5000}")
 
 
 _WORD = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)

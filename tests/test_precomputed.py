@@ -236,3 +236,29 @@ def test_what_is_no_vector_is_a_bad_row(item: Any) -> None:
         load_extractor("precomputed:2").prepare(item)
     good = load_extractor("precomputed:2").prepare(np.array([1, 2], np.int8))
     assert good.dtype == np.float32
+
+
+def test_tensors_and_masks_that_are_no_plain_numbers_are_refused() -> None:
+    ready = load_extractor("precomputed:3")
+    for tensor in (torch.zeros(3, requires_grad=True), torch.zeros(3, dtype=torch.bfloat16)):
+        with pytest.raises(InputError, match=r"detach\(\)\.float\(\)\.cpu\(\)\.numpy\(\)"):
+            ready.prepare(tensor)
+    assert ready.prepare(torch.ones(3)).tolist() == [1, 1, 1]
+    with pytest.raises(BadRow, match="masked"):
+        ready.prepare(np.ma.masked_array([1.0, 2.0, 3.0], mask=[False, True, False]))
+    assert ready.prepare(np.ma.masked_array([1.0, 2.0, 3.0])).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("written", "width"),
+    [("384", "384"), ("0384", "384"), ("0" * 5000 + "384", "384"), ("1000000", "1000000")]
+    + [(bad, None) for bad in ("", "0", "000", "1000001", "0010000001", "9" * 5000, "-3", "²")],
+)
+def test_a_width_is_read_whatever_its_leading_zeros(written: str, width: str | None) -> None:
+    from extractors.precomputed import canonical_width
+
+    if width is None:
+        with pytest.raises(InputError, match="precomputed:DIM"):
+            canonical_width(written)
+    else:
+        assert canonical_width(written) == width

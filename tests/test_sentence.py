@@ -14,6 +14,7 @@ import pytest
 
 from extractors import BadRow, InputError, load_extractor
 from extractors.encode import encode_rows
+from extractors.options import FeatureOptions
 from extractors.sentence import MINILM_PACKAGE, SentenceExtractor
 
 REPOSITORY = Path(__file__).parents[1]
@@ -191,6 +192,7 @@ def test_a_missing_minilm_package_gives_the_pip_line() -> None:
     script = """
 import sys
 sys.path = [p for p in sys.path if "site-packages" not in p]
+from extractors.options import FeatureOptions
 from extractors.sentence import _minilm_folder
 from extractors.errors import InputError
 try:
@@ -200,3 +202,44 @@ except InputError as error:
 """
     bare = "import sys, numpy\n" + script  # numpy stays, the rest of site-packages goes
     assert "pip install 'convex-heads[demo]'" in python(bare).stdout
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_trust_in_a_model_is_no_trust_in_the_code_of_another(
+    linked: bool, tmp_path: Path, tiny_sentence: Path
+) -> None:
+    trace, other = tmp_path / "it ran", tmp_path / "other"
+    other.mkdir()
+    (other / "mod.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\n"
+        "from sentence_transformers.models import Pooling\nclass Own(Pooling):\n    pass\n"
+    )
+    own = shutil.copytree(tiny_sentence, tmp_path / "own")
+    changed, entry = own / "modules.json", "sentence_transformers.models.Pooling"
+    if linked:  # a configuration behind a link is read by the library too
+        (own / "1_Pooling").rename(tmp_path / "behind")
+        (own / "1_Pooling").symlink_to(tmp_path / "behind")
+        changed, entry = own / "1_Pooling" / "config.json", '"word_embedding_dimension"'
+        text = changed.read_text()
+        map_of_code = f'"auto_map": {{"AutoModel": "{other}--mod.Own"}}, {entry}'
+        changed.write_text(text.replace(entry, map_of_code))
+    else:
+        changed.write_text(changed.read_text().replace(entry, f"{other}--mod.Own"))
+    options = FeatureOptions(trust_remote_code=str(own))
+    with pytest.raises(InputError, match=f"code of another repository, {other}"):
+        load_extractor(f"st:{own}", device="cpu", options=options).encode(["a"])
+    assert not trace.exists()
+
+
+def test_a_linked_folder_counts_in_the_fingerprint_and_a_loop_ends(
+    tmp_path: Path, tiny_sentence: Path
+) -> None:
+    plain = load_extractor(f"st:{tiny_sentence}").fingerprint()
+    own = shutil.copytree(tiny_sentence, tmp_path / "own")
+    (own / "1_Pooling").rename(tmp_path / "behind")
+    (own / "1_Pooling").symlink_to(tmp_path / "behind")
+    (own / "again").symlink_to(own)
+    assert load_extractor(f"st:{own}").fingerprint() == plain  # wherever the files lie
+    config = tmp_path / "behind" / "config.json"
+    config.write_text(config.read_text().replace("mean_tokens", "cls_token"))
+    assert load_extractor(f"st:{own}").fingerprint() != plain

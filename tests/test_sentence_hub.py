@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -46,6 +48,10 @@ class HubHandler(BaseHTTPRequestHandler):
             self.answer(200, json.dumps(tree).encode())
         elif path.startswith("/api/models/somebody/tiny") and "nowhere" not in path:
             self.answer(200, json.dumps({"id": "somebody/tiny", "sha": COMMIT}).encode())
+        elif path.startswith("/api/models/somebody/broken"):
+            self.answer(503, b"")
+        elif path.startswith("/api/models/somebody/closed"):
+            self.answer(403, b"")
         elif path.startswith("/api/models/somebody/gated"):
             self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
         elif path.startswith("/api/models/somebody/tiny/"):
@@ -74,15 +80,22 @@ class HubHandler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(tiny_sentence: Path) -> Iterator[str]:
-    """The address of a Hub that holds somebody/tiny."""
-    handler = type("Handler", (HubHandler,), {"folder": tiny_sentence})
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a Hub that holds the folder as somebody/tiny."""
+    handler = type("Handler", (HubHandler,), {"folder": folder})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def hub(tiny_sentence: Path) -> Iterator[str]:
+    """The address of a Hub that holds somebody/tiny."""
+    with serving(tiny_sentence) as address:
+        yield address
 
 
 TRY_NAMES = """
@@ -138,11 +151,63 @@ def test_a_hub_model_is_known_by_its_commit_and_works_without_the_network_afterw
 
 def test_what_the_hub_refuses_is_said_in_one_line(hub: str, tmp_path: Path) -> None:
     names = ("st:somebody/else", "st:somebody/gated", "st:somebody/tiny@nowhere")
+    names += ("hf:somebody/broken", "hf:somebody/closed")
     refusals = try_names(*names, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub, HF_HOME=str(tmp_path))
-    assert len(refusals) == 3
+    assert len(refusals) == 5
     assert "InputError there is no model 'somebody/else' on the Hugging Face Hub" in refusals[0]
     assert "InputError somebody/gated is gated" in refusals[1]
     assert refusals[2] == "InputError somebody/tiny has no revision 'nowhere'"
+    assert refusals[3].startswith("MachineError the Hugging Face Hub answered somebody/broken with")
+    assert "status 503" in refusals[3]
+    assert refusals[4].startswith("InputError the Hugging Face Hub gives no access to somebody/cl")
+
+
+def test_a_repository_without_a_configuration_is_no_failure_of_the_network(
+    tmp_path: Path, tiny_sentence: Path
+) -> None:
+    bare = shutil.copytree(tiny_sentence, tmp_path / "bare")
+    (bare / "config.json").unlink()
+    with serving(bare) as address:
+        home = str(tmp_path / "home")
+        found = try_names("hf:somebody/tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=address, HF_HOME=home)
+    at = f"somebody/tiny at revision '{COMMIT}'"
+    assert found == [f"InputError {at} has no config.json: it is no model of this kind"]
+
+
+def test_a_commit_is_downloaded_where_nothing_is_cached(hub: str, tmp_path: Path) -> None:
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    (found,) = try_names(f"hf:somebody/tiny@{COMMIT}", **online)
+    assert found.startswith(f"{COMMIT} ")
+
+
+@pytest.mark.parametrize("damaged", ["", "0123", "../../elsewhere", "\0" * 40])
+def test_a_damaged_note_of_a_branch_is_as_good_as_none(
+    damaged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    from extractors import MachineError
+    from extractors.hub import HubModel, remember, resolve_model
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "models--somebody--tiny"
+    (cached / "snapshots" / COMMIT).mkdir(parents=True)
+    reference = cached / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text(damaged)
+    with pytest.raises(MachineError, match="not in the local cache"):
+        resolve_model("somebody/tiny")
+    remember(HubModel("somebody/tiny", "main", COMMIT, online=True))
+    assert resolve_model("somebody/tiny").commit == COMMIT
+    assert [path.name for path in reference.parent.iterdir()] == ["main"]
+
+
+def test_only_the_library_says_that_it_is_offline() -> None:
+    from extractors.hub import plain_hub_errors
+
+    with pytest.raises(ValueError, match="offline-rl"), plain_hub_errors("a/offline-rl"):
+        raise ValueError("the tokenizer of a/offline-rl is broken")
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,9 @@ def test_a_folder_without_safetensors_is_refused(folder: Path, tmp_path: Path) -
             extractor.fingerprint()
         with pytest.raises(InputError, match=r"needs config\.json and model\.safetensors"):
             _ = extractor.dim
+    (copy / "old.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"needs config\.json and model\.safetensors"):
+        _ = load_extractor(f"timm:local-dir:{copy}").dim  # not that of the pickle beside it
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def test_what_is_no_text_is_refused_with_its_type(item: object) -> None:
         ToyText().prepare(item)
 
 
+def test_half_a_character_is_refused_as_every_real_backbone_does() -> None:
+    with pytest.raises(BadRow, match="not valid Unicode"):
+        ToyText().prepare("a \ud800")
+
+
 def test_a_thousand_rows_take_less_than_two_seconds() -> None:
     text, image = ToyText(), ToyImage()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)

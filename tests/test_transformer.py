@@ -297,3 +297,31 @@ def test_code_that_comes_with_a_model_runs_only_for_the_one_that_was_named(
     found = load(own, trust_remote_code=str(own)).encode(TEXTS)
     assert trace.exists()
     np.testing.assert_array_equal(found, load(folders["bert"]).encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("config.json", "AutoModel"), ("tokenizer_config.json", "AutoTokenizer")],
+)
+def test_trust_in_a_model_is_no_trust_in_the_code_of_another(
+    file: str, key: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    trace = tmp_path / "it ran"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mod.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\n"
+        "from transformers import BertModel, BertTokenizerFast\n"
+        "class Own(BertModel):\n    pass\nclass OwnTokenizer(BertTokenizerFast):\n    pass\n"
+    )
+    own = shutil.copytree(folders["bert"], tmp_path / "own")
+    config = json.loads((own / file).read_text())
+    named = {
+        "AutoModel": f"{other}--mod.Own",
+        "AutoTokenizer": [None, f"{other}--mod.OwnTokenizer"],
+    }
+    (own / file).write_text(json.dumps(config | {"auto_map": {key: named[key]}}))
+    with pytest.raises(InputError, match=rf"code of another repository, {other}") as caught:
+        load(own, trust_remote_code=str(own)).encode(["a"])
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
