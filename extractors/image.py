@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+# Sides of an image to each other. Its short side is brought to hundreds of pixels: a file of a few
+# hundred bytes, 60,000 x 1, would take gigabytes.
+_LONGEST = 1000
+
+
 class ImageBackbone(TorchBackbone):
     """Base of the image adapters; one says how an image becomes pixels, and pixels vectors."""
 
@@ -35,9 +40,14 @@ class ImageBackbone(TorchBackbone):
         """(channels, height, width) float32, as the model was trained to see images.
 
         Raises:
-            BadRow: the image does not decode.
+            BadRow: the image does not decode, or is a strip.
         """
         image, read = open_rgb(item), self._reader  # what fails to load is no bad row
+        if max(image.size) > _LONGEST * min(image.size):
+            raise BadRow(
+                f"the image is a strip of {image.width} x {image.height} pixels: crop it to at "
+                f"most {_LONGEST} times as long as it is wide"
+            )
         try:
             return read(image)
         except (OSError, ValueError, ZeroDivisionError) as error:

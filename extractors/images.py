@@ -35,8 +35,8 @@ def open_rgb(item: Any) -> Image:
         floating point (mode F) from 0 to 255: what a value means is the mode's, never the image's.
 
     Raises:
-        BadRow: not an image, or a damaged one, or grey outside that range; a path is named in the
-            reason.
+        BadRow: not an image, a damaged one, one of too many pixels, or grey outside that range; a
+            path is named in the reason.
         MachineError: no memory, or the disk or the system failed.
 
     Example:
@@ -70,6 +70,9 @@ def open_rgb(item: Any) -> Image:
             raise MachineError(f"{where}cannot be read: {error.strerror}") from error
         reason = error.strerror or "the image does not decode"
         raise BadRow(f"{where}{reason}") from error
+    except Image.DecompressionBombError as error:
+        most = f"{2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million"
+        raise BadRow(f"{where}the image has more than {most} pixels: make it smaller") from error
     except Exception as error:  # damaged files raise nearly anything inside Pillow's decoders
         raise BadRow(f"{where}the image does not decode ({type(error).__name__})") from error
 
@@ -96,6 +99,8 @@ def _to_rgb(image: Image) -> Image:
                 f"grey values of an image of mode {image.mode} must lie between 0 and {most}, "
                 f"got {values.min():g} to {values.max():g}"
             )
+        if image.mode == "F" and 0 < values.max(initial=0) <= 1:
+            raise BadRow("grey values between 0 and 1 would be black: multiply them by 255")
         values = values * np.float32(255 / most)
         image = pillow.fromarray(np.rint(values).astype(np.uint8))
     return image.convert("RGB")

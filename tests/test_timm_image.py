@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extractors import InputError, Rows, load_extractor
+from extractors import BadRow, InputError, Rows, load_extractor
 from extractors.encode import encode_rows
 from extractors.extract import extract
 from extractors.timm_image import TimmImageExtractor
@@ -79,6 +79,12 @@ def tiny(folder: Path) -> TimmImageExtractor:
     extractor = load_extractor(f"timm:local-dir:{folder}", device="cpu")
     assert isinstance(extractor, TimmImageExtractor)
     return extractor
+
+
+def test_a_strip_that_would_grow_to_gigabytes_is_a_bad_row(tiny: TimmImageExtractor) -> None:
+    with pytest.raises(BadRow, match="a strip of 60000 x 1 pixels: crop it"):
+        tiny.prepare(png(Image.new("RGB", (60_000, 1))))
+    assert tiny.prepare(png(Image.new("RGB", (400, 2)))).shape[0] == 3
 
 
 def test_the_models_own_evaluation_transform_is_used(tiny: TimmImageExtractor) -> None:
