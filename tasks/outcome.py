@@ -91,7 +91,7 @@ class Outcome:
         temperature: of its calibration; None without one.
         probabilities: (n_test, C) of the head.
         measured: on them.
-        probe: on the frozen features.
+        probe: on the frozen features, calibrated where the head is.
         probe_probabilities: (n_test, C).
         probe_measured: on them.
         notes: what a reader of the figures should know.
@@ -117,7 +117,7 @@ def measure(
     validation_features: np.ndarray | None = None,
     test_features: np.ndarray | None = None,
 ) -> Outcome:
-    """Calibrates a head, tunes the linear probe, and measures both.
+    """Tunes the linear probe, calibrates it and the head, and measures both.
 
     Args:
         network: what was fitted.
@@ -148,6 +148,8 @@ def measure(
             min_spread=found.min_spread,
             progress=stage.advance,
         )
+    if config.calibrate == "temperature":  # or its NLL and ECE would be no match for the head's
+        probe = probe.calibrated(validation.features, validation.labels)
     p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
     notes = (STREAMED,) if streamed else ()
     return Outcome(
@@ -208,6 +210,7 @@ def common_fields(
         "linear_probe_test_accuracy": outcome.probe_measured.accuracy,
         "linear_probe_test_accuracy_interval": outcome.probe_measured.accuracy_interval,
         "linear_probe_C": outcome.probe.C,
+        "linear_probe_temperature": outcome.probe.temperature,
         "calibration_temperature": outcome.temperature,
         "truncated_fraction": found.truncated_fraction,
         "seconds": {name: round(value, 3) for name, value in clock.items()},

@@ -62,7 +62,8 @@ class FitRecord:
     are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
     rows that --drop-leaks left out. Top-5 accuracies are None with fewer than 20 classes.
-    left_out_classes: of rows that --classes did not name.
+    left_out_classes: of rows that --classes did not name. Temperatures, of the head and of the
+    linear probe, are None where nothing was calibrated.
     precision is that of the solver's products; precision_effect, None for float32, is what less did
     to the final solve: {precision, passes, believed_gap, relative_gap} at their end.
     """
@@ -120,6 +121,7 @@ class FitRecord:
     leaks: Mapping[str, Any] | None = None
     test_top5_accuracy: float | None = None
     linear_probe_test_top5_accuracy: float | None = None
+    linear_probe_temperature: float | None = None
     precision: str = "float32"
     precision_effect: Mapping[str, Any] | None = None
     class_weight: str = "none"

@@ -77,8 +77,12 @@ def write_report(
         .render(
             r=record,
             backbone=shown_backbone(record.backbone),
-            verdict=_verdict(head, probe, paired),
+            verdict=_verdict(head, probe, paired, fine_tuned=_changed(record) > 0),
             measured=_measured(record, head, probe),
+            fine_tuned=_changed(record) > 0,
+            frozen=_frozen(record),
+            calibration=_calibration(record),
+            violation=_violation(record.pattern_violation),
             certificate=_certificate(record),
             facts=_facts(record),
             classes=_classes(record.classes, y, p_head.argmax(axis=1), p_probe.argmax(axis=1)),
@@ -111,6 +115,7 @@ def write_model_card(
             comparison=comparison,
             backbone=shown_backbone(record.backbone),
             fine_tuned=_changed(record) > 0,
+            frozen=_frozen(record),
             metadata=card_metadata(
                 record.modality,
                 record.backbone,
@@ -138,8 +143,13 @@ def write_model_card(
     return path
 
 
-def _verdict(head: Metrics, probe: Metrics, paired: PairedTest) -> _Verdict:
+def _verdict(
+    head: Metrics, probe: Metrics, paired: PairedTest, *, fine_tuned: bool = False
+) -> _Verdict:
     """Which of the two is better, if these rows can tell."""
+    ours, its = ("convex head", "linear probe")
+    if fine_tuned:
+        ours, its = f"{ours} on the fine-tuned features", f"{its} on the frozen ones"
     accuracies = f"{head.accuracy:.1%} against {probe.accuracy:.1%} of {head.n:,} test rows"
     test = (
         f"{paired.only_first} rows only the head gets right, {paired.only_second} only the probe;"
@@ -147,17 +157,17 @@ def _verdict(head: Metrics, probe: Metrics, paired: PairedTest) -> _Verdict:
     )
     if paired.p_value >= _LEVEL:
         return _Verdict(
-            "No difference in accuracy between the convex head and the linear probe is shown:"
+            f"No difference in accuracy between the {ours} and the {its} is shown:"
             f" {accuracies} ({test}).",
             "line",
         )
     if paired.only_first > paired.only_second:
         return _Verdict(
-            f"The convex head is more accurate than the linear probe: {accuracies} ({test}).",
+            f"The {ours} is more accurate than the {its}: {accuracies} ({test}).",
             "head",
         )
     return _Verdict(
-        f"The convex head loses: it is less accurate than the linear probe, {accuracies} ({test})."
+        f"The {ours} loses: it is less accurate than the {its}, {accuracies} ({test})."
         " On this data, use the linear probe.",
         "probe",
     )
@@ -216,8 +226,55 @@ def _proven(record: FitRecord) -> list[tuple[str, str]]:
     if record.activation == "relu" and record.cone_violation is not None:
         columns.append(("cone violation", f"{record.cone_violation:.2g}"))
     if record.pattern_violation is not None:
-        columns.append(("pattern violation", f"{record.pattern_violation:.3g}"))
+        columns.append(("pattern violation", _violation(record.pattern_violation)))
     return columns
+
+
+def _violation(value: float | None) -> str:
+    """A pattern violation, never rounded to the 1 that it lies above or below.
+
+    >>> _violation(1.26), _violation(1.0000234), _violation(0.998)
+    ('1.26', '1 + 2.3e-05', '1 - 2.0e-03')
+    """
+    if value is None:
+        return ""
+    near = value != 1 and abs(value - 1) < 0.01
+    return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.1e}" if near else f"{value:.3g}"
+
+
+def _frozen(record: FitRecord) -> str:
+    """What fine-tuning has changed on the test rows; empty where there was none."""
+    accuracy = getattr(record, "frozen_test_accuracy", None)
+    if accuracy is None:
+        return ""
+    before = f"The convex head on the frozen backbone gets {accuracy:.2%} of the test rows right"
+    if not _changed(record):
+        return f"{before}; fine-tuning was tried, and no round of it is kept."
+    top, blocks = getattr(record, "unfreeze", 0), getattr(record, "n_blocks", 0)
+    return (
+        f"{before}; with the top {top} of {blocks} blocks trained it is {record.test_accuracy:.2%}."
+    )
+
+
+def _calibration(record: FitRecord) -> str:
+    """What was done to the scores of both before they became probabilities."""
+    head, probe = record.calibration_temperature, record.linear_probe_temperature
+    if head is not None and probe is not None:
+        return (
+            "Both are calibrated: scores are divided by a temperature chosen on validation rows, "
+            f"{head:.3g} for the head and {probe:.3g} for the probe."
+        )
+    if probe is not None:
+        return (
+            "The head's squared loss has no temperature; the probe's scores are divided by "
+            f"{probe:.3g}, chosen on validation rows."
+        )
+    if head is not None:
+        return (
+            f"The head's scores are divided by {head:.3g}, a temperature chosen on validation "
+            "rows; the probe is not calibrated."
+        )
+    return "Both are as they were fitted, not calibrated."
 
 
 def _facts(record: FitRecord) -> list[tuple[str, str]]:
@@ -310,6 +367,7 @@ def _figures(
         FEWEST_ROWS,
         accuracy_figure,
         convergence_figure,
+        has_lines,
         path_figure,
         reliability_figure,
     )
@@ -324,7 +382,8 @@ def _figures(
     bins = reliability_figure(names, (reliability(p_head, y), reliability(p_probe, y)))
     path = path_figure(record.path, record.beta, record.beta_max) if len(record.path) > 1 else ""
     rounds = getattr(record, "rounds", ())  # of fine-tuning
-    convergence = convergence_figure(_solves(record), record.tolerance) if record.history else ""
+    solves = _solves(record) if record.history else []
+    convergence = convergence_figure(solves, record.tolerance) if has_lines(solves) else ""
     return {
         "accuracy": Markup(accuracy),
         "path": Markup(path),
