@@ -275,7 +275,8 @@ class ExportRecord:
     """An exported head.
 
     inputs and outputs: names of the program's tensors, the batch first. max_difference: of its
-    probabilities from the head's, measured on the written file. opset: of ONNX.
+    probabilities from the head's, measured on the written file. opset: of ONNX. beside: files that
+    say how the inputs are made.
     """
 
     artefact: str
@@ -288,6 +289,7 @@ class ExportRecord:
     opset: int | None
     max_difference: float
     bytes: int
+    beside: tuple[str, ...] = ()
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:

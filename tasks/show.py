@@ -247,6 +247,8 @@ def show_export(record: ExportRecord) -> None:
     size = f"{kilobytes:.0f} kB" if kilobytes < 1000 else f"{kilobytes / 1e3:.1f} MB"
     print(f"{record.out}  {size}, {record.format}{opset}")
     print(f"inputs    {', '.join(record.inputs)} (any batch)")
+    for path in record.beside:
+        print(f"beside    {path}: how these are made")
     print(f"outputs   {', '.join(record.outputs)}")
     print(f"checked   probabilities differ from the head's by {record.max_difference:.1e} at most")
 
