@@ -229,6 +229,20 @@ def test_info_leaves_out_what_an_artefact_does_not_say():
     assert lines["accuracy"] == "0.7500 on test rows, 95% interval 0.7000 to 0.8000"
 
 
+def test_info_says_of_whom_a_head_is_the_best_and_of_no_temperature_that_is_none():
+    facts = {"modality": "text", "classes": ["a", "b"], "backbone": "toy:text-8"}
+    facts |= {"certificate": {"relative_gap": 0.02}, "temperature": 1.0}
+
+    def lines(**more):
+        return dict(artefact_lines(Inspection("x", "artefact", facts | more)))
+
+    relu = lines(loss="squared", activation="relu")
+    assert "best there can be for its own patterns" in relu["certificate"]
+    assert relu["calibration"] == "none, the squared loss has no temperature"
+    assert "own patterns" not in lines(loss="softmax")["certificate"]
+    assert lines(loss="softmax")["calibration"] == "temperature 1"
+
+
 def test_an_altered_shard_is_found_by_info_and_redone_by_extract(reviews, tmp_path, capsys):
     extract = ["extract", str(reviews), "--backbone", "toy:text-8", "--cache-dir", str(tmp_path)]
     assert main([*extract, "--json", "--quiet"]) == 0
