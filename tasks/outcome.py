@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,13 +44,17 @@ _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 
 @dataclass(frozen=True)
 class UsableRows:
-    """The stored rows of each split after the leak check, what it found, and its seconds."""
+    """The stored rows of each split after the leak check, what it found, and its seconds.
+
+    notes: what a reader should know of them.
+    """
 
     train: StoredRows
     validation: StoredRows
     test: StoredRows
     leaks: dict[str, Any] | None
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def usable_rows(
@@ -72,7 +76,27 @@ def usable_rows(
             inputs={split: found.inputs(split) for split in rows},
             reporter=reporter,
         )
-    return UsableRows(**rows, leaks=leaks, seconds=time.perf_counter() - began)
+    notes = unseen_notes(rows["train"].labels, rows["validation"].labels, found.dataset.classes)
+    for note in notes:
+        reporter.note(note)
+    return UsableRows(**rows, leaks=leaks, seconds=time.perf_counter() - began, notes=notes)
+
+
+def unseen_notes(
+    train: np.ndarray, validation: np.ndarray, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """What to know of validation rows that lack a class.
+
+    >>> unseen_notes(np.array([0, 1, 2]), np.array([0, 2]), ("ant", "bee", "fly"))
+    ('validation rows hold no bee: beta and temperature are chosen without it',)
+    """
+    absent = np.setdiff1d(train, validation)
+    if not len(absent):
+        return ()
+    names = " and no ".join(classes[c] for c in absent[:5])
+    more = f" and none of {len(absent) - 5} more classes" if len(absent) > 5 else ""
+    it = "it" if len(absent) == 1 else "them"
+    return (f"validation rows hold no {names}{more}: beta and temperature are chosen without {it}",)
 
 
 def default_folder(config: FitConfig, found: Extracted, more: str = "") -> Path:
@@ -221,7 +245,7 @@ def common_fields(
         "versions": {name: version(name) for name in _SOLVER_PACKAGES} | installed_versions(),
         "classes": found.dataset.classes,
         "left_out_classes": found.dataset.left_out_classes,
-        "skipped_rows": found.skipped_rows,
+        **found.skipped_figures(),
         "selection": config.selection,
         "class_weight": config.class_weight,
         "leaks": rows.leaks,

@@ -20,6 +20,7 @@ class ExtractRecord:
     feature_options: those that were chosen, see `extractors.options`. tokens: statistics of the
     texts, see `extractors.tokens`; None for images. autocast_error: of half precision or int8
     against float32, see `extractors.precision`; None where all is float32.
+    skipped: (id, reason) of the first hundred of skipped_rows.
     storage_error: {mean, max} over rows of ||x - stored|| / ||x||; zero for float32.
     """
 
@@ -33,6 +34,7 @@ class ExtractRecord:
     seconds: float
     resumed_rows: int
     skipped_rows: int = 0
+    skipped: Sequence[tuple[str, str]] = ()
     notes: tuple[str, ...] = ()
     feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Any] | None = None
@@ -58,8 +60,8 @@ class FitRecord:
     beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
     difference_error (standard error of its difference from the lowest), validation_accuracy,
     relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
-    solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
-    are as in ExtractRecord. leaks is what the check for duplicates found
+    solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens, autocast_error
+    and skipped are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
     rows that --drop-leaks left out. Top-5 accuracies are None with fewer than 20 classes.
     left_out_classes: of rows that --classes did not name. Temperatures, of the head and of the
@@ -111,6 +113,7 @@ class FitRecord:
     notes: tuple[str, ...] = ()
     command: str = ""
     skipped_rows: int = 0
+    skipped: Sequence[tuple[str, str]] = ()
     selection: str = "best"
     tolerance: float = float("nan")
     history: Sequence[Mapping[str, float]] = ()

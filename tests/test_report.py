@@ -254,7 +254,8 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
         history=(),
         notes=(),
         command="",
-        skipped_rows=3,
+        skipped_rows=23,
+        skipped=[(f"ant/{k}.jpg", "the image does not decode") for k in range(23)],
     )
     page = Page(text)
     assert page.tags.count("svg") == 2
@@ -262,7 +263,9 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
     assert "not calibrated" in page.text
     assert "pattern violation" not in page.text
     assert "cone violation" in page.text
-    assert "3 rows that could not be used" in page.text
+    assert "23 rows that could not be used" in page.text
+    assert "ant/19.jpg (the image does not decode); and 3 more" in page.text
+    assert "ant/20.jpg" not in page.text
     assert "Made by" not in page.text
 
 

@@ -13,12 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.console import duration
-from tasks.data.leak_words import examples_in_words, leaks_in_words
 from tasks.fit_head import solve_name
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
 from tasks.records import FitRecord
 from tasks.reports.card import a_text, card_metadata, revision_facts, rows_in_words, shown_backbone
+from tasks.reports.facts import (
+    calibration_in_words,
+    certificate_in_words,
+    changed_weights,
+    facts_of,
+    frozen_in_words,
+    proven_columns,
+    violation_in_words,
+)
 from tasks.reports.pages import templates
 
 __all__ = ["write_model_card", "write_report"]
@@ -77,14 +84,14 @@ def write_report(
         .render(
             r=record,
             backbone=shown_backbone(record.backbone),
-            verdict=_verdict(head, probe, paired, fine_tuned=_changed(record) > 0),
+            verdict=_verdict(head, probe, paired, fine_tuned=changed_weights(record) > 0),
             measured=_measured(record, head, probe),
-            fine_tuned=_changed(record) > 0,
-            frozen=_frozen(record),
-            calibration=_calibration(record),
-            violation=_violation(record.pattern_violation),
-            certificate=_certificate(record),
-            facts=_facts(record),
+            fine_tuned=changed_weights(record) > 0,
+            frozen=frozen_in_words(record),
+            calibration=calibration_in_words(record),
+            violation=violation_in_words(record.pattern_violation),
+            certificate=certificate_in_words(record),
+            facts=facts_of(record, named=len(record.skipped) > 0),
             classes=_classes(record.classes, y, p_head.argmax(axis=1), p_probe.argmax(axis=1)),
             figures=_figures(record, head, probe, y, p_head, p_probe),
         )
@@ -114,8 +121,8 @@ def write_model_card(
             r=record,
             comparison=comparison,
             backbone=shown_backbone(record.backbone),
-            fine_tuned=_changed(record) > 0,
-            frozen=_frozen(record),
+            fine_tuned=changed_weights(record) > 0,
+            frozen=frozen_in_words(record),
             metadata=card_metadata(
                 record.modality,
                 record.backbone,
@@ -124,10 +131,10 @@ def write_model_card(
                 accuracy=record.test_accuracy,
                 macro_f1=record.test_macro_f1,
             ),
-            certificate=_certificate(record),
-            columns=_proven(record),
+            certificate=certificate_in_words(record),
+            columns=proven_columns(record),
             facts=[
-                *(fact for fact in _facts(record) if fact[0] not in _OF_THE_RUN),
+                *(fact for fact in facts_of(record) if fact[0] not in _OF_THE_RUN),
                 *revision_facts(Path(directory)),
             ],
             modality=record.modality,
@@ -173,23 +180,6 @@ def _verdict(
     )
 
 
-def _certificate(record: FitRecord) -> str:
-    """What the certificate says, in two sentences."""
-    if not np.isfinite(record.relative_gap):
-        return (
-            "There is no certificate for this head: no lower bound on its training objective could"
-            " be computed. Its accuracy is measured on the test rows all the same."
-        )
-    return (
-        "Training this head is a convex problem, and its dual gives a lower bound on the objective"
-        " of every head with these gates and this beta, whoever trains it and however long: this"
-        f" head's objective is {record.primal:.4g}, the bound {record.dual:.4g}, so no further"
-        f" training can lower it by more than {_percent(record.relative_gap)}."
-        " This is a statement about the training objective and not about the accuracy on new data,"
-        " which is measured on the test rows."
-    )
-
-
 def _measured(record: FitRecord, head: Metrics, probe: Metrics) -> list[dict[str, str]]:
     def row(name: str, *values: str) -> dict[str, str]:
         return dict(zip(("name", "head", "probe"), (name, *values), strict=True))
@@ -213,109 +203,6 @@ def _measured(record: FitRecord, head: Metrics, probe: Metrics) -> list[dict[str
 def _hundred(metrics: Metrics) -> tuple[float, float]:
     low, high = metrics.accuracy_interval
     return 100 * low, 100 * high
-
-
-def _proven(record: FitRecord) -> list[tuple[str, str]]:
-    """Columns of the card's table of what is proven."""
-    columns = [
-        ("objective", f"{record.primal:.6g}"),
-        ("lower bound", f"{record.dual:.6g}"),
-        ("relative gap", f"{record.relative_gap:.2g}"),
-        ("beta / beta_max", f"{record.beta / record.beta_max:.3g}"),
-    ]
-    if record.activation == "relu" and record.cone_violation is not None:
-        columns.append(("cone violation", f"{record.cone_violation:.2g}"))
-    if record.pattern_violation is not None:
-        columns.append(("pattern violation", _violation(record.pattern_violation)))
-    return columns
-
-
-def _violation(value: float | None) -> str:
-    """A pattern violation, never rounded to the 1 that it lies above or below.
-
-    >>> _violation(1.26), _violation(1.0000234), _violation(0.998)
-    ('1.26', '1 + 2.3e-05', '1 - 2.0e-03')
-    """
-    if value is None:
-        return ""
-    near = value != 1 and abs(value - 1) < 0.01
-    return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.1e}" if near else f"{value:.3g}"
-
-
-def _frozen(record: FitRecord) -> str:
-    """What fine-tuning has changed on the test rows; empty where there was none."""
-    accuracy = getattr(record, "frozen_test_accuracy", None)
-    if accuracy is None:
-        return ""
-    before = f"The convex head on the frozen backbone gets {accuracy:.2%} of the test rows right"
-    if not _changed(record):
-        return f"{before}; fine-tuning was tried, and no round of it is kept."
-    top, blocks = getattr(record, "unfreeze", 0), getattr(record, "n_blocks", 0)
-    return (
-        f"{before}; with the top {top} of {blocks} blocks trained it is {record.test_accuracy:.2%}."
-    )
-
-
-def _calibration(record: FitRecord) -> str:
-    """What was done to the scores of both before they became probabilities."""
-    head, probe = record.calibration_temperature, record.linear_probe_temperature
-    if head is not None and probe is not None:
-        return (
-            "Both are calibrated: scores are divided by a temperature chosen on validation rows, "
-            f"{head:.3g} for the head and {probe:.3g} for the probe."
-        )
-    if probe is not None:
-        return (
-            "The head's squared loss has no temperature; the probe's scores are divided by "
-            f"{probe:.3g}, chosen on validation rows."
-        )
-    if head is not None:
-        return (
-            f"The head's scores are divided by {head:.3g}, a temperature chosen on validation "
-            "rows; the probe is not calibrated."
-        )
-    return "Both are as they were fitted, not calibrated."
-
-
-def _facts(record: FitRecord) -> list[tuple[str, str]]:
-    """Name and value of what a reader must know of the data and the backbone."""
-    shown = record.classes[:20]
-    more = f", and {len(record.classes) - len(shown)} more" if len(record.classes) > 20 else ""
-    facts = [
-        ("data", f"{record.task} ({record.modality})"),
-        (
-            "rows",
-            f"{record.n_train:,} training, {record.n_validation:,} validation,"
-            f" {record.n_test:,} test",
-        ),
-        ("classes", f"{record.n_classes}: {', '.join(shown)}{more}"),
-        (
-            "backbone",
-            f"{shown_backbone(record.backbone)}, {_trained(record)}, {record.dim} features",
-        ),
-    ]
-    if record.feature_options:
-        chosen = ", ".join(f"{name} {value}" for name, value in record.feature_options.items())
-        facts.append(("chosen features", chosen))
-    if record.autocast_error:
-        mean, most = record.autocast_error["mean"], record.autocast_error["max"]
-        error = f"{mean:.1e} from float32 on average, {most:.1e} at most (relative)"
-        int8 = "quantize" in (record.feature_options or {})
-        facts.append(("int8" if int8 else "half precision", error))
-    if record.truncated_fraction is not None:
-        share = _percent(record.truncated_fraction)
-        cut = f"{share} of the texts are longer than the backbone reads, and were cut"
-        facts.append(("truncation", cut if record.truncated_fraction else "no text was cut"))
-    if record.skipped_rows:
-        facts.append(("left out", f"{record.skipped_rows:,} rows that could not be used"))
-    if record.leaks is not None:
-        said = [leaks_in_words(record.leaks), *examples_in_words(record.leaks)]
-        facts.append(("duplicates", "; ".join(said)))
-    if "extract" in record.seconds:
-        facts.append(("features", _features(record.seconds)))
-    facts.append(("memory", f"{record.peak_rss_mb:,.0f} MB at the most"))
-    facts.append(("seed", str(record.seed)))
-    return facts
 
 
 def _classes(
@@ -400,28 +287,5 @@ def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]
     return [*path, ("final", record.history)]
 
 
-def _trained(record: FitRecord) -> str:
-    changed = _changed(record)
-    return f"{changed:,} weights of its top blocks fine-tuned" if changed else "frozen"
-
-
-def _changed(record: FitRecord) -> int:
-    """Weights of the backbone that fine-tuning has changed."""
-    return getattr(record, "changed_parameters", 0)
-
-
 def _rate(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else ""
-
-
-def _percent(fraction: float) -> str:
-    """A share in per cent with two significant digits, never rounded to nothing."""
-    return f"{100 * fraction:.2g} %"
-
-
-def _features(seconds: Mapping[str, float]) -> str:
-    """What the features cost, in this run and in all runs that filled the store."""
-    total = seconds.get("extract_all_runs", seconds["extract"])
-    if seconds["extract"] >= total:
-        return f"extracted in {duration(seconds['extract'])}"
-    return f"extracted in {duration(total)} in all, {duration(seconds['extract'])} in this run"
