@@ -317,7 +317,8 @@ def _write_onnx(
             "--format torch, or export the head alone"
         ) from error
     assert found is not None
-    _name_axes(found, dict(zip(names, program.example_inputs[0], strict=True)))
+    example = () if program.example_inputs is None else program.example_inputs[0]
+    _name_axes(found, dict(zip(names, example, strict=True)))
     for name, value in facts.items():
         found.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
     found.save(str(path), external_data=False)

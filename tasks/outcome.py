@@ -90,10 +90,10 @@ def unseen_notes(
     >>> unseen_notes(np.array([0, 1, 2]), np.array([0, 2]), ("ant", "bee", "fly"))
     ('validation rows hold no bee: beta and temperature are chosen without it',)
     """
-    absent = np.setdiff1d(train, validation)
-    if not len(absent):
+    absent = np.setdiff1d(train, validation).tolist()
+    if not absent:
         return ()
-    names = " and no ".join(classes[c] for c in absent[:5])
+    names = " and no ".join(classes[int(c)] for c in absent[:5])
     more = f" and none of {len(absent) - 5} more classes" if len(absent) > 5 else ""
     it = "it" if len(absent) == 1 else "them"
     return (f"validation rows hold no {names}{more}: beta and temperature are chosen without {it}",)
