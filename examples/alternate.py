@@ -11,6 +11,7 @@ from tasks import ConvexHeadPipeline
 from tasks.config import FinetuneConfig
 from tasks.console import LineReporter
 from tasks.cronos_am.finetune import run_finetune
+from tasks.reports.figures import as_file
 from tasks.reports.round_figure import rounds_figure
 
 data, backbone, unfreeze, rounds = [*sys.argv[1:], *(None, "minilm", "1", "3")[len(sys.argv) - 1 :]]
@@ -31,7 +32,7 @@ for line in record.rounds:
         f"{line['round']:5d}  {line['half']:9s}  {line['kept']!s:5s}  {line['objective']:9.5f}"
         f"  {gap:>7s}  {line['validation_accuracy']:10.4f}  {line['seconds']:7.1f}"
     )
-(out / "rounds.svg").write_text(rounds_figure(record.rounds))
+(out / "rounds.svg").write_text(as_file(rounds_figure(record.rounds)))
 print(f"frozen backbone: test accuracy {record.frozen_test_accuracy:.4f}")
 print(f"top {unfreeze} of {record.n_blocks} blocks trained: {record.test_accuracy:.4f}")
 print(f"on its gates the head is optimal for these blocks, up to {record.relative_gap:.1e}")

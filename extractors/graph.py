@@ -60,11 +60,72 @@ class Graph:
         return tuple(found[name] for name in self.names)
 
     @property
+    def preprocessing(self) -> dict[str, Any] | None:
+        """How an image becomes ``pixels``, JSON-able; None for other rows and modules of one's own.
+
+        color: "RGB" or "L", of the upright image. resize: {size, interpolation}; one number is the
+        length of the shorter side, two are height and width. crop: [height, width] from the middle,
+        or None. Then values times scale, minus mean, by std of each channel. library: the same in
+        the words of the library that does it.
+        """
+        if isinstance(self.extractor, TimmImageExtractor):
+            return _of_timm(self.extractor)
+        if isinstance(self.extractor, TransformerImageExtractor):
+            return _of_processor(self.extractor._processor.to_dict())
+        return None
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for texts."""
         if isinstance(self.extractor, SentenceExtractor):
             return self.extractor._model.tokenizer
         return self.extractor._tokenizer
+
+
+def _of_timm(extractor: TimmImageExtractor) -> dict[str, Any]:
+    config = extractor._data_config
+    found: dict[str, Any] = {"color": "L" if extractor._channels == 1 else "RGB"}
+    found |= {"resize": None, "crop": None, "scale": 1 / 255}
+    for step in extractor._transform.transforms:  # type: ignore[attr-defined]
+        kind = type(step).__name__
+        if kind in ("Resize", "ResizeKeepRatio"):
+            found["resize"] = {"size": step.size, "interpolation": config["interpolation"]}
+        elif "Crop" in kind:
+            found["crop"] = list(step.size)
+    names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    library = {name: config[name] for name in names if name in config}
+    return found | {
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "pixels": list(config["input_size"]),
+        "library": {"timm": library},
+    }
+
+
+def _of_processor(config: dict[str, Any]) -> dict[str, Any]:
+    from PIL import Image
+
+    said = {name: value for name, value in config.items() if _plain(value)}
+    size, crop = said.get("size") or {}, said.get("crop_size") or {}
+    how = said.get("resample")
+    both = [size.get("height"), size.get("width")]
+    resize = {
+        "size": size.get("shortest_edge") or (both if all(both) else size),
+        "interpolation": None if how is None else Image.Resampling(how).name.lower(),
+    }
+    return {
+        "color": "RGB",
+        "resize": resize if said.get("do_resize") else None,
+        "crop": [crop.get("height"), crop.get("width")] if said.get("do_center_crop") else None,
+        "scale": said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1,
+        "mean": said.get("image_mean") if said.get("do_normalize") else None,
+        "std": said.get("image_std") if said.get("do_normalize") else None,
+        "library": {"transformers": said},
+    }
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | list | tuple | dict)
 
 
 def backbone_graph(extractor: Extractor) -> Graph:

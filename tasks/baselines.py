@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from convex_heads.scaling import Scaling
 from convex_heads.sources import RowSource, chunks, is_streamed
+from tasks.calibration import fit_temperature
 from tasks.methods.settings import SETTINGS as METHOD_SETTINGS
 from tasks.standardise import scaling_of
 
@@ -46,6 +47,7 @@ class LinearProbe:
         scaling: what was done to the features.
         weights: (d, n_classes), for standardised features.
         intercept: (n_classes,); minus infinity for a class without training rows.
+        temperature: that scores are divided by; None: not calibrated.
     """
 
     C: float
@@ -55,16 +57,26 @@ class LinearProbe:
     scaling: Scaling = field(repr=False)
     weights: NDArray[np.floating] = field(repr=False)
     intercept: NDArray[np.floating] = field(repr=False)
+    temperature: float | None = None
+
+    def scores(self, X: ArrayLike | RowSource) -> NDArray[np.floating]:
+        """Scores (n, n_classes) for the features X (n, d), read in chunks."""
+        source: Any = X if is_streamed(X) else np.asarray(X)
+        scores = [
+            _standardise(self.scaling, source[rows]) @ self.weights for rows in chunks(source)
+        ]
+        return np.concatenate(scores) + self.intercept
 
     def predict_proba(self, X: ArrayLike | RowSource) -> NDArray[np.floating]:
         """Probabilities (n, n_classes) for the features X (n, d), read in chunks."""
         from scipy.special import softmax
 
-        source: Any = X if is_streamed(X) else np.asarray(X)
-        scores = [
-            _standardise(self.scaling, source[rows]) @ self.weights for rows in chunks(source)
-        ]
-        return softmax(np.concatenate(scores) + self.intercept, axis=1)
+        T = 1.0 if self.temperature is None else self.temperature
+        return softmax(self.scores(X) / T, axis=1)
+
+    def calibrated(self, X_val: ArrayLike | RowSource, y_val: NDArray[np.integer]) -> LinearProbe:
+        """The same probe with a temperature chosen on these rows, as the head's is."""
+        return replace(self, temperature=fit_temperature(self.scores(X_val), "softmax", y_val))
 
 
 def linear_probe(

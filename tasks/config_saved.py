@@ -151,16 +151,34 @@ class ServeConfig(CommonConfig):
         above_zero("--timeout-seconds", self.timeout_seconds)
 
 
+_SUFFIXES: dict[str, ExportFormat] = {".onnx": "onnx", ".pt2": "torch"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(CommonConfig):
     """Options of `export`: which head, as what, and whether its backbone goes before it.
 
-    out: the file to write. format: "onnx", or "torch" for a `torch.export` program.
+    out: the file to write. format: "onnx", or "torch" for a `torch.export` program; None is
+    what the suffix of `out` says, .onnx or .pt2, and "onnx" for others.
     """
 
     artefact: str
     out: Path
-    format: ExportFormat = "onnx"
+    format: ExportFormat | None = None
     with_backbone: bool = False
     trust_remote_code: str | None = None
     backbone: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        told = _SUFFIXES.get(self.out.suffix.lower())
+        if None not in (self.format, told) and self.format != told:
+            raise InputError(
+                f"--out {self.out} is called as a file of --format {told}, and --format "
+                f"{self.format} was asked for: give one of the two another name"
+            )
+
+    @property
+    def kind(self) -> ExportFormat:
+        """The format: what was asked for, or what the name of the file says."""
+        return self.format or _SUFFIXES.get(self.out.suffix.lower(), "onnx")

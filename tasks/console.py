@@ -118,7 +118,10 @@ class _Lines:
         if now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             times = self._time_left(now) or f", {duration(now - self._began)} so far"
-            self._say(f"{self._done}/{self._total or '?'}{times}{self._detail}")
+            # Units that are counted when all of them are done say nothing on the way.
+            counted = self._total is not None and self._done > 0
+            count = f"{self._done}/{self._total}" if counted else ""
+            self._say(f"{count}{times}{self._detail}".removeprefix(", "))
 
     def _time_left(self, now: float) -> str:
         if self._total is None or self._done == self._before or not self._moving:

@@ -131,9 +131,17 @@ def _torch() -> Check:
 def _torchvision() -> Check:
     from extractors.torchvision_compat import ensure_torchvision_imports
 
-    ensure_torchvision_imports()
+    how = ensure_torchvision_imports()
     import torchvision
 
+    if how == "declared":
+        return Check(
+            "torchvision",
+            "ok",
+            f"{torchvision.__version__}, which does not fit this torch: convex-heads works with a "
+            "cure of its own; scripts of your own that import timm or torchvision need a matching "
+            "build (pytorch.org/get-started)",
+        )
     return Check("torchvision", "ok", torchvision.__version__)
 
 

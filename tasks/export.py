@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,15 @@ import torch
 from torch import nn
 
 from extractors.errors import InputError, MachineError
-from extractors.storage import TEMPORARY_PREFIX, make_folder, plain_disk_errors
+from extractors.storage import (
+    TEMPORARY_PREFIX,
+    make_folder,
+    plain_disk_errors,
+    write_atomically,
+)
 from tasks.config_saved import ExportConfig
 from tasks.console import Reporter
+from tasks.export_inputs import files_beside
 from tasks.records import ExportRecord
 from tasks.torch_head import TorchHead
 
@@ -111,7 +117,8 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
     """
     from tasks.pipeline import ConvexHeadPipeline
 
-    if config.format == "onnx":
+    kind = config.kind
+    if kind == "onnx":
         _need_onnx()
     if config.out.is_dir():
         raise InputError(f"--out {config.out} is a folder: name a file, such as head.onnx")
@@ -132,14 +139,17 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
 
         graph = backbone_graph(pipeline.extractor)
     make_folder(config.out.absolute().parent, "--out")
+    facts = pipeline.describe()
+    if graph is not None and graph.preprocessing is not None:
+        facts = {**facts, "preprocessing": graph.preprocessing}
     with reporter.stage("export", total=None):
         difference, opset = export_head(
-            pipeline.head, config.out, format=config.format, graph=graph, facts=pipeline.describe()
+            pipeline.head, config.out, format=kind, graph=graph, facts=facts
         )
     return ExportRecord(
         artefact=config.artefact,
         out=str(config.out),
-        format=config.format,
+        format=kind,
         with_backbone=config.with_backbone,
         inputs=("features",) if graph is None else graph.names,
         outputs=_OUTPUTS,
@@ -147,6 +157,7 @@ def run_export(config: ExportConfig, *, reporter: Reporter) -> ExportRecord:
         opset=opset,
         max_difference=difference,
         bytes=config.out.stat().st_size,
+        beside=tuple(map(str, files_beside(graph, config.out))),
     )
 
 
@@ -163,8 +174,8 @@ def export_head(
 
     Args:
         head: what predicts.
-        out: the file; it appears whole or not at all. Beside that of a text backbone a file
-            NAME.tokenizer.json appears, the tokenizer that makes its inputs.
+        out: the file; it appears whole or not at all. Beside that of a backbone appears how its
+            inputs are made: NAME.tokenizer.json of texts, NAME.preprocessing.json of images.
         format: "onnx", or "torch" for a ``torch.export`` program (.pt2).
         graph: the backbone, or None for the head alone.
         facts: JSON-able, kept in the file's metadata.
@@ -209,8 +220,8 @@ def export_head(
                 f"the exported {format} program differs from the head by {difference:.1e}, more "
                 f"than {TOLERANCE:.0e}: nothing was written"
             )
-        if graph is not None and graph.tokens:
-            _write_tokenizer(graph, out)
+        for path, content in files_beside(graph, out).items():
+            write_atomically(path, content, "--out")
         with plain_disk_errors(out.parent, "--out"):
             temporary.replace(out)
     finally:
@@ -306,10 +317,26 @@ def _write_onnx(
             "--format torch, or export the head alone"
         ) from error
     assert found is not None
+    example = () if program.example_inputs is None else program.example_inputs[0]
+    _name_axes(found, dict(zip(names, example, strict=True)))
     for name, value in facts.items():
         found.model.metadata_props[name] = json.dumps(value, ensure_ascii=False)
     found.save(str(path), external_data=False)
     return int(found.model.opset_imports[""])
+
+
+def _name_axes(found: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+    """A program keeps no names of dimensions, and the exporter makes up some such as s21."""
+    called = {}
+    for each in found.model.graph.inputs:
+        if each.name not in inputs or not each.shape:
+            continue
+        for axis, name in enumerate(("batch", "length")[: inputs[each.name].ndim]):
+            free = each.shape[axis]
+            if not isinstance(free, int) and free.value is not None:
+                called[free.value] = name
+    if called and hasattr(found, "rename_axes"):  # of torch 2.9
+        found.rename_axes(called)
 
 
 def _onnx_runner(path: Path, names: Sequence[str]) -> Any:
@@ -337,20 +364,6 @@ def _torch_runner(path: Path) -> Any:
             return module(*inputs)[1].numpy()
 
     return run
-
-
-def _write_tokenizer(graph: Graph, out: Path) -> None:
-    """The tokenizer as one JSON file, with the truncation that the head was fitted with."""
-    from extractors.storage import write_atomically
-
-    fast = getattr(graph.tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return
-    limit = graph.extractor.max_length
-    copy = type(fast).from_str(fast.to_str())
-    copy.no_truncation() if limit is None else copy.enable_truncation(limit)
-    copy.no_padding()
-    write_atomically(out.with_suffix(".tokenizer.json"), copy.to_str().encode(), "--out")
 
 
 @contextmanager

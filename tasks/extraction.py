@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,21 @@ from tasks.data.load import Dataset, load_task
 from tasks.records import ExtractRecord
 from tasks.standardise import min_spread_of
 
+MOST_SKIPPED = 100  # rows left out that a record lists
+_FOLDERS = re.compile(r"(?<![\w.:])/(?:[^/\n]+/)+(?=[^/\s])")
 DEFAULT_BACKBONES = {"text": "minilm", "image": "timm:mobilenetv3_large_100.ra_in1k"}
+
+
+def plain_reason(name: str, reason: str) -> str:
+    """Why a row was left out, without its own name and without folders: reports travel.
+
+    >>> plain_reason("ant/1.jpg", "/home/me/set/ant/1.jpg: the image does not decode")
+    'the image does not decode'
+    >>> plain_reason("7", "there is no image file /home/me/1.jpg")
+    'there is no image file 1.jpg'
+    """
+    before, there, said = reason.partition(f"{name}: ")
+    return said if there and ": " not in before else _FOLDERS.sub("", reason)
 
 
 @dataclass(frozen=True)
@@ -82,9 +97,15 @@ class Extracted:
         }
 
     @property
-    def skipped_rows(self) -> int:
-        """Rows that could not be used or encoded."""
-        return len(self.dataset.skipped) + len(self.extraction.skipped)
+    def skipped(self) -> list[tuple[str, str]]:
+        """Id and reason of every row that could not be used or encoded."""
+        read = [(row.id, row.reason) for row in self.extraction.skipped]
+        return [(name, plain_reason(name, said)) for name, said in (*self.dataset.skipped, *read)]
+
+    def skipped_figures(self) -> dict[str, Any]:
+        """Fields of both records: how many rows were left out, and which."""
+        found = self.skipped
+        return {"skipped_rows": len(found), "skipped": found[:MOST_SKIPPED]}
 
 
 def run_extract(
@@ -113,7 +134,7 @@ def run_extract(
         truncated_fraction=found.truncated_fraction,
         seconds=round(found.extraction.seconds, 3),
         resumed_rows=found.extraction.resumed_rows,
-        skipped_rows=found.skipped_rows,
+        **found.skipped_figures(),
         notes=found.dataset.notes,
         **found.feature_figures(),
         store_dtype=config.stored_as,

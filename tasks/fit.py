@@ -63,7 +63,7 @@ def run_fit(
     certificate = classifier.certificate_
     for note in outcome.notes:
         reporter.note(note)
-    notes = (*found.dataset.notes, *outcome.notes)
+    notes = (*found.dataset.notes, *rows.notes, *outcome.notes)
     effect = classifier.precision_effect_
     if effect is not None:
         notes = (*notes, precision_note(effect))

@@ -11,6 +11,8 @@ from extractors.errors import InputError
 from extractors.manifest import MANIFEST_NAME
 from extractors.store import FeatureStore
 
+_MOST_SKIPPED = 20  # rows that a store left out, and that are named
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -53,6 +55,8 @@ def _inspect_artefact(path: Path) -> Inspection:
 
 
 def _inspect_store(path: Path) -> Inspection:
+    from tasks.extraction import plain_reason
+
     store = FeatureStore.open(path)
     problems = store.verify()
     if problems:
@@ -83,6 +87,9 @@ def _inspect_store(path: Path) -> Inspection:
         "bytes_per_row": round(store.n_bytes / store.n_rows, 1) if store.n_rows else 0.0,
         "extraction_seconds": round(sum(shard.seconds for shard in manifest.shards), 1),
         "skipped_rows": len(manifest.skipped),
+        "skipped": [
+            (row.id, plain_reason(row.id, row.reason)) for row in manifest.skipped[:_MOST_SKIPPED]
+        ],
         "key": manifest.key,
         "measured": manifest.measured,
         "versions": manifest.versions,

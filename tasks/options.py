@@ -225,7 +225,9 @@ TimeoutSeconds = Annotated[
     float | None, Option(help="A request waits, then 504 [60].", metavar="SECONDS")
 ]
 ShutdownSeconds = Annotated[int | None, Option(help="To finish at the end [30].", metavar="N")]
-ExportFormat = Annotated[str | None, Option("--format", help="[onnx]", metavar="onnx|torch")]
+ExportFormat = Annotated[
+    str | None, Option("--format", help="[as --out is called: .onnx or .pt2]", metavar="onnx|torch")
+]
 ExportOut = Annotated[Path | None, Option("--out", help="File to write.", metavar="PATH")]
 WithBackbone = Annotated[
     bool | None, Option("--with-backbone", help="From tokens or pixels, not from features.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,13 +44,17 @@ _SOLVER_PACKAGES = ("convex-heads", "jax", "jaxlib", "scikit-learn")
 
 @dataclass(frozen=True)
 class UsableRows:
-    """The stored rows of each split after the leak check, what it found, and its seconds."""
+    """The stored rows of each split after the leak check, what it found, and its seconds.
+
+    notes: what a reader should know of them.
+    """
 
     train: StoredRows
     validation: StoredRows
     test: StoredRows
     leaks: dict[str, Any] | None
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def usable_rows(
@@ -72,7 +76,27 @@ def usable_rows(
             inputs={split: found.inputs(split) for split in rows},
             reporter=reporter,
         )
-    return UsableRows(**rows, leaks=leaks, seconds=time.perf_counter() - began)
+    notes = unseen_notes(rows["train"].labels, rows["validation"].labels, found.dataset.classes)
+    for note in notes:
+        reporter.note(note)
+    return UsableRows(**rows, leaks=leaks, seconds=time.perf_counter() - began, notes=notes)
+
+
+def unseen_notes(
+    train: np.ndarray, validation: np.ndarray, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """What to know of validation rows that lack a class.
+
+    >>> unseen_notes(np.array([0, 1, 2]), np.array([0, 2]), ("ant", "bee", "fly"))
+    ('validation rows hold no bee: beta and temperature are chosen without it',)
+    """
+    absent = np.setdiff1d(train, validation).tolist()
+    if not absent:
+        return ()
+    names = " and no ".join(classes[int(c)] for c in absent[:5])
+    more = f" and none of {len(absent) - 5} more classes" if len(absent) > 5 else ""
+    it = "it" if len(absent) == 1 else "them"
+    return (f"validation rows hold no {names}{more}: beta and temperature are chosen without {it}",)
 
 
 def default_folder(config: FitConfig, found: Extracted, more: str = "") -> Path:
@@ -91,7 +115,7 @@ class Outcome:
         temperature: of its calibration; None without one.
         probabilities: (n_test, C) of the head.
         measured: on them.
-        probe: on the frozen features.
+        probe: on the frozen features, calibrated where the head is.
         probe_probabilities: (n_test, C).
         probe_measured: on them.
         notes: what a reader of the figures should know.
@@ -117,7 +141,7 @@ def measure(
     validation_features: np.ndarray | None = None,
     test_features: np.ndarray | None = None,
 ) -> Outcome:
-    """Calibrates a head, tunes the linear probe, and measures both.
+    """Tunes the linear probe, calibrates it and the head, and measures both.
 
     Args:
         network: what was fitted.
@@ -148,6 +172,8 @@ def measure(
             min_spread=found.min_spread,
             progress=stage.advance,
         )
+    if config.calibrate == "temperature":  # or its NLL and ECE would be no match for the head's
+        probe = probe.calibrated(validation.features, validation.labels)
     p, probe_p = head.predict_proba(X_test), probe.predict_proba(test.features)
     notes = (STREAMED,) if streamed else ()
     return Outcome(
@@ -208,6 +234,7 @@ def common_fields(
         "linear_probe_test_accuracy": outcome.probe_measured.accuracy,
         "linear_probe_test_accuracy_interval": outcome.probe_measured.accuracy_interval,
         "linear_probe_C": outcome.probe.C,
+        "linear_probe_temperature": outcome.probe.temperature,
         "calibration_temperature": outcome.temperature,
         "truncated_fraction": found.truncated_fraction,
         "seconds": {name: round(value, 3) for name, value in clock.items()},
@@ -218,7 +245,7 @@ def common_fields(
         "versions": {name: version(name) for name in _SOLVER_PACKAGES} | installed_versions(),
         "classes": found.dataset.classes,
         "left_out_classes": found.dataset.left_out_classes,
-        "skipped_rows": found.skipped_rows,
+        **found.skipped_figures(),
         "selection": config.selection,
         "class_weight": config.class_weight,
         "leaks": rows.leaks,

@@ -20,6 +20,7 @@ class ExtractRecord:
     feature_options: those that were chosen, see `extractors.options`. tokens: statistics of the
     texts, see `extractors.tokens`; None for images. autocast_error: of half precision or int8
     against float32, see `extractors.precision`; None where all is float32.
+    skipped: (id, reason) of the first hundred of skipped_rows.
     storage_error: {mean, max} over rows of ||x - stored|| / ||x||; zero for float32.
     """
 
@@ -33,6 +34,7 @@ class ExtractRecord:
     seconds: float
     resumed_rows: int
     skipped_rows: int = 0
+    skipped: Sequence[tuple[str, str]] = ()
     notes: tuple[str, ...] = ()
     feature_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Any] | None = None
@@ -58,11 +60,12 @@ class FitRecord:
     beta tried, each as {beta, validation_loss, standard_error (of that mean loss),
     difference_error (standard error of its difference from the lowest), validation_accuracy,
     relative_gap, passes, gate_norms (of every gate's weights), history}; history is the final
-    solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens and autocast_error
-    are as in ExtractRecord. leaks is what the check for duplicates found
+    solve's, each entry {passes, seconds, relative_gap}. feature_options, tokens, autocast_error
+    and skipped are as in ExtractRecord. leaks is what the check for duplicates found
     (``LeakReport.as_record``), None where it was not made; n_train and n_validation do not count
     rows that --drop-leaks left out. Top-5 accuracies are None with fewer than 20 classes.
-    left_out_classes: of rows that --classes did not name.
+    left_out_classes: of rows that --classes did not name. Temperatures, of the head and of the
+    linear probe, are None where nothing was calibrated.
     precision is that of the solver's products; precision_effect, None for float32, is what less did
     to the final solve: {precision, passes, believed_gap, relative_gap} at their end.
     """
@@ -110,6 +113,7 @@ class FitRecord:
     notes: tuple[str, ...] = ()
     command: str = ""
     skipped_rows: int = 0
+    skipped: Sequence[tuple[str, str]] = ()
     selection: str = "best"
     tolerance: float = float("nan")
     history: Sequence[Mapping[str, float]] = ()
@@ -120,6 +124,7 @@ class FitRecord:
     leaks: Mapping[str, Any] | None = None
     test_top5_accuracy: float | None = None
     linear_probe_test_top5_accuracy: float | None = None
+    linear_probe_temperature: float | None = None
     precision: str = "float32"
     precision_effect: Mapping[str, Any] | None = None
     class_weight: str = "none"
@@ -273,7 +278,8 @@ class ExportRecord:
     """An exported head.
 
     inputs and outputs: names of the program's tensors, the batch first. max_difference: of its
-    probabilities from the head's, measured on the written file. opset: of ONNX.
+    probabilities from the head's, measured on the written file. opset: of ONNX. beside: files that
+    say how the inputs are made.
     """
 
     artefact: str
@@ -286,6 +292,7 @@ class ExportRecord:
     opset: int | None
     max_difference: float
     bytes: int
+    beside: tuple[str, ...] = ()
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:

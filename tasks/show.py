@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tasks.info import Inspection
 
 
+_MOST_SKIPPED = 10  # lines of rows that were left out
+
+
 def show_json(result: Any) -> None:
     """Print one JSON object on stdout."""
     print(to_json(result))
@@ -65,8 +68,7 @@ def show_fit(record: FitRecord) -> None:
     if head5 is not None and probe5 is not None:
         print(f"top-5 accuracy: convex head {head5:.4f}, linear probe {probe5:.4f}")
     _show_features(record)
-    if record.skipped_rows:
-        print(f"rows left out because they could not be used: {record.skipped_rows}")
+    _show_skipped(record)
     if record.leaks is not None:
         print(f"duplicates: {leaks_in_words(record.leaks)}")
     examples = {"text": '--text "..."', "image": "--input FOLDER_OF_IMAGES"}
@@ -161,6 +163,16 @@ def _show_features(record: ExtractRecord | FitRecord) -> None:
         )
 
 
+def _show_skipped(record: ExtractRecord | FitRecord) -> None:
+    if not record.skipped_rows:
+        return
+    print(f"rows left out because they could not be used: {record.skipped_rows:,}")
+    for name, reason in record.skipped[:_MOST_SKIPPED]:
+        print(f"  {name}: {reason}")
+    if (more := record.skipped_rows - _MOST_SKIPPED) > 0:
+        print(f"  and {more:,} more; --json lists the first hundred")
+
+
 def _share(fraction: float) -> str:
     return "under 0.1%" if fraction < 0.001 else f"{fraction:.1%}"
 
@@ -184,8 +196,7 @@ def show_extract(record: ExtractRecord) -> None:
     print(f"{record.task}: {record.rows:,} rows of {record.dim} features by {record.backbone}")
     print(f"{new:,} new in {duration(record.seconds)}, {record.resumed_rows:,} were there before")
     _show_features(record)
-    if record.skipped_rows:
-        print(f"rows left out because they could not be used: {record.skipped_rows}")
+    _show_skipped(record)
     print(f"store  {record.store}")
 
 
@@ -247,6 +258,8 @@ def show_export(record: ExportRecord) -> None:
     size = f"{kilobytes:.0f} kB" if kilobytes < 1000 else f"{kilobytes / 1e3:.1f} MB"
     print(f"{record.out}  {size}, {record.format}{opset}")
     print(f"inputs    {', '.join(record.inputs)} (any batch)")
+    for path in record.beside:
+        print(f"beside    {path}: how these are made")
     print(f"outputs   {', '.join(record.outputs)}")
     print(f"checked   probabilities differ from the head's by {record.max_difference:.1e} at most")
 
@@ -275,6 +288,10 @@ def show_inspection(found: Inspection) -> None:
         return
     told: set[str] = set()
     for key, value in found.facts.items():
+        if key == "skipped":
+            for name, reason in value:
+                table.add_row(f"  {name}", reason)
+            continue
         if isinstance(value, Mapping) and value:
             table.add_row(key, "")
             for name, part in value.items():

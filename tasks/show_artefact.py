@@ -40,7 +40,8 @@ def artefact_lines(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "backbone", _backbone(facts, record)
     yield "fitted on", _rows(record, refit)
     yield "accuracy", _accuracy(record, refit)
-    yield "certificate", _certificate(_part(facts, "certificate"))
+    relu = facts.get("activation") == "relu"
+    yield "certificate", _certificate(_part(facts, "certificate"), relu=relu)
     yield "calibration", _calibration(facts, {} if refit else record)
     path = shlex.quote(found.path)
     example = _EXAMPLES.get(modality, "--input FEATURES.npy")
@@ -99,11 +100,13 @@ def _accuracy(record: Mapping[str, Any], refit: Mapping[str, Any]) -> str:
     return said
 
 
-def _certificate(proof: Mapping[str, Any]) -> str:
+def _certificate(proof: Mapping[str, Any], *, relu: bool) -> str:
     gap, beta, most = (_number(proof, key) for key in ("relative_gap", "beta", "beta_max"))
     if gap is None:
         return ""
-    said = f"within {gap:.1e} of the best there can be (relative gap)"
+    # What is convex of a ReLU head is the program of the activation patterns it ended with.
+    best = "the best there can be for its own patterns" if relu else "the best there can be"
+    said = f"within {gap:.1e} of {best} (relative gap)"
     if beta is not None and most:
         said += f" at beta {beta:.3g}, {beta / most:.3g} of beta_max"
     active, offered = (_number(proof, key) for key in ("active_gates", "n_gates"))
@@ -115,6 +118,8 @@ def _certificate(proof: Mapping[str, Any]) -> str:
 def _calibration(facts: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     temperature, error = _number(facts, "temperature"), _number(record, "test_ece")
     said = "" if temperature is None else f"temperature {temperature:.3g}"
+    if facts.get("loss") == "squared":
+        said = "none, the squared loss has no temperature"
     return said if error is None else f"{said}, expected calibration error {error:.3f}"
 
 

@@ -274,7 +274,7 @@ def export(config: ExportConfig, output: Output) -> None:
     The file takes features, or with --with-backbone tokens or pixels; it is run and compared with
     the head before it appears.
 
-    Example: convex-heads export my-head --format onnx --out head.onnx
+    Example: convex-heads export my-head --out head.onnx
     """
     from tasks.export import run_export
     from tasks.show import show_export

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -153,3 +155,28 @@ def test_an_unconverged_choice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unusable_rows_are_refused(X: np.ndarray, y: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         linear_probe(X, y, np.zeros((2, X.shape[1])), np.array([0, 1]))
+
+
+def test_a_calibrated_probe_has_the_same_answers_and_a_lower_loss():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(900, 5)).astype(np.float32)
+    y = (X[:, 0] + rng.logistic(size=900) > 0).astype(int)
+    probe = linear_probe(X[:40], y[:40], X[40:140], y[40:140])
+    sharp = replace(probe, weights=200 * probe.weights, intercept=200 * probe.intercept)
+    found = sharp.calibrated(X[40:140], y[40:140])
+    assert found.temperature is not None and found.temperature > 2
+    before, after = (each.predict_proba(X[140:]) for each in (sharp, found))
+    np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
+
+    def nll(p):
+        return -np.log(p[np.arange(len(p)), y[140:]]).mean()
+
+    assert nll(after) < nll(before)
+
+
+def test_a_class_that_the_probe_never_saw_stays_impossible_when_it_is_calibrated():
+    X = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    y = 2 * (X[:, 0] > 0).astype(int)
+    probe = linear_probe(X, y, X, y, n_classes=3).calibrated(X, y)
+    p = probe.predict_proba(X)
+    assert (p[:, 1] == 0).all() and np.isfinite(p).all()

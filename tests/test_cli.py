@@ -267,6 +267,18 @@ def test_doctor_names_what_is_wrong_and_the_cure(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("found", ["declared", "compiled"])
+def test_doctor_tells_a_torchvision_that_works_from_one_that_is_cured(found, monkeypatch):
+    from extractors import torchvision_compat
+    from tasks.doctor import _torchvision
+
+    torchvision_compat.ensure_torchvision_imports()
+    monkeypatch.setattr(torchvision_compat, "ensure_torchvision_imports", lambda: found)
+    check = _torchvision()
+    assert check.status == "ok"
+    assert ("need a matching build" in check.found) == (found == "declared")
+
+
 def test_doctor_is_content_here(capsys, cache_dir, monkeypatch):
     monkeypatch.delenv("CONVEX_HEADS_DATA", raising=False)
     assert main(["doctor"]) == 0

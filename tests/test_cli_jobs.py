@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tasks.cli import main
@@ -229,6 +230,20 @@ def test_info_leaves_out_what_an_artefact_does_not_say():
     assert lines["accuracy"] == "0.7500 on test rows, 95% interval 0.7000 to 0.8000"
 
 
+def test_info_says_of_whom_a_head_is_the_best_and_of_no_temperature_that_is_none():
+    facts = {"modality": "text", "classes": ["a", "b"], "backbone": "toy:text-8"}
+    facts |= {"certificate": {"relative_gap": 0.02}, "temperature": 1.0}
+
+    def lines(**more):
+        return dict(artefact_lines(Inspection("x", "artefact", facts | more)))
+
+    relu = lines(loss="squared", activation="relu")
+    assert "best there can be for its own patterns" in relu["certificate"]
+    assert relu["calibration"] == "none, the squared loss has no temperature"
+    assert "own patterns" not in lines(loss="softmax")["certificate"]
+    assert lines(loss="softmax")["calibration"] == "temperature 1"
+
+
 def test_an_altered_shard_is_found_by_info_and_redone_by_extract(reviews, tmp_path, capsys):
     extract = ["extract", str(reviews), "--backbone", "toy:text-8", "--cache-dir", str(tmp_path)]
     assert main([*extract, "--json", "--quiet"]) == 0
@@ -299,3 +314,47 @@ def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(tmp_path):
     record = json.loads(done.stdout)
     assert record["rows"] == 20_000
     assert record["resumed_rows"] >= 512
+
+
+def test_rows_that_are_left_out_are_listed_also_by_a_run_that_goes_on(tmp_path, capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for c, kind in enumerate(("ant", "bee")):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(128 * c, 128 * (c + 1), (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{i}.png")
+    for i in range(12):
+        (tmp_path / "set" / "bee" / f"bad{i:02}.png").write_bytes(b"no image %d" % i)
+    data = [str(tmp_path / "set"), "--backbone", "toy:image", "--on-bad-row", "skip", "--quiet"]
+    data += ["--cache-dir", str(tmp_path / "cache")]
+    for command in (["extract"], ["extract"], ["fit"]):  # the second finds all that there is
+        more = ["--out", str(tmp_path / "head")] if command == ["fit"] else []
+        assert main([*command, *data, *more]) == 0
+        said = capsys.readouterr().out
+        assert "could not be used: 12\n" in said
+        assert len(re.findall(r"^  bee/bad\d\d\.png: the image does not decode$", said, re.M)) == 10
+        assert "and 2 more" in said
+        assert main([*command, *data, *more, "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["skipped_rows"] == len(record["skipped"]) == 12
+        assert ["bee/bad03.png", "the image does not decode"] in record["skipped"]
+    report = (tmp_path / "head" / "report.html").read_text()
+    assert report.count(".png (the image does not decode)") == 12
+    assert str(tmp_path) not in report.split("Made by")[0]
+    assert main(["info", record["store"]]) == 0
+    assert capsys.readouterr().out.count("the image does not decode") == 12
+
+
+def test_a_class_that_validation_rows_lack_is_told(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    for split, classes in (("train", "abc"), ("validation", "ab"), ("test", "abc")):
+        lines = [f"word{c} number {i} {split},{c}" for c in classes for i in range(8)]
+        (tmp_path / "set" / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+    command = ["fit", str(tmp_path / "set"), "--backbone", "toy:text-8", "--json", "--out"]
+    assert main([*command, str(tmp_path / "head")]) == 0
+    streams = capsys.readouterr()
+    told = "validation rows hold no c: beta and temperature are chosen without it"
+    assert told in streams.err
+    assert told in json.loads(streams.out)["notes"]

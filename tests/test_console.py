@@ -67,6 +67,18 @@ def test_a_log_file_shows_that_a_long_unit_is_alive(monkeypatch):
     assert stream.getvalue().splitlines()[-1].startswith("compare: done in ")
 
 
+def test_a_count_that_is_not_known_is_not_said(monkeypatch):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.02)
+    for total in (257, None):
+        stream = io.StringIO()
+        with LineReporter(stream).stage("predict", total=total):
+            until = time.monotonic() + 10
+            while "so far" not in stream.getvalue() and time.monotonic() < until:
+                time.sleep(0.01)
+        assert re.search(r"^predict: \d+\.\d s so far$", stream.getvalue(), re.M)
+        assert "/" not in stream.getvalue()
+
+
 def test_a_stage_says_how_it_stands():
     # A line at the end for log files, behind the bar on a terminal, nothing when quiet.
     for reporter in (LineReporter, RichReporter):

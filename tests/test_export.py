@@ -345,3 +345,66 @@ def test_the_verb_writes_the_file_and_says_how_close_it_is(tmp_path, capsys):
     with torch.no_grad():
         found = again.probabilities(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(found, head.predict_proba(X), atol=1e-5)
+
+
+def prepared_by_hand(image: np.ndarray, how: dict) -> np.ndarray:
+    """Pixels as another program makes them, from NAME.preprocessing.json and Pillow alone."""
+    from PIL import Image
+
+    made = Image.fromarray(image).convert(how["color"])
+    if how["resize"] is not None:
+        size, kind = how["resize"]["size"], how["resize"]["interpolation"]
+        if isinstance(size, int):
+            short = min(made.size)
+            size = [int(size * side / short) for side in made.size[::-1]]
+        made = made.resize(size[::-1], Image.Resampling[kind.upper()])
+    if how["crop"] is not None:
+        height, width = how["crop"]
+        top, left = round((made.height - height) / 2), round((made.width - width) / 2)
+        made = made.crop((left, top, left + width, top + height))
+    values = np.asarray(made, np.float32) * how["scale"]
+    return ((values - how["mean"]) / how["std"]).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["mobilenetv3_small_050", "vit"])
+def test_how_pixels_are_made_is_written_beside_the_program_and_into_it(kind, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    extractor = load_extractor(save_backbone(kind, tmp_path), device="cpu")
+    write_artefact(
+        tmp_path / "head",
+        make_head("gated_relu", "softmax", d=extractor.dim),
+        modality="image",
+        backbone=extractor.name,
+        backbone_fingerprint=extractor.fingerprint(),
+        facts={"certificate": {"relative_gap": 0.01}},
+    )
+    out = tmp_path / "model.onnx"
+    assert (
+        main(["export", str(tmp_path / "head"), "--out", str(out), "--with-backbone", "--quiet"])
+        == 0
+    )
+    beside = tmp_path / "model.preprocessing.json"
+    assert f"{beside}: how these are made" in capsys.readouterr().out
+    how = json.loads(beside.read_text())
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    expected = np.asarray(extractor.prepare(image))
+    np.testing.assert_allclose(prepared_by_hand(image, how), expected, atol=1e-5)
+    model = onnx.load(out)
+    held = {each.key: each.value for each in model.metadata_props}
+    assert json.loads(held["preprocessing"]) == how
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in shape] == ["batch", *expected.shape]
+
+
+def test_the_name_of_the_file_says_the_format(tmp_path):
+    from tasks.config_saved import ExportConfig
+
+    def kind(name, **given):
+        return ExportConfig(artefact="head", out=Path(name), **given).kind
+
+    assert [kind("a.onnx"), kind("a.pt2"), kind("a.bin")] == ["onnx", "torch", "onnx"]
+    assert kind("a.bin", format="torch") == "torch"
+    for name, asked in (("a.pt2", "onnx"), ("a.onnx", "torch")):
+        with pytest.raises(InputError, match="give one of the two another name"):
+            kind(name, format=asked)

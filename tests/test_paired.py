@@ -65,7 +65,7 @@ def test_verdict_follows_the_tests_and_not_the_order_of_two_numbers() -> None:
     seconds = {"linear": 2.0, "convex": 6.0, "mlp": 30.0, "tfidf": 1.0}
     said = verdict(compare_right(right({"linear": 0.80, "convex": 0.84})), seconds)
     assert said[0].startswith("The convex head beats the linear probe by 4.")
-    assert said[0].endswith("at 3 times its time.")
+    assert said[0].endswith("at 3 times its seconds without compiling.")
     close = compare_right(right({"linear": 0.8, "convex": 0.805}, n=300, noise=0.1))
     assert close.pairs[0].difference != 0
     text = " ".join(verdict(close, seconds))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+import warnings
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from tasks.cronos_am.finetune import FinetuneRecord
 from tasks.metrics import evaluate, reliability
 from tasks.records import FitRecord
 from tasks.reports.card import card_metadata
 from tasks.reports.figures import (
     accuracy_figure,
+    as_file,
     convergence_figure,
     path_figure,
     reliability_figure,
@@ -251,7 +254,8 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
         history=(),
         notes=(),
         command="",
-        skipped_rows=3,
+        skipped_rows=23,
+        skipped=[(f"ant/{k}.jpg", "the image does not decode") for k in range(23)],
     )
     page = Page(text)
     assert page.tags.count("svg") == 2
@@ -259,8 +263,86 @@ def test_images_one_beta_and_no_calibration(tmp_path: Path) -> None:
     assert "not calibrated" in page.text
     assert "pattern violation" not in page.text
     assert "cone violation" in page.text
-    assert "3 rows that could not be used" in page.text
+    assert "23 rows that could not be used" in page.text
+    assert "ant/19.jpg (the image does not decode); and 3 more" in page.text
+    assert "ant/20.jpg" not in page.text
     assert "Made by" not in page.text
+
+
+def finetuned(y: np.ndarray, head: np.ndarray, probe: np.ndarray, changed: int) -> FinetuneRecord:
+    given = {f.name: getattr(record_of(y, head, probe), f.name) for f in fields(FitRecord)}
+    return FinetuneRecord(
+        **given,
+        unfreeze=2,
+        n_blocks=6,
+        rounds=[],
+        frozen_test_accuracy=0.8125,
+        changed_parameters=changed,
+        interrupted=False,
+    )
+
+
+@pytest.mark.parametrize("changed", [0, 1000])
+def test_fine_tuning_says_what_each_head_stands_on_and_what_it_gained(
+    changed: int, tmp_path: Path
+) -> None:
+    y, head = predictions(10)
+    _, probe = predictions(60, seed=1)
+    record = finetuned(y, head, probe, changed)
+    path = write_report(
+        tmp_path, record, labels=y, head_probabilities=head, probe_probabilities=probe
+    )
+    page = Page(path.read_text("utf-8")).text
+    assert "frozen backbone gets 81.25% of the test rows right" in page
+    assert "same standardised features" in page or changed
+    if changed:
+        assert "features of the frozen backbone, the head is on those of the fine-tuned" in page
+        assert "with the top 2 of 6 blocks trained it is 97.50%" in page
+        assert "head on the fine-tuned features is more accurate than the linear probe on" in page
+    card = write_model_card(tmp_path, record).read_text("utf-8")
+    assert "81.25%" in card
+
+
+def test_a_violation_next_to_one_is_not_rounded_to_one(tmp_path: Path) -> None:
+    page = Page(report(tmp_path, 10, 40, pattern_violation=1.0000234)).text
+    assert "1 + 2.3e-05 (above 1: further gates" in page
+
+
+@pytest.mark.parametrize(
+    ("head", "probe", "said"),
+    [
+        (1.08, 0.71, "1.08 for the head and 0.71 for the probe"),
+        (None, 0.71, "squared loss has no temperature; the probe's scores are divided by 0.71"),
+        (1.08, None, "the probe is not calibrated"),
+    ],
+)
+def test_it_is_said_which_of_the_two_is_calibrated(head, probe, said, tmp_path: Path) -> None:
+    found = {"calibration_temperature": head, "linear_probe_temperature": probe}
+    assert said in Page(report(tmp_path, 10, 40, **found)).text
+
+
+def test_a_plot_without_a_line_is_left_out(tmp_path: Path) -> None:
+    dots = {"path": [point(0.3, 0.1, 1e-2) | {"history": history(0.01)}] * 3}
+    page = report(tmp_path, 10, 40, **dots, history=history(1e-3))
+    assert "convergence-" not in page and "Each line" not in page
+    assert "convergence-" in report(tmp_path, 10, 40)
+    early = [("a", history(0.5)), ("b", [r | {"seconds": 1e-4} for r in history(0.3, 0.1)])]
+    assert "seconds" not in convergence_figure(early, 0.02)  # all went by before the first bound
+
+
+def test_pages_follow_a_dark_screen_with_figures_on_paper(tmp_path: Path) -> None:
+    page = report(tmp_path, 10, 40)
+    assert "prefers-color-scheme: dark" in page and "svg { background: #fff" in page
+    assert not re.search(r"background: #(?!fff; padding)", page)  # colours come from the scheme
+    assert as_file(accuracy_figure(["a"], [0.9], [(0.8, 1.0)])).startswith(
+        '<svg style="background: #fff"'
+    )
+
+
+def test_a_font_without_a_letter_is_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "蜜蜂" in accuracy_figure(["蜜蜂"], [0.9], [(0.8, 1.0)])
 
 
 def test_no_certificate_is_said(tmp_path: Path) -> None:

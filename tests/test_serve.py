@@ -154,6 +154,8 @@ def test_other_places_methods_and_the_page(server):
     status, page = server.ask("GET", "/")
     assert status == 200
     assert "<textarea" in page and "toy:text-8" in page
+    # An image that nobody has chosen yet is not there, whatever a rule for images says.
+    assert "[hidden] { display: none !important; }" in page
     assert "http://" not in page and "https://" not in page  # nothing comes from elsewhere
     assert json.loads(server.ask("GET", "/health")[1])["status"] == "ok"
 

@@ -28,10 +28,22 @@ def test_images_are_read_from_the_request_alone(tmp_path):
     sent = base64.b64encode(buffer.getvalue()).decode()
     body = json.dumps({"inputs": [sent]}).encode()
     assert parse_request(body, _HEAD, config).items == [buffer.getvalue()]
+    as_url = json.dumps({"inputs": [f"data:image/png;base64,{sent}"]}).encode()
+    assert parse_request(as_url, _HEAD, config).items == [buffer.getvalue()]
     for path in ("/etc/passwd", "http://127.0.0.1/a.png", str(tmp_path)):
         with pytest.raises(Refused, match="base64") as caught:
             parse_request(json.dumps({"inputs": [path]}).encode(), _HEAD, config)
         assert caught.value.status == 422
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "features"])
+def test_an_example_of_a_body_is_one_for_this_head(modality):
+    example = {"text": '["a text"]', "image": '["base64 of an image', "features": "[[0.1, ...]]"}
+    head: Any = SimpleNamespace(modality=modality)
+    for body in (b"{", b'{"inputs": 1}'):
+        with pytest.raises(Refused) as caught:
+            parse_request(body, head, ServeConfig(artefact="x"))
+        assert example[modality] in str(caught.value)
 
 
 def test_texts_that_others_would_wait_for_are_refused():

@@ -41,6 +41,7 @@ from tasks.comparison.words import (
     where_in_words,
 )
 from tasks.records import CompareRecord
+from tasks.reports.figures import as_file
 
 if TYPE_CHECKING:
     from tasks.comparison.samples import Samples
@@ -102,9 +103,7 @@ def write_report(
     )
     figure = next((section["figure"] for section in sections if section["figure"]), "")
     if figure:
-        # Dark ink: the page that shows the file may be dark.
-        opaque = str(figure).replace("<svg ", '<svg style="background: #fff" ', 1)
-        write_whole(Path(directory) / "accuracy_seconds.svg", opaque + "\n")
+        write_whole(Path(directory) / "accuracy_seconds.svg", as_file(str(figure)))
     path = Path(directory) / "report.html"
     write_whole(path, text)
     return path

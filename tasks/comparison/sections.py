@@ -32,7 +32,7 @@ from tasks.comparison.tables import (
 from tasks.comparison.words import TRUST, hardest_in_words, repeats_in_words, same_place
 from tasks.methods import METHODS
 from tasks.records import CompareRecord
-from tasks.reports.figures import convergence_figure, path_figure
+from tasks.reports.figures import convergence_figure, has_lines, path_figure
 
 if TYPE_CHECKING:
     from tasks.comparison.samples import Samples
@@ -190,7 +190,9 @@ def training_section(record: CompareRecord) -> dict[str, Any] | None:
     ]
     return {
         "path": Markup(path_figure(path, chosen["beta"], 1.0)) if len(path) > 1 else "",
-        "convergence": Markup(convergence_figure(solves, row["tolerance"])) if solves else "",
+        "convergence": Markup(convergence_figure(solves, row["tolerance"]))
+        if has_lines(solves)
+        else "",
         "gap": f"{chosen['relative_gap']:.1e}",
         "tolerance": f"{row['tolerance']:.0e}",
     }

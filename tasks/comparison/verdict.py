@@ -20,7 +20,7 @@ def verdict(
 
     Args:
         comparison: of the methods on one backbone and training size.
-        seconds: of each method, tuning included.
+        seconds: of each method, tuning included, compilation not.
         skipped: methods that were asked for and could not run, and why.
 
     Example:
@@ -148,7 +148,8 @@ def _interval(pair: Pair) -> str:
 
 def _times(seconds: Mapping[str, float], name: str, other: str) -> str:
     ratio = max(seconds[name], 1e-3) / max(seconds[other], 1e-3)
-    return f"at {ratio:.2g} times its time" if ratio < 100 else f"at {ratio:.0f} times its time"
+    times = f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
+    return f"at {times} times its seconds without compiling"
 
 
 def _the(name: str, *, capital: bool = False) -> str:

@@ -152,7 +152,7 @@ def run_finetune(config: FinetuneConfig, *, reporter: Reporter) -> FinetuneRecor
     )
     frozen = Head(done.first, found.dataset.classes).predict_proba(rows.test.features)
     answers = outcome.head.predict_proba(X_val).argmax(axis=1)
-    notes = found.dataset.notes
+    notes = (*found.dataset.notes, *rows.notes)
     if not done.changed:
         notes = (
             *notes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,8 @@ def convergence_figure(
 ) -> str:
     """The proven relative gap while the head was fitted, against data passes and seconds.
 
+    Against passes alone where no time is worth an axis: all of it went by before the first bound.
+
     Args:
         solves: name and history of every solve in order of time, the last one the final solve;
             records with passes, seconds (from the beginning of their solve) and relative_gap.
@@ -169,9 +172,11 @@ def convergence_figure(
         >>> "data passes" in convergence_figure([("final", history)], 0.02)
         True
     """
-    figure, panels = new_figure(height=3.9, rows=2, sharex=False)
+    quantities = ("passes", "seconds") if _takes_time(solves) else ("passes",)
+    rows = len(quantities)
+    figure, panels = new_figure(height=1.95 * rows, rows=rows, sharex=False)
     lowest = max(1e-9, min(r["relative_gap"] for _, history in solves for r in history))
-    for axes, quantity in zip(panels, ("passes", "seconds"), strict=True):
+    for axes, quantity in zip(panels, quantities, strict=True):
         done = 0.0
         for k, (name, history) in enumerate(solves):
             final = k == len(solves) - 1
@@ -200,8 +205,25 @@ def convergence_figure(
         axes.set_xlim(0, 1.05 * done if done > 0 else 1)
         axes.set_ylabel("relative gap")
     panels[0].set_xlabel("data passes")
-    panels[1].set_xlabel("seconds, compilation included")
-    return as_svg(figure, "convergence", "Relative gap against data passes and seconds")
+    if rows > 1:
+        panels[1].set_xlabel("seconds in the solves, compilation included")
+    return as_svg(
+        figure,
+        "convergence",
+        "Relative gap against " + ("data passes and seconds" if rows > 1 else "data passes"),
+    )
+
+
+def has_lines(solves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> bool:
+    """Whether there is a line to draw: a solve with two bounds, and three of them in all."""
+    lengths = [len(history) for _, history in solves]
+    return max(lengths, default=0) > 1 and sum(lengths) > 2
+
+
+def _takes_time(solves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> bool:
+    first = solves[0][1][0]["seconds"]
+    total = sum(history[-1]["seconds"] for _, history in solves)
+    return total > 1.25 * first
 
 
 def reliability_figure(names: Sequence[str], bins: Sequence[Reliability]) -> str:
@@ -258,12 +280,27 @@ def new_figure(
     return figure, list(np.ravel(axes))
 
 
+def as_file(svg: str) -> str:
+    r"""A figure as a file of its own: on white, for its ink is dark, and the page around may be.
+
+    >>> as_file('<svg width="9pt"></svg>')
+    '<svg style="background: #fff" width="9pt"></svg>\n'
+    """
+    return svg.replace("<svg ", '<svg style="background: #fff" ', 1) + "\n"
+
+
 def as_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element whose ids do not meet those of the page's other figures."""
+    """The figure as an <svg> element whose ids do not meet those of the page's other figures.
+
+    Its ground is transparent: the page gives it one.
+    """
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # Text stays text, and whoever shows it has a font for it: that the font it is measured with
+        # lacks a letter is nobody's concern.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.S)

@@ -13,12 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tasks.console import duration
-from tasks.data.leak_words import examples_in_words, leaks_in_words
 from tasks.fit_head import solve_name
 from tasks.metrics import Metrics, PairedTest, evaluate, mcnemar, reliability
 from tasks.records import FitRecord
 from tasks.reports.card import a_text, card_metadata, revision_facts, rows_in_words, shown_backbone
+from tasks.reports.facts import (
+    calibration_in_words,
+    certificate_in_words,
+    changed_weights,
+    facts_of,
+    frozen_in_words,
+    proven_columns,
+    violation_in_words,
+)
 from tasks.reports.pages import templates
 
 __all__ = ["write_model_card", "write_report"]
@@ -77,10 +84,14 @@ def write_report(
         .render(
             r=record,
             backbone=shown_backbone(record.backbone),
-            verdict=_verdict(head, probe, paired),
+            verdict=_verdict(head, probe, paired, fine_tuned=changed_weights(record) > 0),
             measured=_measured(record, head, probe),
-            certificate=_certificate(record),
-            facts=_facts(record),
+            fine_tuned=changed_weights(record) > 0,
+            frozen=frozen_in_words(record),
+            calibration=calibration_in_words(record),
+            violation=violation_in_words(record.pattern_violation),
+            certificate=certificate_in_words(record),
+            facts=facts_of(record, named=len(record.skipped) > 0),
             classes=_classes(record.classes, y, p_head.argmax(axis=1), p_probe.argmax(axis=1)),
             figures=_figures(record, head, probe, y, p_head, p_probe),
         )
@@ -110,7 +121,8 @@ def write_model_card(
             r=record,
             comparison=comparison,
             backbone=shown_backbone(record.backbone),
-            fine_tuned=_changed(record) > 0,
+            fine_tuned=changed_weights(record) > 0,
+            frozen=frozen_in_words(record),
             metadata=card_metadata(
                 record.modality,
                 record.backbone,
@@ -119,10 +131,10 @@ def write_model_card(
                 accuracy=record.test_accuracy,
                 macro_f1=record.test_macro_f1,
             ),
-            certificate=_certificate(record),
-            columns=_proven(record),
+            certificate=certificate_in_words(record),
+            columns=proven_columns(record),
             facts=[
-                *(fact for fact in _facts(record) if fact[0] not in _OF_THE_RUN),
+                *(fact for fact in facts_of(record) if fact[0] not in _OF_THE_RUN),
                 *revision_facts(Path(directory)),
             ],
             modality=record.modality,
@@ -138,8 +150,13 @@ def write_model_card(
     return path
 
 
-def _verdict(head: Metrics, probe: Metrics, paired: PairedTest) -> _Verdict:
+def _verdict(
+    head: Metrics, probe: Metrics, paired: PairedTest, *, fine_tuned: bool = False
+) -> _Verdict:
     """Which of the two is better, if these rows can tell."""
+    ours, its = ("convex head", "linear probe")
+    if fine_tuned:
+        ours, its = f"{ours} on the fine-tuned features", f"{its} on the frozen ones"
     accuracies = f"{head.accuracy:.1%} against {probe.accuracy:.1%} of {head.n:,} test rows"
     test = (
         f"{paired.only_first} rows only the head gets right, {paired.only_second} only the probe;"
@@ -147,36 +164,19 @@ def _verdict(head: Metrics, probe: Metrics, paired: PairedTest) -> _Verdict:
     )
     if paired.p_value >= _LEVEL:
         return _Verdict(
-            "No difference in accuracy between the convex head and the linear probe is shown:"
+            f"No difference in accuracy between the {ours} and the {its} is shown:"
             f" {accuracies} ({test}).",
             "line",
         )
     if paired.only_first > paired.only_second:
         return _Verdict(
-            f"The convex head is more accurate than the linear probe: {accuracies} ({test}).",
+            f"The {ours} is more accurate than the {its}: {accuracies} ({test}).",
             "head",
         )
     return _Verdict(
-        f"The convex head loses: it is less accurate than the linear probe, {accuracies} ({test})."
+        f"The {ours} loses: it is less accurate than the {its}, {accuracies} ({test})."
         " On this data, use the linear probe.",
         "probe",
-    )
-
-
-def _certificate(record: FitRecord) -> str:
-    """What the certificate says, in two sentences."""
-    if not np.isfinite(record.relative_gap):
-        return (
-            "There is no certificate for this head: no lower bound on its training objective could"
-            " be computed. Its accuracy is measured on the test rows all the same."
-        )
-    return (
-        "Training this head is a convex problem, and its dual gives a lower bound on the objective"
-        " of every head with these gates and this beta, whoever trains it and however long: this"
-        f" head's objective is {record.primal:.4g}, the bound {record.dual:.4g}, so no further"
-        f" training can lower it by more than {_percent(record.relative_gap)}."
-        " This is a statement about the training objective and not about the accuracy on new data,"
-        " which is measured on the test rows."
     )
 
 
@@ -203,62 +203,6 @@ def _measured(record: FitRecord, head: Metrics, probe: Metrics) -> list[dict[str
 def _hundred(metrics: Metrics) -> tuple[float, float]:
     low, high = metrics.accuracy_interval
     return 100 * low, 100 * high
-
-
-def _proven(record: FitRecord) -> list[tuple[str, str]]:
-    """Columns of the card's table of what is proven."""
-    columns = [
-        ("objective", f"{record.primal:.6g}"),
-        ("lower bound", f"{record.dual:.6g}"),
-        ("relative gap", f"{record.relative_gap:.2g}"),
-        ("beta / beta_max", f"{record.beta / record.beta_max:.3g}"),
-    ]
-    if record.activation == "relu" and record.cone_violation is not None:
-        columns.append(("cone violation", f"{record.cone_violation:.2g}"))
-    if record.pattern_violation is not None:
-        columns.append(("pattern violation", f"{record.pattern_violation:.3g}"))
-    return columns
-
-
-def _facts(record: FitRecord) -> list[tuple[str, str]]:
-    """Name and value of what a reader must know of the data and the backbone."""
-    shown = record.classes[:20]
-    more = f", and {len(record.classes) - len(shown)} more" if len(record.classes) > 20 else ""
-    facts = [
-        ("data", f"{record.task} ({record.modality})"),
-        (
-            "rows",
-            f"{record.n_train:,} training, {record.n_validation:,} validation,"
-            f" {record.n_test:,} test",
-        ),
-        ("classes", f"{record.n_classes}: {', '.join(shown)}{more}"),
-        (
-            "backbone",
-            f"{shown_backbone(record.backbone)}, {_trained(record)}, {record.dim} features",
-        ),
-    ]
-    if record.feature_options:
-        chosen = ", ".join(f"{name} {value}" for name, value in record.feature_options.items())
-        facts.append(("chosen features", chosen))
-    if record.autocast_error:
-        mean, most = record.autocast_error["mean"], record.autocast_error["max"]
-        error = f"{mean:.1e} from float32 on average, {most:.1e} at most (relative)"
-        int8 = "quantize" in (record.feature_options or {})
-        facts.append(("int8" if int8 else "half precision", error))
-    if record.truncated_fraction is not None:
-        share = _percent(record.truncated_fraction)
-        cut = f"{share} of the texts are longer than the backbone reads, and were cut"
-        facts.append(("truncation", cut if record.truncated_fraction else "no text was cut"))
-    if record.skipped_rows:
-        facts.append(("left out", f"{record.skipped_rows:,} rows that could not be used"))
-    if record.leaks is not None:
-        said = [leaks_in_words(record.leaks), *examples_in_words(record.leaks)]
-        facts.append(("duplicates", "; ".join(said)))
-    if "extract" in record.seconds:
-        facts.append(("features", _features(record.seconds)))
-    facts.append(("memory", f"{record.peak_rss_mb:,.0f} MB at the most"))
-    facts.append(("seed", str(record.seed)))
-    return facts
 
 
 def _classes(
@@ -310,6 +254,7 @@ def _figures(
         FEWEST_ROWS,
         accuracy_figure,
         convergence_figure,
+        has_lines,
         path_figure,
         reliability_figure,
     )
@@ -324,7 +269,8 @@ def _figures(
     bins = reliability_figure(names, (reliability(p_head, y), reliability(p_probe, y)))
     path = path_figure(record.path, record.beta, record.beta_max) if len(record.path) > 1 else ""
     rounds = getattr(record, "rounds", ())  # of fine-tuning
-    convergence = convergence_figure(_solves(record), record.tolerance) if record.history else ""
+    solves = _solves(record) if record.history else []
+    convergence = convergence_figure(solves, record.tolerance) if has_lines(solves) else ""
     return {
         "accuracy": Markup(accuracy),
         "path": Markup(path),
@@ -341,28 +287,5 @@ def _solves(record: FitRecord) -> list[tuple[str, Sequence[Mapping[str, float]]]
     return [*path, ("final", record.history)]
 
 
-def _trained(record: FitRecord) -> str:
-    changed = _changed(record)
-    return f"{changed:,} weights of its top blocks fine-tuned" if changed else "frozen"
-
-
-def _changed(record: FitRecord) -> int:
-    """Weights of the backbone that fine-tuning has changed."""
-    return getattr(record, "changed_parameters", 0)
-
-
 def _rate(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else ""
-
-
-def _percent(fraction: float) -> str:
-    """A share in per cent with two significant digits, never rounded to nothing."""
-    return f"{100 * fraction:.2g} %"
-
-
-def _features(seconds: Mapping[str, float]) -> str:
-    """What the features cost, in this run and in all runs that filled the store."""
-    total = seconds.get("extract_all_runs", seconds["extract"])
-    if seconds["extract"] >= total:
-        return f"extracted in {duration(seconds['extract'])}"
-    return f"extracted in {duration(total)} in all, {duration(seconds['extract'])} in this run"

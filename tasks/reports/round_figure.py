@@ -11,7 +11,8 @@ from tasks.reports.figures import HEAD, PROBE, as_svg, new_figure
 def rounds_figure(history: Sequence[Mapping[str, Any]]) -> str:
     """The joint objective, and accuracies on training and validation rows, against seconds.
 
-    Filled marks are head half-steps, hollow ones block half-steps; a cross was rolled back.
+    Filled marks are head half-steps, hollow ones block half-steps; a cross was rolled back. The
+    legend says so.
 
     Args:
         history: lines as ``tasks.cronos_am.alternate`` keeps them.
@@ -34,6 +35,14 @@ def rounds_figure(history: Sequence[Mapping[str, Any]]) -> str:
             continue
         fill = HEAD if line["half"] == "head" else "white"
         top.plot(x, line["objective"], "o", color=HEAD, mfc=fill, ms=5)
+    for label, marker, colour, fill in (
+        ("head half-step", "o", HEAD, HEAD),
+        ("block half-step", "o", HEAD, "white"),
+        ("rolled back", "x", PROBE, PROBE),
+    ):
+        if marker == "o" or not all(line["kept"] for line in history):
+            top.plot([], [], marker, color=colour, mfc=fill, ms=5, label=label)
+    top.legend(frameon=False)
     top.set_ylabel("joint objective")
     for name, key, colour in (
         ("train", "train_accuracy", PROBE),

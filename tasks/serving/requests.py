@@ -8,6 +8,7 @@ import binascii
 import io
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Reading texts into tokens takes about a second a million, and other requests wait for it.
 _MOST_LETTERS = 2_000_000  # of a request
+_DATA_URL = re.compile(r"\Adata:[\w.+/-]{1,100};base64,")
+_EXAMPLES = {"text": '"a text"', "image": '"base64 of an image file"'}
 
 
 class Refused(Exception):
@@ -48,9 +51,11 @@ def parse_request(body: bytes, pipeline: ConvexHeadPipeline, config: ServeConfig
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refused(400, 'the body is not JSON such as {"inputs": ["a text"]}') from None
+        raise Refused(400, f"the body is not JSON such as {_example(pipeline)}") from None
     if not isinstance(asked, dict) or not isinstance(asked.get("inputs"), list):
-        raise Refused(400, 'the body must be an object with a list "inputs"')
+        raise Refused(
+            400, f'the body must be an object with a list "inputs", such as {_example(pipeline)}'
+        )
     if unknown := asked.keys() - {"inputs", "top_k", "certificate"}:
         raise Refused(
             400, f"unknown field '{min(unknown)[:40]}'; known: inputs, top_k, certificate"
@@ -71,6 +76,11 @@ def parse_request(body: bytes, pipeline: ConvexHeadPipeline, config: ServeConfig
     return Asked(items, top_k, certificate)
 
 
+def _example(pipeline: ConvexHeadPipeline) -> str:
+    """The body of a request that this head can answer."""
+    return f'{{"inputs": [{_EXAMPLES.get(pipeline.modality, "[0.1, ...]")}]}}'
+
+
 def _item(i: int, value: Any, pipeline: ConvexHeadPipeline, config: ServeConfig) -> Any:
     if pipeline.modality == "features":
         d = pipeline.head.network.dim
@@ -87,7 +97,8 @@ def _item(i: int, value: Any, pipeline: ConvexHeadPipeline, config: ServeConfig)
             raise Refused(422, f"input {i}: text is not valid Unicode")
         return value
     try:
-        content = base64.b64decode(value, validate=True)
+        # A browser's FileReader puts the kind of file before it.
+        content = base64.b64decode(_DATA_URL.sub("", value, count=1), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(422, f"input {i} is not base64 of an image file") from None
     if _megapixels(content) > config.max_megapixels:
