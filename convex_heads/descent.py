@@ -114,6 +114,7 @@ class Slope(NamedTuple):
     G: Array
 
 
+@partial(jit, static_argnames="loss")
 def slope(program: Program, loss: Loss, V: Array) -> Slope:
     """The loss and its gradient in one sweep over the rows. One data pass."""
     P, d, K = V.shape
