@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from convex_heads import ConvexHeadClassifier, Limits, Options, solve
+from convex_heads import ConvexHeadClassifier, Limits, Options, Shards, solve
 from convex_heads.checkpoint import checkpoints
 from convex_heads.solution import Record
 
@@ -171,3 +171,53 @@ def test_after_kill_9(whole, tmp_path, what):
         else:
             assert_same(fit(), whole)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_rows_is_not_taken(tmp_path):
+    # One column in another order: its mean and its scale stay.
+    other = X.copy()
+    other[:, 0] = np.random.default_rng(1).permutation(other[:, 0])
+    label = (Y == "same").astype(int)
+    options = {"n_gates": 8, "beta": [0.1, 0.02], "penalty": "group", "tolerance": 1e-3}
+
+    def whole_head(rows: object, on_record: object = None) -> ConvexHeadClassifier:
+        return ConvexHeadClassifier(**options).fit(rows, label, on_record=on_record)
+
+    def stop(record: Record) -> None:
+        seen.append(record)
+        if len(seen) == 4:
+            raise Stop
+
+    for streamed in (False, True):
+        first, second = (Shards([rows]) if streamed else rows for rows in (X, other))
+        seen: list[Record] = []
+        expected = whole_head(second)
+        with checkpoints(tmp_path, every=0):
+            with pytest.raises(Stop):
+                whole_head(first, stop)
+            assert list(tmp_path.iterdir())
+            found = whole_head(second)
+        np.testing.assert_array_equal(found.network_.weights, expected.network_.weights)
+
+    asked = Options(beta=0.01, n_gates=8)
+    program = [np.c_[rows, np.ones(len(rows))].astype(np.float32) for rows in (X, other)]
+    targets = np.eye(2, dtype=np.float32)[label]
+    expected = solve(program[1], targets, asked, jax.random.key(0))
+    seen = [None] * 2
+    with checkpoints(tmp_path, every=0):
+        with pytest.raises(Stop):
+            solve(program[0], targets, asked, jax.random.key(0), on_record=stop)
+        found = solve(program[1], targets, asked, jax.random.key(0))
+    np.testing.assert_array_equal(found.value, expected.value)
+
+
+def test_a_checkpoint_that_is_empty_is_none(tmp_path, whole):
+    with checkpoints(tmp_path, every=0):
+        with pytest.raises(Stop):
+            fit(stop_after=4)
+        files = list(tmp_path.iterdir())
+        assert files
+        for file in files:
+            file.write_bytes(b"")
+        head = fit()
+    assert_same(head, whole)
