@@ -36,14 +36,15 @@ class Certificate(NamedTuple):
 
     Attributes:
         primal: objective at the weights.
-        dual: lower bound of the objective at *any* weights.
+        dual: lower bound of the objective at *any* weights of that program. That of a ReLU network
+            is the program of its own neurons: each pattern with the output and sign that it has.
         relative_gap: (primal - dual) / primal; 0 is exact optimality.
         beta: absolute penalty of the program.
         beta_max: smallest group penalty at which all weights are zero.
         active_gates: gates with non-zero weights; neurons of a ReLU network.
         n_gates: gates offered; neurons of a ReLU network.
         cone_violation: worst violation of the cone constraints, relative; 0 for gated programs,
-            which have none, and for a ReLU network in the program of its own patterns.
+            which have none, and for a ReLU network in the program of its own neurons.
         pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta, R the residual
             of these weights. Above 1, a small weight on the worst of them lowers the objective;
             at or below 1, none that was tried does by itself. NaN under ridge, where every gate

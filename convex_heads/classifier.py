@@ -61,8 +61,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             gates would make a head of more than 64 MB. Fractions in ``beta`` are of the group
             penalty's beta_max for both, and may be above 1 for ridge.
         activation: "gated_relu" (default), or "relu": a ReLU network on whose own objective the
-            fit descends, certified as a point of the convex program of its own patterns
-            (:mod:`convex_heads.relu`); its gap can end above ``tolerance``, which is said.
+            fit descends, certified as a point of the convex program of its own neurons, each
+            pattern with the output and sign that it has (:mod:`convex_heads.relu`); its gap can end
+            above ``tolerance``, which is said.
         tolerance: relative gap to reach, between 0 and 1. "auto" (default) is 1e-3, and 2e-2 for
             ReLU heads and for the squared loss.
         solver: "auto" (the fastest known), "subspace", "fista" (the baseline) or, under ridge,

@@ -9,8 +9,10 @@ r"""ReLU heads: programs, solvers and certificates that match :mod:`convex_heads
 (Pilanci & Ergen 2020, eq. 8; Feng, Frangella, Pilanci 2024, eq. 4). Where rows are many, the cones
 of gates drawn at random are little more than rays, and the program offers little: ``admm`` solves
 it as it stands (:mod:`convex_heads.cronos`). ``descent``, the default, finds the patterns on the
-way (:mod:`convex_heads.descent`). What is certified is in both cases the program of the patterns
-that the neurons end with, of which the network is a feasible point whatever they are.
+way (:mod:`convex_heads.descent`). What is certified is in both cases the program of the neurons
+that there are in the end: each pattern with the output and the sign that it has, no others. The
+network is a feasible point of it whatever they are. A pattern may serve another output in another
+network, whose objective can be below this bound.
 """
 
 from __future__ import annotations
@@ -170,8 +172,8 @@ def decode(
 def certify_prepared(
     prepared: Prepared, V: Array, beta: float, *, R: Array | None = None, key: Array
 ) -> Certificate:
-    """The certificate of rotated neurons V (P, d, 2 C) for the program of their own patterns."""
-    del R  # a dual point of other patterns' program says nothing about this one
+    """The certificate of rotated neurons V (P, d, 2 C) for the program of these neurons."""
+    del R  # a dual point of other neurons' program says nothing about this one
     return certify_neurons(
         prepared.program,
         prepared.loss,
@@ -244,10 +246,14 @@ def certify_neurons(
     beta_max: float,
     trial: np.ndarray,
 ) -> Certificate:
-    r"""Certifies a ReLU network as a point of the convex program of its own neurons' patterns.
+    r"""Certifies a ReLU network as a point of the convex program of its own neurons.
 
-    A neuron is in the cone of its own pattern, so the network is feasible and its objective is the
-    program's. The multipliers of the cones are computed anew: with g the gradient of the loss for
+    The program has a vector for each of the network's neurons: its pattern, with the output and
+    sign that it has. Networks of the same patterns with other outputs or signs are not in it and
+    may be below the bound; the pattern violation looks at all outputs and both signs. A neuron is
+    in the cone of its own pattern, so the network is feasible and its objective is the program's.
+    Without neurons, the program is that of the pattern that is always on, with all outputs and signs.
+     The multipliers of the cones are computed anew: with g the gradient of the loss for
     a neuron, its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a
     projection on the cone (:func:`convex_heads.cones.projection_norms`).
 

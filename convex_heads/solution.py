@@ -15,7 +15,7 @@ class Status(enum.Enum):
     MAX_PASSES = "stopped at max_passes before the tolerance: raise max_passes or the tolerance"
     MAX_SECONDS = "stopped at max_seconds before the tolerance: raise max_seconds or the tolerance"
     STATIONARY = (
-        "the network's objective falls no further: the gap to the program of its own patterns is "
+        "the network's objective falls no further: the gap to the program of its own neurons is "
         "what is left, lower tolerance to descend longer"
     )
     STALLED = (

@@ -7,7 +7,8 @@ A gated network f(x) = z0 + sum_i 1[g_i'x >= 0] W_i'x is a point of the convex p
 
 of its own gates, wherever its weights came from, so :mod:`convex_heads.certificate` bounds what
 they lose against the optimum. A ReLU network f_c(x) = z0_c + sum_j a_jc (h_j'x)_+ is a feasible
-point of the ReLU program of its own neurons' patterns (:func:`convex_heads.relu.certify_neurons`),
+point of the ReLU program of its own neurons (:func:`convex_heads.relu.certify_neurons`), which has
+each pattern with the output and sign that it has in the network,
 with the penalty ``sum_jc |a_jc| ||h_j||``. The offset z0 is not a variable: the bound is right
 for any of them.
 """
