@@ -252,10 +252,12 @@ def certify_neurons(
     sign that it has. Networks of the same patterns with other outputs or signs are not in it and
     may be below the bound; the pattern violation looks at all outputs and both signs. A neuron is
     in the cone of its own pattern, so the network is feasible and its objective is the program's.
-    Without neurons, the program is that of the pattern that is always on, with all outputs and signs.
-     The multipliers of the cones are computed anew: with g the gradient of the loss for
-    a neuron, its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a
-    projection on the cone (:func:`convex_heads.cones.projection_norms`).
+    Without neurons, the program is that of the pattern that is always on, with all outputs and
+    signs.
+
+    The multipliers of the cones are computed anew: with g the gradient of the loss for a neuron,
+    its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a projection on
+    the cone (:func:`convex_heads.cones.projection_norms`).
 
     Args:
         program: the blocked data, features in principal axes; patterns are not used.
