@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from convex_heads.duality import dual_value, loss_value, residual
+from convex_heads.duality import dual_value, loss_value, reported_gap, residual
 from convex_heads.levelling import levelled
 from convex_heads.losses import Loss
 from convex_heads.operators import Program, adjoint, adjoint_of_gates, apply, columns_of, hidden
@@ -37,14 +36,15 @@ class Certificate(NamedTuple):
 
     Attributes:
         primal: objective at the weights.
-        dual: lower bound of the objective at *any* weights.
+        dual: lower bound of the objective at *any* weights of that program. That of a ReLU network
+            is the program of its own neurons: each pattern with the output and sign that it has.
         relative_gap: (primal - dual) / primal; 0 is exact optimality.
         beta: absolute penalty of the program.
         beta_max: smallest group penalty at which all weights are zero.
         active_gates: gates with non-zero weights; neurons of a ReLU network.
         n_gates: gates offered; neurons of a ReLU network.
         cone_violation: worst violation of the cone constraints, relative; 0 for gated programs,
-            which have none, and for a ReLU network in the program of its own patterns.
+            which have none, and for a ReLU network in the program of its own neurons.
         pattern_violation: max over freshly drawn gates g of ||X' D_g R||_F / beta, R the residual
             of these weights. Above 1, a small weight on the worst of them lowers the objective;
             at or below 1, none that was tried does by itself. NaN under ridge, where every gate
@@ -195,7 +195,8 @@ def certify_program(
     """
     dtype = program.X.dtype
     beta_ = jnp.asarray(beta, dtype)
-    hint = jnp.zeros_like(program.Y) if R is None else R
+    # What weighs nothing has no part in a dual point.
+    hint = jnp.zeros_like(program.Y) if R is None else jnp.where(program.omega[..., None] > 0, R, 0)
     primal, dual, own, active = _bounds(program, loss, penalty, W, beta_, hint)
     violation = (
         float("nan")
@@ -203,12 +204,10 @@ def certify_program(
         else pattern_violation(program, own, beta, jnp.asarray(trial_gates, dtype))
     )
     primal_, dual_ = float(primal), float(dual)
-    # Round-off can put the bound an ulp above the value.
-    gap = max(0.0, primal_ - dual_) / max(primal_, float(np.finfo(dtype).tiny))
     return Certificate(
         primal=primal_,
         dual=dual_,
-        relative_gap=gap,
+        relative_gap=reported_gap(primal_, dual_),
         beta=float(beta),
         beta_max=float(beta_max(program, loss)) if largest is None else largest,
         active_gates=int(active),

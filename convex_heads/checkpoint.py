@@ -6,8 +6,8 @@ every solve that is there from its file: finished ones at once, the one that was
 last state on. It ends with the weights that it would have ended with.
 
 Files are written to a temporary name and renamed: they are whole or not there. Their names carry
-what the result depends on (options, targets, weights, the scaling of all features, devices), so
-fits that share a folder do not meet.
+what the result depends on (options, all features, targets, weights, devices), so fits that share a
+folder do not meet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from jax import Array
 
 from convex_heads.sharding import devices_here
 from convex_heads.solution import Record, Status
+from convex_heads.sources import chunks, is_streamed
 
 
 class _State(Protocol):
@@ -79,15 +80,18 @@ def checkpoints(folder: str | os.PathLike[str], every: float = 300.0) -> Iterato
 
 @contextmanager
 def one_fit(*identity: Any) -> Iterator[None]:
-    """The solves of one fit, which depends on these things: arrays, or what repr tells apart."""
+    """The solves of one fit, which depends on these things.
+
+    Arrays, row sources (all rows of which are read, if there are checkpoints), or what repr tells
+    apart.
+    """
     where = _WHERE.get()
     if where is None or _JOURNAL.get() is not None or jax.process_count() > 1:
         yield
         return
     digest = hashlib.sha256(repr((jax.__version__, devices_here())).encode())
     for part in identity:
-        array = isinstance(part, np.ndarray)
-        digest.update(np.ascontiguousarray(part).data if array else repr(part).encode())
+        _add(digest, part)
     journal = Journal(where, digest.hexdigest()[:24])
     token = _JOURNAL.set(journal)
     try:
@@ -95,6 +99,17 @@ def one_fit(*identity: Any) -> Iterator[None]:
         journal.remove()
     finally:
         _JOURNAL.reset(token)
+
+
+def _add(digest: Any, part: Any) -> None:
+    """An array or a row source enters with all its rows, some at a time; anything else as repr."""
+    rows = is_streamed(part)
+    if not (rows or isinstance(part, np.ndarray)):
+        digest.update(repr(part).encode())
+        return
+    digest.update(repr((tuple(part.shape), np.dtype(part.dtype).str)).encode())
+    for some in chunks(part) if rows else (...,):
+        digest.update(np.ascontiguousarray(part[some]).data)
 
 
 def here() -> Journal | None:
@@ -133,7 +148,7 @@ class Journal:
                 fits &= [(a.shape, a.dtype) for a in arrays] == [(b.shape, b.dtype) for b in leaves]
                 records = [Record(*map(float, line)) for line in saved["records"]]
                 ended = str(saved["ended"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return fresh
         if not (fits and records):
             return fresh

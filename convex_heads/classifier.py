@@ -14,7 +14,8 @@ from sklearn.utils.validation import _check_sample_weight
 
 from convex_heads.decode import probabilities
 from convex_heads.gates import DEFAULT_SAMPLER
-from convex_heads.head import ConvexHead, check_validation
+from convex_heads.head import ConvexHead
+from convex_heads.inputs import all_or_nothing, check_validation
 from convex_heads.losses import LOSSES, targets
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
@@ -60,8 +61,9 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             gates would make a head of more than 64 MB. Fractions in ``beta`` are of the group
             penalty's beta_max for both, and may be above 1 for ridge.
         activation: "gated_relu" (default), or "relu": a ReLU network on whose own objective the
-            fit descends, certified as a point of the convex program of its own patterns
-            (:mod:`convex_heads.relu`); its gap can end above ``tolerance``, which is said.
+            fit descends, certified as a point of the convex program of its own neurons, each
+            pattern with the output and sign that it has (:mod:`convex_heads.relu`); its gap can end
+            above ``tolerance``, which is said.
         tolerance: relative gap to reach, between 0 and 1. "auto" (default) is 1e-3, and 2e-2 for
             ReLU heads and for the squared loss.
         solver: "auto" (the fastest known), "subspace", "fista" (the baseline) or, under ridge,
@@ -191,27 +193,48 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
+        with all_or_nothing(self):
+            self._fit_labels(X, y, sample_weight, X_val, y_val, on_progress, on_record)
+        return self
+
+    def _fit_labels(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        X_val: Any,
+        y_val: Any,
+        on_progress: Callable[[float], None] | None,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
         X, y = self._check_rows(X, y)
         _check_labels(y)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self.classes_, label = np.unique(y, return_inverse=True)
         C = len(self.classes_)
-        if len(np.unique(label[weight > 0])) < 2:
-            raise ValueError(
-                f"a classifier needs rows of at least 2 classes; got 1 class, "
-                f"{self.classes_[label[weight > 0][:1]].tolist()}"
-            )
         if self.class_weight is not None:
             balance = compute_class_weight(
                 self.class_weight, classes=self.classes_, y=y, sample_weight=weight
             )
+            if not (np.isfinite(balance).all() and (balance >= 0).all()):
+                raise ValueError(
+                    f"class_weight must give every class a finite weight of at least 0; got "
+                    f"{balance.tolist()}"
+                )
             weight = weight * balance[label]
+        present = np.unique(label[weight > 0])
+        if len(present) < 2:
+            raise ValueError(
+                f"a classifier needs rows of at least 2 classes with weights above 0; got "
+                f"{len(present)} class{'' if len(present) == 1 else 'es'}, "
+                f"{self.classes_[present].tolist()}"
+            )
         loss = self._loss_name(C)
         target = targets(label, loss, C, feature_dtype())
         validation = None
         if X_val is not None:
-            X_val, y_val = check_validation(X, X_val, y_val)
+            X_val, y_val = check_validation(self, X, X_val, y_val)
             unknown = np.setdiff1d(y_val, self.classes_)
             if len(unknown):
                 raise ValueError(f"y_val holds classes that y does not: {unknown.tolist()[:5]}")
@@ -221,7 +244,6 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )
         self._fit(data, loss, _accuracy, on_progress, on_record)
-        return self
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores: (n, C), or (n,) for two classes (positive means ``classes_[1]``)."""

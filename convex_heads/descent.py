@@ -1,15 +1,16 @@
-r"""Descent on a ReLU network's own objective, down to the optimum of its patterns' program.
+r"""Descent on a ReLU network's own objective, down to the optimum of its neurons' program.
 
 .. math:: \min_{v, w}\; \sum_j \omega_j\, l\Big(z_0 + \sum_i (X v_{ic})_+ - (X w_{ic})_+\Big)_j
           + \beta \sum_{ic} (\|v_{ic}\| + \|w_{ic}\|) .
 
 This is the training problem of a two-layer ReLU network with weight decay (Pilanci & Ergen 2020,
 theorem 1), not convex. But a stationary point of it is the *global* optimum of the convex ReLU
-program whose gates are the network's own neurons (Ergen & Pilanci 2023): the patterns that gates
-drawn at random cannot have when rows are many, because their cones are little more than rays,
-are found by descending, and the certificate of
-:func:`convex_heads.relu.certify_neurons` then proves how far the
-network is from the optimum of the program that it has found.
+program of the network's own neurons, each pattern with the output and sign that it has (Ergen &
+Pilanci 2023): the patterns that gates drawn at random cannot have when rows are many, because their
+cones are little more than rays, are found by descending, and the certificate of
+:func:`convex_heads.relu.certify_neurons` then proves how far the network is from the optimum of the
+program that it has found. A network that uses one of these patterns for another output, or with the
+other sign, is no point of that program, and may be below its bound.
 
 One step is a proximal gradient step from a point ahead of the weights,
 
@@ -68,7 +69,7 @@ class State(NamedTuple):
         R: residual of the best dual point so far (B, b, C).
         L: Lipschitz estimate in the metric h, ().
         primal: objective at V, ().
-        dual: best value of a dual point of the program of V's own patterns, without multipliers of
+        dual: best value of a dual point of the program of V's own neurons, without multipliers of
             the cones, ().
         passes: data passes used, each of 2 C columns for every gate, ().
         iterations: steps taken, () int32.
@@ -114,6 +115,7 @@ class Slope(NamedTuple):
     G: Array
 
 
+@partial(jit, static_argnames="loss")
 def slope(program: Program, loss: Loss, V: Array) -> Slope:
     """The loss and its gradient in one sweep over the rows. One data pass."""
     P, d, K = V.shape
@@ -141,7 +143,7 @@ def slope(program: Program, loss: Loss, V: Array) -> Slope:
 
 @partial(jit, static_argnames="loss")
 def own_bound(program: Program, loss: Loss, beta: Array, V: Array) -> tuple[Array, Array]:
-    """Residual (B, b, C) at V, and its dual value in the program of V's patterns, ().
+    """Residual (B, b, C) at V, and its dual value in the program of V's own neurons, ().
 
     Without multipliers of the cones: a weaker bound than the certificate's.
     """
@@ -245,7 +247,7 @@ def rescale(program: Program, loss: Loss, beta: Array, V: Array) -> Array:
     .. math:: \min_{\alpha \ge 0}\; \sum_j \omega_j\, l\Big(z_0 + \sum_{ik} \pm\alpha_{ik}
               \Big(X \tfrac{v_{ik}}{\|v_{ik}\|}\Big)_+\Big)_j + \beta \sum_{ik} \alpha_{ik}
 
-    is convex, and its optimum is the convex program of the network's patterns restricted to the
+    is convex, and its optimum is the convex program of the network's neurons restricted to the
     rays of its neurons. Hidden values (n, 2 P C) are kept, so a step of accelerated proximal
     gradient costs a d-th of a data pass; lengths are only changed to lower the objective.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -61,6 +62,8 @@ def drive(
 ) -> tuple[S, Status, tuple[Record, ...]]:
     """Advances a state until the gap is closed, a limit is reached or nothing improves.
 
+    A figure that is no number ends it too.
+
     Within :func:`convex_heads.checkpoint.checkpoints` it goes on where it was interrupted.
 
     Args:
@@ -119,6 +122,9 @@ def going_on(
 
 
 def _status(record: Record, idle: bool, limits: Limits) -> Status | None:
+    # Of a figure that is no number every comparison is false, those with limits too.
+    if not math.isfinite(record.primal) or math.isnan(record.relative_gap):
+        return Status.BROKEN
     if record.relative_gap <= limits.tolerance:
         return Status.CONVERGED
     if idle:

@@ -14,6 +14,9 @@ below. A bound is a bound wherever R came from; the nearer R is to the optimal o
 
 from __future__ import annotations
 
+import math
+import sys
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -49,7 +52,10 @@ def dual_value(
 
 def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
     """Value -phi*(s R) of the dual point s R, s in [0, 1], ()."""
-    g = row_gradients(s * R, program.omega)
+    # A gradient whose row weighs so little has lost its digits in R, and may seem to be none; the
+    # value of such a row is beyond those of the sum.
+    floor = jnp.finfo(R.dtype).tiny / jnp.finfo(R.dtype).eps
+    g = row_gradients(s * R, jnp.where(program.omega > floor, program.omega, 0))
     conjugate = jnp.sum(program.omega * loss.conjugate(g, program.Y))
     return -conjugate + s * jnp.sum(R * program.z0)
 
@@ -58,3 +64,16 @@ def scaled_dual(program: Program, loss: Loss, R: Array, s: Array) -> Array:
 def relative_gap(primal: Array, dual: Array) -> Array:
     """(primal - dual) / primal, ()."""
     return (primal - dual) / jnp.maximum(primal, jnp.finfo(primal).tiny)
+
+
+def reported_gap(primal: float, dual: float) -> float:
+    """(primal - dual) / primal of figures that are final, at least 0; infinite where one is none.
+
+    Example:
+        >>> reported_gap(2.0, 1.0), reported_gap(1.0, 1.0 + 1e-9), reported_gap(float("nan"), 1.0)
+        (0.5, 0.0, inf)
+    """
+    if not (math.isfinite(primal) and math.isfinite(dual)):
+        return math.inf
+    # Round-off can put the bound an ulp above the value.
+    return max(0.0, primal - dual) / max(primal, sys.float_info.min)

@@ -14,7 +14,6 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import (
-    check_array,
     check_consistent_length,
     check_is_fitted,
     validate_data,
@@ -24,6 +23,7 @@ from convex_heads.checkpoint import one_fit
 from convex_heads.gated import Prepared, turned, unrotate
 from convex_heads.gates import DEFAULT_SAMPLER
 from convex_heads.growth import Growth, Round, grow
+from convex_heads.inputs import raw_dtypes
 from convex_heads.limits import Limits
 from convex_heads.losses import LOSSES
 from convex_heads.mappings import make_room
@@ -44,7 +44,6 @@ from convex_heads.sources import RowSource, check_source, is_streamed
 from convex_heads.training import (
     MIN_ROWS_TO_SELECT,
     TrainingSet,
-    feature_dtype,
     standardised,
 )
 
@@ -114,14 +113,9 @@ class ConvexHead(BaseEstimator):
         make_room()
         scaling = Scaling.fit(data.X, data.weight, self.min_spread)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        # Mean and scale tell any two sets of features apart; a seed of None is another every time.
-        same = (scaling.mean, scaling.scale, data.target, data.omega)
-        identity = (self.get_params(), seed, *same)
-        judges = ()
-        if data.validation is not None:
-            X_val, target_val = data.validation
-            judges = (target_val, Scaling.fit(X_val, np.ones(len(X_val))).mean)
-        with one_fit(*identity, data.held_out, *judges):
+        # A seed of None is another every time.
+        identity = (self.get_params(), seed, data.X, data.target, data.omega, data.held_out)
+        with one_fit(*identity, *(data.validation or ())):
             self._fit_scaled(
                 data,
                 scaling,
@@ -356,29 +350,3 @@ class ConvexHead(BaseEstimator):
 def _loose(limits: Limits) -> Limits:
     """Limits of solves that only choose."""
     return replace(limits, tolerance=max(limits.tolerance, _SELECTION_GAP))
-
-
-def raw_dtypes(X: Any) -> list[type]:
-    """The dtypes that raw features may have for scikit-learn's checks, the one to convert to first.
-
-    Double precision is kept until the features are standardised: a column of time stamps or other
-    numbers with a large mean has lost its digits in single precision.
-    """
-    short = getattr(X, "dtype", None) in (np.float16, np.int8, np.uint8, np.int16, np.uint16)
-    if short and feature_dtype() is np.float32:
-        return [np.float32, np.float64]
-    return [np.float64, np.float32] if feature_dtype() is np.float32 else [np.float64]
-
-
-def check_validation(X: RowSource, X_val: Any, y_val: Any) -> tuple[RowSource, np.ndarray]:
-    """Validation features (m, d) and targets (m,) or (m, C), checked against the features X."""
-    if is_streamed(X_val):
-        X_val = check_source("X_val", X_val, [X.dtype])
-    else:
-        X_val = check_array(X_val, dtype=X.dtype.name)
-    if X_val.shape[1] != X.shape[1]:
-        raise ValueError(f"X_val has {X_val.shape[1]} features, X has {X.shape[1]}")
-    if y_val is None:
-        raise ValueError("X_val was given without y_val")
-    check_consistent_length(X_val, y_val)
-    return X_val, np.asarray(y_val)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,17 +26,23 @@ class Limits:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
+        if not (is_number(self.tolerance) and 0 < self.tolerance < 1):
             raise ValueError(
                 f"tolerance is a relative gap between 0 and 1, for example 0.01; got "
-                f"{self.tolerance}"
+                f"{self.tolerance!r}"
             )
-        if self.max_passes < 1:
-            raise ValueError(f"max_passes must be at least 1; got {self.max_passes}")
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"max_seconds must be positive or None; got {self.max_seconds}")
+        if not (is_number(self.max_passes) and self.max_passes >= 1):
+            raise ValueError(f"max_passes must be at least 1; got {self.max_passes!r}")
+        seconds = self.max_seconds
+        if seconds is not None and not (is_number(seconds) and seconds > 0):
+            raise ValueError(f"max_seconds must be positive or None; got {seconds!r}")
 
     def after(self, passes: float, seconds: float) -> Limits:
         """What is left of them after so many passes and seconds; never nothing."""
         left = None if self.max_seconds is None else max(1e-3, self.max_seconds - seconds)
         return replace(self, max_passes=max(1, self.max_passes - int(passes)), max_seconds=left)
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a real number, which NaN is not."""
+    return isinstance(value, numbers.Real) and not math.isnan(value)

@@ -57,6 +57,9 @@ class Loss(NamedTuple):
 
 # From the last step's scores three or four Newton steps reach float32 round-off.
 _PROX_STEPS = 6
+# Units in the last place, for each output, that a gradient may be outside the domain of the
+# conjugate; beyond it the conjugate is infinite, so that no residual that is none raises a bound.
+_ROUNDOFF = 16
 
 
 def _entropy_term(p: Array) -> Array:
@@ -100,9 +103,23 @@ def _logistic_gradient(z: Array, y: Array) -> Array:
     return sign * jax.nn.sigmoid(sign * z)
 
 
+def _slack(g: Array) -> float:
+    """How far round-off may take a row's gradient (..., C) out of the conjugate's domain."""
+    return _ROUNDOFF * g.shape[-1] * float(jnp.finfo(g.dtype).eps)
+
+
+def _inside(a: Array) -> Array:
+    """Whether all of a row's a (..., C) are in [0, 1], but for round-off."""
+    slack = _slack(a)
+    return jnp.all((a >= -slack) & (a <= 1 + slack), axis=-1)
+
+
 def _logistic_conjugate(g: Array, y: Array) -> Array:
-    a = jnp.clip((1 - 2 * y) * g, 0, 1)  # distance of p = y + g from y; round-off may leave [0, 1]
-    return jnp.sum(_entropy_term(a) + _entropy_term_from_one(a), axis=-1)
+    a = (1 - 2 * y) * g  # distance of p = y + g from y
+    inside = _inside(a)
+    a = jnp.clip(a, 0, 1)
+    value = jnp.sum(_entropy_term(a) + _entropy_term_from_one(a), axis=-1)
+    return jnp.where(inside, value, jnp.inf)
 
 
 @jit
@@ -120,10 +137,13 @@ def _softmax_gradient(z: Array, y: Array) -> Array:
 
 
 def _softmax_conjugate(g: Array, y: Array) -> Array:
-    a = jnp.clip((1 - 2 * y) * g, 0, 1)  # distance of p = y + g from y, per entry
+    a = (1 - 2 * y) * g  # distance of p = y + g from y, per entry
+    inside = _inside(a) & (jnp.abs(jnp.sum(g, axis=-1)) <= _slack(g))
+    a = jnp.clip(a, 0, 1)
     others = jnp.sum(jnp.where(y > 0, 0, _entropy_term(a)), axis=-1)
     # y is one-hot: one entry of a row is near one, and one logarithm of it is enough.
-    return others + _entropy_term_from_one(jnp.sum(a * y, axis=-1))
+    value = others + _entropy_term_from_one(jnp.sum(a * y, axis=-1))
+    return jnp.where(inside, value, jnp.inf)
 
 
 @jit
@@ -223,3 +243,22 @@ def targets(
     if loss == "logistic" and n_classes <= 2:
         return labels[:, None].astype(dtype)
     return np.eye(n_classes, dtype=dtype)[labels]
+
+
+def check_targets(Y: np.ndarray, loss: str) -> None:
+    """Whether targets (n, C) are those that a loss is defined for.
+
+    Raises:
+        ValueError: they are not, said in one sentence. Of others the conjugates would be no
+            conjugates, and the bounds no bounds.
+    """
+    if Y.dtype.kind not in "biuf":
+        raise ValueError(f"Y must be an array of real numbers; got {Y.dtype} values")
+    if not np.isfinite(Y).all():
+        raise ValueError(
+            f"Y must hold finite targets; got NaN or infinity among shape {tuple(Y.shape)}"
+        )
+    if loss != "squared" and not np.isin(Y, (0, 1)).all():
+        raise ValueError(f"targets of the {loss} loss are 0 or 1; Y holds other values")
+    if loss == "softmax" and (Y.sum(axis=-1) != 1).any():
+        raise ValueError("targets of the softmax loss are one-hot: every row of Y sums to 1")

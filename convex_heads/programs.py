@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,13 +16,14 @@ from convex_heads.checkpoint import one_fit
 from convex_heads.decode import Network, TwoLayer
 from convex_heads.descent import network_scores
 from convex_heads.gates import DEFAULT_SAMPLER, check_sampler
-from convex_heads.limits import Limits
+from convex_heads.inputs import check_program
+from convex_heads.limits import Limits, is_number
 from convex_heads.losses import LOSSES
 from convex_heads.operators import Program, apply
 from convex_heads.penalties import PENALTIES
 from convex_heads.precision import Precision, check_precision
 from convex_heads.solution import Record, Solution
-from convex_heads.sources import RowSource, is_streamed
+from convex_heads.sources import RowSource
 from convex_heads.traced import is_traced, solve_traced
 from convex_heads.training import MIN_ROWS_TO_SELECT
 
@@ -214,7 +216,7 @@ class Options:
             ("activation", self.activation, ACTIVATIONS),
             ("solver", self.solver, ("auto", *self._solvers)),
         ):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         check_sampler(self.gates)
         if check_precision(self.precision) is not Precision.FLOAT32 and self.activation == "relu":
@@ -232,14 +234,16 @@ class Options:
                 f"solver='kernel' is for penalty='ridge' and precision='float32'; got "
                 f"{self.penalty!r} and {self.precision!r}"
             )
-        if not 0 < self.beta < float("inf") or (self.beta > 1 and self.penalty == "group"):
+        most = 1 if self.penalty == "group" else sys.float_info.max
+        if not (is_number(self.beta) and 0 < self.beta <= most):
             raise ValueError(
                 f"beta is a fraction of beta_max, above 0 and at most 1 under the group penalty; "
-                f"got {self.beta}"
+                f"got {self.beta!r}"
             )
-        if self.n_gates < 1:
+        if not isinstance(self.n_gates, int | np.integer) or self.n_gates < 1:
             raise ValueError(
-                f"n_gates must be at least 1 (one gate is a linear head); got {self.n_gates}"
+                f"n_gates must be a whole number, at least 1 (one gate is a linear head); got "
+                f"{self.n_gates!r}"
             )
 
     @property
@@ -259,8 +263,8 @@ def solve(
     """Solves the gated or the ReLU program of features X and targets Y.
 
     Args:
-        X: features (n, d), standardised, the last column constant one; memory-mapped ones and row
-            sources (:mod:`convex_heads.sources`) may be larger than memory.
+        X: features (n, d), finite, standardised, the last column constant one; memory-mapped ones
+            and row sources (:mod:`convex_heads.sources`) may be larger than memory.
         Y: targets (n, C): one-hot for softmax, 0 or 1 for logistic, real for squared.
         options: the program and the limits.
         key: JAX random key of the gates.
@@ -276,8 +280,9 @@ def solve(
     :func:`convex_heads.traced.solve_traced`.
 
     Raises:
-        ValueError: shapes that do not belong together, or, under ``jit`` and ``vmap``, options
-            that are not for them.
+        ValueError: shapes that do not belong together, values that are not finite or targets that
+            are not for the loss (``jit`` and ``vmap`` cannot look at values), or, under ``jit`` and
+            ``vmap``, options that are not for them.
 
     Example:
         >>> import jax, numpy as np
@@ -316,7 +321,7 @@ def solve(
             key,
             options.limits,
         )
-    X, Y = X if is_streamed(X) else np.asarray(X), np.asarray(Y)
+    X, Y = check_program(X, Y, options.loss)
     activation = ACTIVATIONS[options.activation]
     prepared = activation.prepare(
         X,
@@ -330,7 +335,7 @@ def solve(
     )
     prepared = prepared._replace(precision=Precision(options.precision))
     prepared, solver = activation.with_solver(prepared, options.solver)
-    with one_fit(options, np.asarray(prepared.second_moment), prepared.gates, Y):
+    with one_fit(options, X, prepared.gates, Y):
         solution, _ = activation.minimise(
             prepared,
             options.beta * prepared.beta_max,

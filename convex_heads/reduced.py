@@ -24,7 +24,7 @@ from jax import Array
 
 from convex_heads import gated
 from convex_heads.driver import going_on
-from convex_heads.duality import dual_value, relative_gap
+from convex_heads.duality import dual_value, reported_gap
 from convex_heads.gated import Prepared
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
@@ -70,7 +70,7 @@ def minimise(
         passes=passes,
         primal=primal,
         dual=dual,
-        relative_gap=max(0.0, float(relative_gap(jnp.asarray(primal), jnp.asarray(dual)))),
+        relative_gap=reported_gap(primal, dual),
         seconds=round(seconds, 4),
     )
     history = [*first.history, at]

@@ -12,7 +12,8 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight
 
-from convex_heads.head import ConvexHead, check_validation
+from convex_heads.head import ConvexHead
+from convex_heads.inputs import all_or_nothing, check_validation
 from convex_heads.solution import Record
 from convex_heads.training import TrainingSet, feature_dtype
 
@@ -59,6 +60,20 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
+        with all_or_nothing(self):
+            self._fit_numbers(X, y, sample_weight, X_val, y_val, on_progress, on_record)
+        return self
+
+    def _fit_numbers(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        X_val: Any,
+        y_val: Any,
+        on_progress: Callable[[float], None] | None,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
         X, y = self._check_rows(X, y, multi_output=True, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._one_output = y.ndim == 1
@@ -66,8 +81,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         units = _Units.of(y[weight > 0], weight[weight > 0])
         validation = None
         if X_val is not None:
-            X_val, y_val = check_validation(X, X_val, y_val)
-            y_val = np.asarray(y_val, np.float64).reshape(len(X_val), -1)
+            X_val, y_val = check_validation(self, X, X_val, y_val, outputs=y.shape[1])
             validation = X_val, units.into(y_val)
         data = TrainingSet.build(
             X,
@@ -80,7 +94,6 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         tell = None if on_record is None else lambda r: on_record(units.records((r,))[0])
         self._fit(data, "squared", _r2, on_progress, tell)
         self._back(units)
-        return self
 
     def _back(self, units: _Units) -> None:
         """Everything that was learnt, from the units of the program into those of y."""

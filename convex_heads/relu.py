@@ -9,8 +9,10 @@ r"""ReLU heads: programs, solvers and certificates that match :mod:`convex_heads
 (Pilanci & Ergen 2020, eq. 8; Feng, Frangella, Pilanci 2024, eq. 4). Where rows are many, the cones
 of gates drawn at random are little more than rays, and the program offers little: ``admm`` solves
 it as it stands (:mod:`convex_heads.cronos`). ``descent``, the default, finds the patterns on the
-way (:mod:`convex_heads.descent`). What is certified is in both cases the program of the patterns
-that the neurons end with, of which the network is a feasible point whatever they are.
+way (:mod:`convex_heads.descent`). What is certified is in both cases the program of the neurons
+that there are in the end: each pattern with the output and the sign that it has, no others. The
+network is a feasible point of it whatever they are. A pattern may serve another output in another
+network, whose objective can be below this bound.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from convex_heads import cronos, descent, gated
 from convex_heads.certificate import TRIAL_GATES, Certificate
 from convex_heads.cones import projection_norms
 from convex_heads.decode import ReluNetwork
-from convex_heads.duality import relative_gap, residual, scaled_dual
+from convex_heads.duality import reported_gap, residual, scaled_dual
 from convex_heads.gated import Prepared
 from convex_heads.gates import DEFAULT_SAMPLER, sample_gates
 from convex_heads.limits import Limits
@@ -170,8 +172,8 @@ def decode(
 def certify_prepared(
     prepared: Prepared, V: Array, beta: float, *, R: Array | None = None, key: Array
 ) -> Certificate:
-    """The certificate of rotated neurons V (P, d, 2 C) for the program of their own patterns."""
-    del R  # a dual point of other patterns' program says nothing about this one
+    """The certificate of rotated neurons V (P, d, 2 C) for the program of these neurons."""
+    del R  # a dual point of other neurons' program says nothing about this one
     return certify_neurons(
         prepared.program,
         prepared.loss,
@@ -199,13 +201,15 @@ def certify_network(
     moment = (X.T * (omega / omega.sum())) @ X
     h, Q = np.linalg.eigh(moment)
     hidden, output = network.hidden @ Q.astype(X.dtype), network.output
+    m = len(hidden)
+    # Neurons that are zero are no neurons, and round numbers of them share compiled code.
+    fill = ((0, max(1, _round(m)) - m), (0, 0))
+    hidden, output = np.pad(hidden, fill), np.pad(output, fill)
     # Each neuron in as many copies as it has outputs, with their weights pulled in front of it.
     V = hidden[:, :, None] * np.concatenate([output, -output], axis=1).clip(0)[:, None, :]
     rotated = X @ Q.astype(X.dtype)
-    # Without neurons, the program of the gate that is always on.
-    patterns = rotated @ hidden.T > 0 if len(hidden) else np.ones((len(X), 1), bool)
-    if not len(hidden):
-        V = np.zeros((1, X.shape[1], V.shape[2]), X.dtype)
+    # Without neurons, beta_max is that of the gate that is always on.
+    patterns = rotated @ hidden.T > 0 if m else np.ones((len(X), 1), bool)
     program = build_program(rotated, patterns, Y, omega.astype(X.dtype), network.offset)
     loss, moments = LOSSES[network.loss], jnp.asarray(h, X.dtype)
     trial = np.asarray(sample_gates(key, jnp.asarray(moment, X.dtype), TRIAL_GATES + 1))[1:]
@@ -217,7 +221,18 @@ def certify_network(
         h=moments,
         beta_max=beta_max(program, loss, moments),
         trial=trial @ Q.astype(trial.dtype),
-    )
+    )._replace(n_gates=max(1, m) * V.shape[2])
+
+
+def _round(m: int) -> int:
+    """The next number from m that is round to within a quarter.
+
+    Example:
+        >>> [_round(m) for m in (1, 7, 8, 9, 100, 129)]
+        [1, 7, 8, 10, 112, 160]
+    """
+    step = 1 << max(0, m.bit_length() - 3)
+    return -(-m // step) * step
 
 
 @full_precision
@@ -231,12 +246,18 @@ def certify_neurons(
     beta_max: float,
     trial: np.ndarray,
 ) -> Certificate:
-    r"""Certifies a ReLU network as a point of the convex program of its own neurons' patterns.
+    r"""Certifies a ReLU network as a point of the convex program of its own neurons.
 
-    A neuron is in the cone of its own pattern, so the network is feasible and its objective is the
-    program's. The multipliers of the cones are computed anew: with g the gradient of the loss for
-    a neuron, its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a
-    projection on the cone (:func:`convex_heads.cones.projection_norms`).
+    The program has a vector for each of the network's neurons: its pattern, with the output and
+    sign that it has. Networks of the same patterns with other outputs or signs are not in it and
+    may be below the bound; the pattern violation looks at all outputs and both signs. A neuron is
+    in the cone of its own pattern, so the network is feasible and its objective is the program's.
+    Without neurons, the program is that of the pattern that is always on, with all outputs and
+    signs.
+
+    The multipliers of the cones are computed anew: with g the gradient of the loss for a neuron,
+    its dual constraint is min_{y >= 0} ||-g + X'(2 D - I) y|| <= beta, the norm of a projection on
+    the cone (:func:`convex_heads.cones.projection_norms`).
 
     Args:
         program: the blocked data, features in principal axes; patterns are not used.
@@ -255,24 +276,33 @@ def certify_neurons(
     alive = norms > 0
     beta_ = jnp.asarray(beta, V.dtype)
     primal = float(at.loss) + beta * float(norms.sum())
-    norm = jnp.zeros((), V.dtype)
     if alive.any():
-        own = jnp.asarray(np.asarray(V).transpose(0, 2, 1)[alive])
+        own = np.asarray(V).transpose(0, 2, 1)[alive]
         slopes = -np.asarray(at.G).transpose(0, 2, 1)[alive]
-        # A norm that is within beta already needs no multipliers.
-        hard = np.linalg.norm(slopes, axis=1) > beta
-        norm = jnp.asarray(np.linalg.norm(slopes[~hard], axis=1).max(initial=0), V.dtype)
-        if hard.any():
-            owned = program._replace(D=jax.lax.map(lambda X: X @ own[hard].T > 0, program.X))
-            bounds, _ = projection_norms(
-                owned, h, jnp.asarray(slopes[hard])[:, :, None], steps=_MULTIPLIER_STEPS, rho=1
-            )
-            norm = jnp.maximum(norm, jnp.max(bounds))
+    else:
+        # Of a network without neurons: the gate that is always on, with either sign.
+        up = np.asarray(_always_on(program, at.R)).T
+        slopes = np.concatenate([up, -up])
+        own = None
+    # A norm that is within beta already needs no multipliers.
+    hard = np.linalg.norm(slopes, axis=1) > beta
+    norm = jnp.asarray(np.linalg.norm(slopes[~hard], axis=1).max(initial=0), V.dtype)
+    if hard.any():
+        fill = ((0, _round(int(hard.sum())) - int(hard.sum())), (0, 0))
+        steep = jnp.asarray(np.pad(slopes[hard], fill))
+        if own is None:
+            D = jnp.ones((*program.omega.shape, len(steep)), bool)
+        else:
+            D = _patterns(program.X, jnp.asarray(np.pad(own[hard], fill)))
+        bounds, _ = projection_norms(
+            program._replace(D=D), h, steep[:, :, None], steps=_MULTIPLIER_STEPS, rho=1
+        )
+        norm = jnp.maximum(norm, jnp.max(bounds))
     dual = float(scaled_dual(program, loss, at.R, dual_scale(norm, beta_)))
     return Certificate(
         primal=primal,
         dual=dual,
-        relative_gap=max(0.0, float(relative_gap(jnp.asarray(primal), jnp.asarray(dual)))),
+        relative_gap=reported_gap(primal, dual),
         beta=float(beta),
         beta_max=beta_max,
         active_gates=int(alive.sum()),
@@ -280,6 +310,18 @@ def certify_neurons(
         cone_violation=0.0,
         pattern_violation=_pattern_violation(program, at.R, beta, jnp.asarray(trial, V.dtype)),
     )
+
+
+@jit
+def _patterns(X: Array, own: Array) -> Array:
+    """Where neurons (m, d) are on, (B, b, m)."""
+    return jax.lax.map(lambda rows: rows @ own.T > 0, X)
+
+
+@jit
+def _always_on(program: Program, R: Array) -> Array:
+    """X'R: (d, C)."""
+    return jnp.einsum("nbd,nbc->dc", program.X, R)
 
 
 def _pattern_violation(program: Program, R: Array, beta: float, trial: Array) -> float:
@@ -291,7 +333,8 @@ def _pattern_violation(program: Program, R: Array, beta: float, trial: Array) ->
     best = 0.0
     for _ in range(_CLIMBS + 1):
         value, v = _climb(program, R, v)
-        best = max(best, float(value))
+        # NaN stays: it is no violation of zero.
+        best = float(np.maximum(best, float(value)))
     return best / beta
 
 

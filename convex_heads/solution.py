@@ -15,17 +15,18 @@ class Status(enum.Enum):
     MAX_PASSES = "stopped at max_passes before the tolerance: raise max_passes or the tolerance"
     MAX_SECONDS = "stopped at max_seconds before the tolerance: raise max_seconds or the tolerance"
     STATIONARY = (
-        "the network's objective falls no further: the gap to the program of its own patterns is "
+        "the network's objective falls no further: the gap to the program of its own neurons is "
         "what is left, lower tolerance to descend longer"
     )
     STALLED = (
-        "no further progress in this floating-point precision: enable float64 (JAX_ENABLE_X64=1) "
-        "or accept the reported gap"
+        "no further progress in this floating-point precision: accept the reported gap, or compute "
+        "in float64 (JAX_ENABLE_X64=1) if this was float32"
     )
     UNPROVEN = (
         "the solver met the tolerance on its own program, the certificate of the network that is "
         "deployed did not: trust the certificate, or choose another solver"
     )
+    BROKEN = "the objective is not a number: check X and Y for NaN or huge values"
 
     def judged_by(self, relative_gap: float, tolerance: float) -> Status:
         """What a solve that ended so is worth once its weights are certified.

@@ -90,6 +90,8 @@ def solve_traced(
         _STATUSES.index(Status.CONVERGED),
         jnp.where(idle, _STATUSES.index(Status.STALLED), _STATUSES.index(Status.MAX_PASSES)),
     )
+    broken = ~jnp.isfinite(state.primal) | jnp.isnan(state.gap)
+    code = jnp.where(broken, _STATUSES.index(Status.BROKEN), code)
     figures = Stats(
         primal=state.primal,
         dual=state.dual,

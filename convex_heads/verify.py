@@ -7,7 +7,8 @@ A gated network f(x) = z0 + sum_i 1[g_i'x >= 0] W_i'x is a point of the convex p
 
 of its own gates, wherever its weights came from, so :mod:`convex_heads.certificate` bounds what
 they lose against the optimum. A ReLU network f_c(x) = z0_c + sum_j a_jc (h_j'x)_+ is a feasible
-point of the ReLU program of its own neurons' patterns (:func:`convex_heads.relu.certify_neurons`),
+point of the ReLU program of its own neurons (:func:`convex_heads.relu.certify_neurons`), which has
+each pattern with the output and sign that it has in the network,
 with the penalty ``sum_jc |a_jc| ||h_j||``. The offset z0 is not a variable: the bound is right
 for any of them.
 """
@@ -26,7 +27,8 @@ from convex_heads import relu
 from convex_heads.certificate import TRIAL_GATES, Certificate, certify_program
 from convex_heads.decode import Network, ReluNetwork
 from convex_heads.gates import distinct_patterns, row_basis, sample_gates
-from convex_heads.losses import LOSSES
+from convex_heads.losses import LOSSES, check_targets
+from convex_heads.mappings import make_room
 from convex_heads.operators import build_program
 from convex_heads.penalties import PENALTIES
 
@@ -102,19 +104,25 @@ def certify(
         raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}; got {penalty!r}")
     if penalty == "ridge" and beta == 0:
         raise ValueError("beta is 0, at which the ridge penalty gives no bound: it must be above 0")
+    if isinstance(network, ReluNetwork) and (gates is not None or penalty != "group"):
+        raise ValueError(
+            "a ReLU network is certified in the program of its own neurons, under the group "
+            "penalty: gates and penalty='ridge' are for gated networks"
+        )
     if not isinstance(key, Array):
         key = jax.random.key(key)
+    if network.loss == "squared":
+        # Of targets with a large mean, single precision would keep the mean alone.
+        offset = np.asarray(network.offset, np.float64)
+        Y, network = Y - offset, replace(network, offset=np.zeros_like(offset))
+    network = _with_gates(network, gates) if isinstance(network, Network) else network
+    # Standardised as given: single precision would lose the digits of columns with a large mean.
+    scaling, network = network.scaling, network.astype(dtype)
+    _check_finite(network)
+    X, Y = scaling.transform(X, dtype), Y.astype(dtype)
+    make_room()
     if isinstance(network, ReluNetwork):
-        if gates is not None or penalty != "group":
-            raise ValueError(
-                "a ReLU network is certified in the program of its own neurons, under the group "
-                "penalty: gates and penalty='ridge' are for gated networks"
-            )
-        network = network.astype(dtype)
-        X = network.scaling.transform(X.astype(dtype))
-        return relu.certify_network(network, X, Y.astype(dtype), omega, beta, key)
-    network = _with_gates(network, gates).astype(dtype)
-    X = network.scaling.transform(X.astype(dtype))
+        return relu.certify_network(network, X, Y, omega, beta, key)
     D = X @ network.gates.T >= 0
     # Patterns that weights own stay, equal or not: the penalty counts them one by one.
     keep = np.union1d(distinct_patterns(D), np.flatnonzero(network.weights.any(axis=(1, 2))))
@@ -124,7 +132,7 @@ def certify(
     second_moment = jnp.asarray((rows.T * omega) @ rows, dtype)
     trial = np.asarray(sample_gates(key, second_moment, TRIAL_GATES + 1))[1:]
     return certify_program(
-        build_program(X, D[:, keep], Y.astype(dtype), omega.astype(dtype), network.offset),
+        build_program(X, D[:, keep], Y, omega.astype(dtype), network.offset),
         LOSSES[network.loss],
         jnp.asarray(network.weights[keep]),
         beta,
@@ -158,6 +166,18 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     return array
 
 
+def _check_finite(network: Network | ReluNetwork) -> None:
+    """Refuses a network that computes no numbers in the precision that it is in."""
+    relu_network = isinstance(network, ReluNetwork)
+    weights = network.output if relu_network else network.weights
+    neurons = network.hidden if relu_network else network.gates
+    if not all(np.isfinite(part).all() for part in (neurons, weights, network.offset)):
+        raise ValueError(
+            f"the network holds NaN, infinity or numbers beyond {network.offset.dtype}: certify "
+            f"takes finite weights, gates and offsets"
+        )
+
+
 def _rows(
     network: Network | ReluNetwork, X: np.ndarray, Y: np.ndarray, sample_weight: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -168,12 +188,9 @@ def _rows(
             f"X must hold finite raw features, shape (n, {network.dim}) with n >= 1; got shape "
             f"{X.shape}" + ("" if np.isfinite(X).all() else " with values that are not finite")
         )
-    if Y.shape != (len(X), C) or not np.isfinite(Y).all():
+    if Y.shape != (len(X), C):
         raise ValueError(f"Y must hold finite targets, shape ({len(X)}, {C}); got shape {Y.shape}")
-    if network.loss != "squared" and not np.isin(Y, (0, 1)).all():
-        raise ValueError(f"targets of the {network.loss} loss are 0 or 1; Y holds other values")
-    if network.loss == "softmax" and (Y.sum(axis=1) != 1).any():
-        raise ValueError("targets of the softmax loss are one-hot: every row of Y sums to 1")
+    check_targets(Y, network.loss)
     weight = np.ones(len(X)) if sample_weight is None else _numbers("sample_weight", sample_weight)
     if weight.shape != (len(X),) or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(

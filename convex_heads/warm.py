@@ -190,7 +190,8 @@ def _all_weights(network: Network, gates: np.ndarray) -> np.ndarray:
         i = place.get(gate.tobytes())
         if i is None:
             raise ValueError("the network has a gate that is not among those offered")
-        W[i] = weights
+        # Gates that are equal are one gate, with the sum of their weights.
+        W[i] += weights
     return W
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax import Array
 
 from convex_heads import gated
-from convex_heads.duality import dual_value, relative_gap, residual
+from convex_heads.duality import dual_value, reported_gap, residual
 from convex_heads.gated import Prepared
 from convex_heads.limits import Limits
 from convex_heads.losses import Loss
@@ -51,7 +51,7 @@ _NONE = 1e-3
 _OWN_GAP = 0.5
 # Multiplications of one product with the data from which all gates take longer than compiling.
 _LARGE = 1 << 30
-_SPENT = (Status.MAX_PASSES, Status.MAX_SECONDS)
+_SPENT = (Status.MAX_PASSES, Status.MAX_SECONDS, Status.BROKEN)
 
 
 def pays(prepared: Prepared) -> bool:
@@ -118,7 +118,7 @@ def minimise(
             bound, R = dual, solution.residual
         passes += share * solution.stats.passes + 0.5
         iterations += solution.stats.iterations
-        gap = max(0.0, float(relative_gap(jnp.asarray(solution.stats.primal), bound)))
+        gap = reported_gap(solution.stats.primal, float(bound))
         seconds = time.perf_counter() - began
         figures = solution.stats._replace(
             dual=float(bound),

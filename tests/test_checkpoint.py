@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from convex_heads import ConvexHeadClassifier, Limits, Options, solve
+from convex_heads import ConvexHeadClassifier, Limits, Options, Shards, solve
 from convex_heads.checkpoint import checkpoints
 from convex_heads.solution import Record
 
@@ -171,3 +171,51 @@ def test_after_kill_9(whole, tmp_path, what):
         else:
             assert_same(fit(), whole)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_rows_is_not_taken(tmp_path):
+    # Small whole numbers, the rows in another order: all moments are the same to the bit.
+    rng = np.random.default_rng(1)
+    first = rng.integers(-3, 4, size=(256, 6)).astype(np.float32)
+    second, label = rng.permutation(first), (first[:, 0] * first[:, 1] > 0).astype(int)
+
+    def stop_at_third() -> object:
+        seen: list[Record] = []
+
+        def on_record(record: Record) -> None:
+            seen.append(record)
+            if len(seen) == 3:
+                raise Stop
+
+        return on_record
+
+    def head(rows: np.ndarray, on_record: object = None) -> np.ndarray:
+        options = {"n_gates": 8, "beta": 0.01, "penalty": "group", "tolerance": 1e-4}
+        found = ConvexHeadClassifier(**options).fit(Shards([rows]), label, on_record=on_record)
+        return found.network_.weights
+
+    def weights(rows: np.ndarray, on_record: object = None) -> np.ndarray:
+        X, Y = np.c_[rows, np.ones_like(rows[:, :1])], np.eye(2, dtype=np.float32)[label]
+        asked = Options(beta=0.01, n_gates=8, limits=Limits(1e-4))
+        return np.asarray(solve(X, Y, asked, jax.random.key(0), on_record=on_record).value)
+
+    for solved in (head, weights):
+        expected = solved(second)
+        with checkpoints(tmp_path, every=0):
+            with pytest.raises(Stop):
+                solved(first, stop_at_third())
+            assert list(tmp_path.iterdir())
+            found = solved(second)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_checkpoint_that_is_empty_is_none(tmp_path, whole):
+    with checkpoints(tmp_path, every=0):
+        with pytest.raises(Stop):
+            fit(stop_after=4)
+        files = list(tmp_path.iterdir())
+        assert files
+        for file in files:
+            file.write_bytes(b"")
+        head = fit()
+    assert_same(head, whole)

@@ -226,15 +226,17 @@ def test_rows_far_from_the_training_rows_get_finite_scores():
 
 
 def test_a_cold_solve_of_separable_rows_at_a_small_beta_does_not_give_up_its_search():
-    # Fitted rows have no curvature: the first proximal step goes a thousand times too far.
+    # Fitted rows have no curvature: the first proximal step goes a thousand times too far. How many
+    # passes one solve takes rests on last digits, so some are summed: 275 or 297 by compiler, and
+    # 890 where a short step is always a reason for smaller proximal steps.
     passes = []
-    for seed in range(3):
+    for seed in range(4):
         rng = np.random.default_rng(seed)
         y = rng.integers(0, 3, 600)
         X = rng.normal(size=(600, 50)) + 3 * rng.normal(size=(3, 50))[y]
         X = np.c_[X, np.ones(600)].astype(np.float32)
-        options = Options(beta=1e-3, n_gates=16, limits=Limits(tolerance=1e-3))
+        options = Options(beta=1e-5, n_gates=16, limits=Limits(tolerance=1e-3))
         solution = solve(X, np.eye(3, dtype=np.float32)[y], options, jax.random.key(0))
         assert solution.status is Status.CONVERGED
         passes.append(solution.stats.passes)
-    assert max(passes) < 150
+    assert sum(passes) < 500

@@ -77,7 +77,7 @@ def test_descent_never_rises_and_its_certificate_holds_against_the_oracle(x64):
     V = solution.value
     proof = relu.certify_prepared(prepared, V, beta, key=jax.random.key(1))
     assert proof.relative_gap < 5e-2
-    # The program of its own patterns, solved anew: between the bound and the network's objective.
+    # The program of its own neurons, solved anew: between the bound and the network's objective.
     alive = np.argwhere(np.asarray(neuron_norms(V)) > 0)
     value = own_program_value(prepared, np.asarray(V), alive, beta)
     assert proof.dual <= value * (1 + 1e-6)

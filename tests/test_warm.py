@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,3 +87,20 @@ def test_what_does_not_belong_together_is_refused():
         solve_again(head.network_, head.gates_, X, Y, np.ones(99), 0.01)
     with pytest.raises(ValueError, match="not among those offered"):
         solve_again(head.network_, head.gates_[:0], X, Y, np.ones(100), 0.01)
+
+
+def test_gates_that_are_equal_have_the_sum_of_their_weights():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3)).astype(np.float32)
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    head = ConvexHeadClassifier(beta=0.05, n_gates=6, penalty="group").fit(X, y)
+    network, Y, ones = head.network_, y[:, None].astype(np.float32), np.ones(200)
+    twice = replace(
+        network,
+        gates=np.repeat(network.gates, 2, axis=0),
+        weights=np.repeat(network.weights / 2, 2, axis=0),
+    )
+    beta = head.certificate_.beta
+    again = solve_again(twice, head.gates_, X, Y, ones, beta, limits=Limits(max_passes=1))
+    assert again.certificate.primal == pytest.approx(again.objective, rel=1e-5)
+    assert again.objective <= objective(network, X, Y, ones, beta) * (1 + 1e-6)
