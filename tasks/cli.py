@@ -87,7 +87,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     # Click's usage errors; typer carries a copy of click whose classes have no public place.
     say: Any = getattr(error, "format_message", None)
     if say is not None:
-        return getattr(error, "exit_code", 2), f"{' '.join(say().split()).rstrip('.')}; see --help"
+        said = " ".join(say().split()).rstrip(".")
+        more = " See --help" if said.endswith("?") else "; see --help"
+        return getattr(error, "exit_code", 2), said + more
     return 1, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
 
 

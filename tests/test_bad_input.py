@@ -295,17 +295,20 @@ def test_new_rows_must_fit_the_head(tmp_path):
 
 OPTIONS = {
     "no gates": ({"n_gates": "0"}, "--n-gates 0: must be at least 1"),
-    "gates in words": ({"n_gates": "many"}, "--n-gates many: must be 'auto' or"),
+    "gates in words": (
+        {"n_gates": "many"},
+        "--n-gates many: must be 'auto', 'grow' or a whole number",
+    ),
     "grown pairs": (
         {"n_gates": "grow", "gates": "pairs"},
         "grow: grown gates are not drawn",
     ),
     "no such sampler": ({"gates": "random"}, "--gates random: must be"),
-    "negative beta": ({"beta": "-1"}, "--beta -1.0: must be above 0"),
+    "negative beta": ({"beta": "-1"}, "--beta -1: must be above 0"),
     "nan beta": ({"beta": "nan"}, "--beta nan: must be above 0"),
-    "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),
+    "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0: must be above 0"),
     "beta above one": ({"beta": "1.5"}, "--beta 1.5: must be at most 1"),
-    "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1.0: must be below 1"),
+    "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1: must be below 1"),
     "unknown solver": (
         {"solver": "adam"},
         "--solver adam: must be 'auto', 'subspace', 'kernel', 'fista', 'descent' or 'admm'",
@@ -314,6 +317,11 @@ OPTIONS = {
     "unknown activation": ({"activation": "gelu"}, "--activation gelu: must be 'gated_relu'"),
     "no rows": ({"train_rows": 0}, "--train-rows 0: must be at least 1"),
     "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
+    "beta of seven": ({"beta": "7"}, "--beta 7: must be at most 1"),
+    "seed in words": ({"seed": "x"}, "--seed x: must be a whole number"),
+    "beta in words": ({"beta": "x"}, "--beta x: must be 'auto' or a number"),
+    "no such device": ({"device": "gpu"}, "--device gpu: must be cpu, cuda, cuda:N"),
+    "no number of a device": ({"device": "cuda:x"}, "--device cuda:x: must be cpu, cuda, cuda:N"),
     "bad row policy": ({"on_bad_row": "ask"}, "--on-bad-row ask: must be 'fail' or 'skip'"),
 }
 
@@ -340,7 +348,13 @@ def test_option_files(tmp_path):
     assert "unknown option 'n_gates'" in refused('data = "x"\nn_gates = 1', ExtractConfig)
     assert "not valid TOML" in refused("data = imdb")
     assert "say which data" in refused("seed = 1")
-    assert "--seed" in refused('data = "x"\nseed = "one"')
+    # What was typed in the file is named as it stands there, what was not is an option.
+    seed = refused('data = "x"\nseed = "one"')
+    assert seed == f"{path}: seed one: must be a whole number"
+    both = refused('data = "x"\ndrop-leaks = true\nleak_check = false')
+    assert both.startswith(f"{path}: drop_leaks needs the leak check: leave out leak_check = false")
+    with pytest.raises(InputError, match="^--seed two: must be a whole number"):
+        load_config(FitConfig, path, {"seed": "two"})
     with pytest.raises(InputError, match="cannot read --config"):
         load_config(FitConfig, Path("no.toml"))
     path.write_text('data = "x"\ntrain-rows = 10\nbeta = 0.03\n')
