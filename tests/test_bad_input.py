@@ -291,6 +291,48 @@ def test_new_rows_must_fit_the_head(tmp_path):
     assert read_items(tmp_path, "image", ColumnChoice()).ids == ["photo.png"]
 
 
+UTF8 = "text,label\n" + "".join(f"größe {i},{'ab'[i % 2]}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        UTF8.encode() + "schön,a\n".encode("latin-1"),
+        b"\xef\xbb\xbf" + GOOD.encode() + "schön,a\n".encode("latin-1"),
+        (GOOD + "".join(f"more {i},a\n" for i in range(99))).encode() + b"n\xe4,b\n",
+    ],
+    ids=["letters", "mark", "nearly all"],
+)
+def test_a_line_that_is_not_utf8_does_not_make_a_file_of_another_encoding(tmp_path, content):
+    path = tmp_path / "d.csv"
+    path.write_bytes(content)
+    n = content.count(b"\n") - 1
+    message = refusal(path)
+    assert f"d.csv, data row {n}: not UTF-8 text, as the rest of the file is, at '" in message
+    assert "iconv" not in message
+    assert "--on-bad-row skip" in message
+    data = load_task(path, on_bad_row="skip")
+    assert [row for row, _ in data.skipped] == [f"row/{n - 1:06d}"]
+    lines = tmp_path / "d.txt"
+    lines.write_bytes(content)
+    with pytest.raises(InputError, match=rf"d\.txt, line {n + 1}: not UTF-8 text"):
+        read_items(lines, "text", ColumnChoice())
+
+
+def test_a_column_is_not_both_text_and_label(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD)
+    assert "'label' is both what is read and the label" in refusal(
+        tmp_path / "d.csv", text_column="label"
+    )
+
+
+def test_rows_are_counted_alike_whether_they_end_the_work_or_are_left_out(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD + "x,\ny,\n ,a\n")
+    message = refusal(tmp_path / "d.csv")
+    assert "rows that cannot be used: 2; texts that are empty: 1 (--on-bad-row" in message
+    assert len(load_task(tmp_path / "d.csv", on_bad_row="skip").skipped) == 3
+
+
 # ---- options ----
 
 OPTIONS = {
@@ -353,7 +395,7 @@ def test_option_files(tmp_path):
     assert seed == f"{path}: seed one: must be a whole number"
     both = refused('data = "x"\ndrop-leaks = true\nleak_check = false')
     assert both.startswith(f"{path}: drop_leaks needs the leak check: leave out leak_check = false")
-    with pytest.raises(InputError, match="^--seed two: must be a whole number"):
+    with pytest.raises(InputError, match=r"^--seed two: must be a whole number"):
         load_config(FitConfig, path, {"seed": "two"})
     with pytest.raises(InputError, match="cannot read --config"):
         load_config(FitConfig, Path("no.toml"))
