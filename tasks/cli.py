@@ -19,6 +19,7 @@ from typing import Any
 import typer
 
 from extractors.errors import InputError, MachineError, command_line
+from tasks.console import rows_in_words
 from tasks.verbs import app
 
 
@@ -63,7 +64,9 @@ def _own_warnings_in_a_line() -> Iterator[None]:
 
 
 _HOMES = [Path(__file__).parents[1] / name for name in ("convex_heads", "extractors", "tasks")]
-_INTERRUPTED = "interrupted; what was finished is kept, and the same command continues from there"
+_INTERRUPTED = (
+    "interrupted; what was finished, if anything, is kept, and the same command goes on from there"
+)
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -94,7 +97,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return rows_in_words(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
-from tasks.console import Reporter
+from tasks.console import Reporter, passes_in_words
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
@@ -89,11 +89,11 @@ def fit_head(
         def on_record(record: Record) -> None:
             # Before the first bound there is no gap.
             gap = f"gap {record.relative_gap:.1e}" if record.relative_gap < 1 else "no gap yet"
-            stage.detail(f"{gap}, {record.passes:.0f} passes")
+            stage.detail(f"{gap}, {passes_in_words(record.passes)}")
 
         # The gap is in the record, and a gap above the tolerance becomes a note there.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return classifier.fit(
+        fitted = classifier.fit(
             train.features,
             train.labels,
             X_val=validation.features,
@@ -101,6 +101,9 @@ def fit_head(
             on_progress=on_progress,
             on_record=on_record,
         )
+        # The solver's bound has done its work; the gap that is proven is the certificate's.
+        stage.detail(passes_in_words(fitted.passes_))
+        return fitted
 
 
 def unproven_note(status: Status, gap: float) -> str:
@@ -116,7 +119,7 @@ def unproven_note(status: Status, gap: float) -> str:
 def precision_note(effect: PrecisionEffect) -> str:
     """What products in less than float32 did to the gap of the final solve, in a sentence."""
     return (
-        f"{effect.precision} products took {effect.passes:.0f} passes and the gap to "
+        f"{effect.precision} products took {passes_in_words(effect.passes)} and the gap to "
         f"{effect.relative_gap:.1e} in float32 (through them it seemed {effect.believed_gap:.1e})"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import IO, TYPE_CHECKING, Any
 
-from tasks.console import WIDE, duration
+from tasks.console import WIDE, duration, passes_in_words
 from tasks.data.leak_words import leaks_in_words
 from tasks.records import (
     CompareRecord,
@@ -68,7 +68,7 @@ def show_fit(record: FitRecord) -> None:
     if record.skipped_rows:
         print(f"rows left out because they could not be used: {record.skipped_rows}")
     if record.leaks is not None:
-        print(f"duplicates: {leaks_in_words(record.leaks)}")
+        _say(f"duplicates: {leaks_in_words(record.leaks)}")
     examples = {"text": '--text "..."', "image": "--input FOLDER_OF_IMAGES"}
     example = examples.get(record.modality, "--input FEATURES.npy")
     print(f"artefact  {record.artefact}")
@@ -105,7 +105,7 @@ def show_comparison(record: CompareRecord) -> None:
         where = where_in_words(record, said)
         print(f"\n{record.task}{', ' + where if where else ''}")
         for sentence in said["text"]:
-            print(f"  {sentence}")
+            _say(f"  {sentence}", "  ")
         header, lines = table_of(record, said)
         shown = _fitting(header, lines)
         table = make_table(*header[:shown])
@@ -223,7 +223,7 @@ def show_refit(record: RefitRecord) -> None:
     print(f"\n{n['train_before']:,} + {n['train_new']:,} training rows{new}")
     print(
         f"objective {record.primal_before:.6g} before, {record.primal:.6g} after, relative gap "
-        f"{record.relative_gap:.1e}, {record.passes} passes"
+        f"{record.relative_gap:.1e}, {passes_in_words(record.passes)}"
     )
     table = make_table("test rows", "rows", "accuracy")
     lines = [("all", n["test_before"] + n["test_new"], record.test_accuracy)]
@@ -315,14 +315,25 @@ def show_checks(checks: Sequence[Check]) -> None:
     columns = _columns(sys.stdout)
     indent = " " * (width + 11 if columns is None or columns >= WIDE else 4)
 
-    def say(text: str) -> None:
-        lines = [text] if columns is None else wrap(text, columns, subsequent_indent=indent)
-        print("\n".join(lines))
-
     for check in checks:
-        say(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
+        _say(f"{check.status:<7}  {check.name:<{width}}  {check.found}", indent)
         if check.advice:
-            say(f"{indent}-> {check.advice}")
+            _say(f"{indent}-> {check.advice}", indent)
+
+
+def _say(text: str, indent: str = "") -> None:
+    """A line in a file; on a terminal several, broken between words."""
+    columns = _columns(sys.stdout)
+    lines = [text]
+    if columns is not None:
+        lines = wrap(
+            text,
+            columns,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    print("\n".join(lines))
 
 
 def _interval(interval: Sequence[float]) -> str:
@@ -351,8 +362,9 @@ def print_table(table: Table, stream: IO[str] | None = None) -> None:
     from rich.console import Console
 
     out = sys.stdout if stream is None else stream
+    columns_there = _columns(out)
     console = Console(
-        file=out, width=_columns(out) or 160, highlight=False, markup=False, emoji=False
+        file=out, width=columns_there or 1000, highlight=False, markup=False, emoji=False
     )
     columns = [(str(c.header), [str(cell) for cell in c.cells]) for c in table.columns]
     words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
@@ -363,4 +375,10 @@ def print_table(table: Table, stream: IO[str] | None = None) -> None:
                 if i == 0 or cells[row]:
                     print(f"  {header}: {cells[row]}" if i else cells[row], file=out)
         return
-    console.print(table)
+    if columns_there is not None:
+        console.print(table)
+        return
+    with console.capture() as drawn:  # for a file, without what a screen alone needs
+        console.print(table)
+    lines = "\n".join(line.rstrip() for line in drawn.get().split("\n"))
+    print(lines.strip("\n"), file=out)
