@@ -157,8 +157,9 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
 
     def note(row: arrow_csv.InvalidRow) -> str:
         # Numbers count the header.
+        cells = "1 cell" if row.actual_columns == 1 else f"{row.actual_columns} cells"
         broken[(row.number or 2) - 2] = (
-            f"{row.actual_columns} cells where the header has {row.expected_columns}; "
+            f"{cells} where the header has {row.expected_columns}; "
             f"a cell that holds '{delimiter}' needs quotes around it"
         )
         return "skip"
