@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from extractors.errors import InputError
 from extractors.toy import ToyText
 from tasks.artefact import read_artefact, write_artefact
 from tasks.cli import main
+from tasks.config_saved import PredictConfig
+from tasks.console import QuietReporter
 from tasks.evaluate import measure, slices_of
 from tasks.journal import Journal
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
+from tasks.predict import run_predict
 
 HEAD = Path(__file__).parent / "artefacts" / "schema-1-first"
 TEXTS = [f"{'a fine film' if i % 3 else 'ants and bees'} number {i}" for i in range(700)]
@@ -171,6 +175,28 @@ def test_empty_texts_are_told_or_left_out(tmp_path, capsys):
     assert [row["id"] for row in read(target)] == ["row/000000", "row/000002"]
     reported = (tmp_path / "out.csv.skipped.jsonl").read_text()
     assert json.loads(reported) == {"id": "row/000001", "reason": "the text is empty"}
+
+
+def test_an_interruption_ends_the_bar_before_anything_is_said(texts, tmp_path, monkeypatch):
+    ended = []
+
+    class Watched(QuietReporter):
+        @contextmanager
+        def stage(self, name, total, done=0, *, even=True):
+            try:
+                yield self
+            finally:
+                ended.append(name)
+
+    def interrupted(journal, chunk):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.journal.Journal.add", interrupted)
+    config = PredictConfig(artefact=str(HEAD), input=texts, output=tmp_path / "out.csv")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_predict(config, as_json=False, reporter=Watched())
+    assert caught.tb is not None  # which keeps the frames, as that of a command line does
+    assert ended == ["predict"]
 
 
 _SLOW = """
