@@ -122,7 +122,8 @@ def test_rows_are_kept_when_asked_for(tmp_path):
 def test_progress_goes_to_stderr_without_a_stack_of_warnings(fitted):
     stderr = fitted[2]
     assert "done in" in stderr
-    assert re.search(r"^fit: done in .* s, gap [\d.]+e-\d\d, \d+ passes$", stderr, re.M)
+    # The one gap that is told is the certificate's, in the table.
+    assert re.search(r"^fit: done in .* s, \d+ pass(es)?$", stderr, re.M)
     assert "arning" not in stderr
     assert "Traceback" not in stderr
 
