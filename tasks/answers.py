@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import islice
+from numbers import Integral, Number
 from typing import Any, cast
 
 import numpy as np
 
 from extractors.base import Modality
 from extractors.encode import EncodedRows
+from extractors.errors import InputError
 from tasks.artefact import Head
 
 
@@ -71,7 +73,8 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
     """What was given as rows; None if it is a single one.
 
     Rows have an order and a length: a list, an array, a column of a table. Text, bytes and a
-    mapping are single, and so is an array of pixels or of one vector's numbers.
+    mapping are single, and so is an array of pixels or of one vector's numbers. Raises InputError
+    for what can be neither, whatever is to be done about bad rows.
 
     >>> many("fine", "text"), many(["fine"], "text"), many(np.array(["fine"]), "text")
     (None, ['fine'], [np.str_('fine')])
@@ -83,6 +86,8 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
             array = np.asarray(items)
         except ValueError:  # rows of several widths, or what is no vector among them
             return list(items)
+        if array.ndim == 0:
+            raise _no_item(items, modality)
         return None if array.ndim == 1 else cast(Sequence[Any], array)
     if isinstance(items, np.ndarray):
         one = 0 if items.dtype.kind in "OU" else 3  # axes of a single item: pixels have some
@@ -90,8 +95,32 @@ def many(items: Any, modality: Modality) -> Sequence[Any] | None:
     single = isinstance(items, str | bytes | bytearray | memoryview | Mapping)
     table = hasattr(items, "columns")
     if single or table or not (hasattr(items, "__getitem__") and hasattr(items, "__len__")):
+        images = not table and not isinstance(items, Mapping | Set | Number | None)
+        if not (isinstance(items, str) if modality == "text" else images):
+            raise _no_item(items, modality)
         return None
     return list(items) if hasattr(items, "iloc") else items  # a column counts from its own labels
+
+
+_WANTED = {
+    "text": ("text", "a text, or a list of them"),
+    "image": ("image", "a path, encoded bytes or pixels, or a list of such"),
+    "features": ("vector of features", "an array of numbers, of one row or of several"),
+}
+
+
+def _no_item(items: Any, modality: Modality) -> InputError:
+    kind, wanted = _WANTED[modality]
+    column = ", such as one of its columns" if hasattr(items, "columns") else ""
+    return InputError(f"{type(items).__name__} is no {kind}: give {wanted}{column}")
+
+
+def check_top_k(top_k: Any) -> None:
+    """Raises InputError for what is no number of classes; None passes."""
+    if top_k is None:
+        return
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}: must be a whole number, of at least one class")
 
 
 def streamed(

@@ -13,7 +13,8 @@ from extractors.store import FeatureStore
 from tasks.cache_folders import CacheFolder, find_folders, list_folders, remove_folder
 from tasks.config_saved import CacheConfig
 from tasks.console import Reporter
-from tasks.show import make_table, print_table, show_json
+from tasks.screen import make_table, print_table
+from tasks.show import show_json
 
 
 @dataclass(frozen=True, kw_only=True)

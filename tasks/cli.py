@@ -19,6 +19,7 @@ from typing import Any
 import typer
 
 from extractors.errors import InputError, MachineError, command_line
+from tasks.console import rows_in_words
 from tasks.verbs import app
 
 
@@ -63,7 +64,9 @@ def _own_warnings_in_a_line() -> Iterator[None]:
 
 
 _HOMES = [Path(__file__).parents[1] / name for name in ("convex_heads", "extractors", "tasks")]
-_INTERRUPTED = "interrupted; what was finished is kept, and the same command continues from there"
+_INTERRUPTED = (
+    "interrupted; what was finished, if anything, is kept, and the same command goes on from there"
+)
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -87,12 +90,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     # Click's usage errors; typer carries a copy of click whose classes have no public place.
     say: Any = getattr(error, "format_message", None)
     if say is not None:
-        return getattr(error, "exit_code", 2), f"{' '.join(say().split()).rstrip('.')}; see --help"
+        said = " ".join(say().split()).rstrip(".")
+        more = " See --help" if said.endswith("?") else "; see --help"
+        return getattr(error, "exit_code", 2), said + more
     return 1, f"{type(error).__name__}: {_one_line(error)} (--debug shows where)"
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return rows_in_words(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

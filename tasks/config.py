@@ -22,7 +22,7 @@ from extractors.options import (
     Quantize,
     parse_layers,
 )
-from tasks.config_base import CommonConfig, OnBadRow, above_zero, at_least, check_gap
+from tasks.config_base import CommonConfig, OnBadRow, above_zero, at_least, check_gap, number
 
 Activation = Literal["gated_relu", "relu"]
 Penalty = Literal["auto", "group", "ridge"]
@@ -152,7 +152,7 @@ class FitConfig(ExtractConfig):
     'auto'
     >>> FitConfig(data="imdb", beta=-1.0)
     Traceback (most recent call last):
-    extractors.errors.InputError: beta -1.0: must be above 0 (a fraction of beta_max), or auto
+    extractors.errors.InputError: beta -1: must be above 0 (a fraction of beta_max), or auto
     """
 
     several_labels: ClassVar[bool] = False
@@ -210,7 +210,8 @@ class FitConfig(ExtractConfig):
             above_zero("--beta", self.beta, _BETA)
             if self.beta > 1 and self.penalty != "ridge":
                 raise InputError(
-                    f"--beta {self.beta}: must be at most 1{_BETA}; more is for --penalty ridge"
+                    f"--beta {number(self.beta)}: must be at most 1{_BETA}; more is for "
+                    "--penalty ridge"
                 )
         check_gap(self.tolerance)
         above_zero("--max-seconds", self.max_seconds)
@@ -288,7 +289,9 @@ class FinetuneConfig(FitConfig):
         if self.optimizer == "prodigy" and self.layer_decay != 1:
             raise InputError("--layer-decay: prodigy finds one rate for all blocks; leave it out")
         if not 0 < self.layer_decay <= 1:
-            raise InputError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
+            raise InputError(
+                f"--layer-decay {number(self.layer_decay)}: must be above 0 and at most 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

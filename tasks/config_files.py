@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,6 @@ from tasks.config_base import CommonConfig
 _MISSING = {
     "data": "say which data: a task's name (`convex-heads tasks` lists them), a file or a folder",
     "path": "say which store or artefact: a folder that `extract` or `fit` wrote",
-    "action": "say what to do with the stores: ls, verify, compact or rm",
     "artefact": "say which artefact: the folder that `convex-heads fit` wrote",
     "out": "say where to write, with --out",
 }
@@ -36,14 +36,16 @@ def load_config(
 
     An override of None means: not given. Values are validated; text such as "64" is converted
     where a number is wanted. Raises InputError for a file that cannot be read, an unknown key
-    (with the closest known one), and a value of the wrong kind.
+    (with the closest known one), and a value of the wrong kind, which names the file if it is from
+    there.
 
     >>> from tasks.config import FitConfig
     >>> load_config(FitConfig, None, {"data": "digits", "n_gates": "64", "beta": None}).n_gates
     64
     """
-    values = read_toml(path, kind) if path is not None else {}
-    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    of_file = read_toml(path, kind) if path is not None else {}
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    values = of_file | given
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in values:
             raise InputError(_MISSING[field.name])
@@ -52,20 +54,47 @@ def load_config(
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            raise InputError(str(cause)) from None
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        same = [each for each in error.errors() if each["loc"][0] == first["loc"][0]]
-        wanted = " or ".join(dict.fromkeys(_wanted(each) for each in same))
-        raise InputError(f"{option} {first['input']}: {wanted}") from None
+        said = _refusal(error)
+        raise InputError(_in_file(said, path, of_file.keys() - given.keys())) from None
+
+
+def _refusal(error: Any) -> str:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause.args[0]
+    name = first["loc"][0]
+    wanted = [_wanted(each) for each in error.errors() if each["loc"][0] == name]
+    *some, last = dict.fromkeys(wanted)  # of a union, one for each kind
+    either = [part for each in some for part in each.split(" or ")]
+    must = f"must be {', '.join(either)} or {last}" if either else f"must be {last}"
+    if name == "action":  # not an option
+        return f"cache {first['input']}: " + must.replace("'", "")
+    return f"--{str(name).replace('_', '-')} {first['input']}: {must}"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "a path"}
 
 
 def _wanted(error: Any) -> str:
     """What pydantic would have accepted, in words that fit behind an option."""
-    message = str(error["msg"]).removeprefix("Input should be ")
-    return "must be " + message.split(", unable to")[0]
+    kind = str(error["type"]).partition("_")[0]
+    return _KINDS.get(kind) or str(error["msg"]).removeprefix("Input should be ")
+
+
+def _in_file(said: str, path: Path | None, keys: Set[str]) -> str:
+    """A refusal of what stands in a file, with its name and the option as it is called there."""
+    named: list[str] = []
+
+    def key(option: re.Match[str]) -> str:
+        off, name = option[1], (option[2] or "").replace("-", "_")
+        if name not in keys:
+            return option[0]
+        named.append(name)
+        return f"{name} = false" if off else name
+
+    there = re.sub(r"`[^`]*`|(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)", key, said)
+    return f"{path}: {there}" if named else said
 
 
 def read_toml(path: Path, kind: type[CommonConfig]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class InfoConfig(CommonConfig):
 class CacheConfig(CommonConfig):
     """Options of `cache`. stores: names or folders; none means all for `ls` and `verify`."""
 
-    action: CacheAction
+    action: CacheAction = "ls"
     stores: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

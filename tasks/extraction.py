@@ -21,6 +21,7 @@ from tasks.config import ExtractConfig
 from tasks.console import Reporter
 from tasks.data.arrays import check_width
 from tasks.data.load import Dataset, load_task
+from tasks.devices import require_device
 from tasks.records import ExtractRecord
 from tasks.standardise import min_spread_of
 
@@ -158,6 +159,8 @@ def extract_features(
     """Loads the data and fills their store, or refuses to; what other verbs begin with."""
     if config.backbone not in (None, "precomputed") and given is None:
         parse_name(config.backbone)  # a misspelt name is said before the data are read
+    if given is None and may_extract and config.engine == "local":
+        require_device(config.device)  # a missing one too
     dataset = load_task(
         config.data,
         data_root=config.data_root,

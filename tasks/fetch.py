@@ -39,6 +39,11 @@ def find_artefact(
         InputError: neither, or a revision of a folder.
         MachineError: the Hub cannot be reached and nothing was downloaded before.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"{type(path).__name__} is no artefact: name a folder that `convex-heads fit` wrote, "
+            "or owner/name of a repository on the Hub"
+        )
     folder = Path(path)
     if folder.exists() or not _REPOSITORY.match(str(path)) or isinstance(path, Path):
         if revision is not None:

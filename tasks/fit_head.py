@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from extractors.errors import InputError, worded
 from extractors.store import StoredRows, default_cache_dir
 from tasks.config import FitConfig
-from tasks.console import Reporter
+from tasks.console import Reporter, passes_in_words
 
 if TYPE_CHECKING:
     from convex_heads import ConvexHeadClassifier
@@ -90,11 +89,11 @@ def fit_head(
         def on_record(record: Record) -> None:
             # Before the first bound there is no gap.
             gap = f"gap {record.relative_gap:.1e}" if record.relative_gap < 1 else "no gap yet"
-            stage.detail(f"{gap}, {record.passes:.0f} passes")
+            stage.detail(f"{gap}, {passes_in_words(record.passes)}")
 
         # The gap is in the record, and a gap above the tolerance becomes a note there.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit(
+        fitted = classifier.fit(
             train.features,
             train.labels,
             X_val=validation.features,
@@ -103,9 +102,9 @@ def fit_head(
             on_record=on_record,
         )
         # The last word is that of the table and the report, not of a bound on the way.
-        gap = classifier.certificate_.relative_gap
-        stage.detail(f"gap {gap:.1e}, {math.ceil(classifier.passes_)} passes")
-        return classifier
+        gap = fitted.certificate_.relative_gap
+        stage.detail(f"gap {gap:.1e}, {passes_in_words(fitted.passes_)}")
+        return fitted
 
 
 def unproven_note(status: Status, gap: float) -> str:
@@ -121,7 +120,7 @@ def unproven_note(status: Status, gap: float) -> str:
 def precision_note(effect: PrecisionEffect) -> str:
     """What products in less than float32 did to the gap of the final solve, in a sentence."""
     return (
-        f"{effect.precision} products took {effect.passes:.0f} passes and the gap to "
+        f"{effect.precision} products took {passes_in_words(effect.passes)} and the gap to "
         f"{effect.relative_gap:.1e} in float32 (through them it seemed {effect.believed_gap:.1e})"
     )
 

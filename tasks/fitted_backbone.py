@@ -12,6 +12,8 @@ from extractors.base import Extractor
 from extractors.changes import with_changes
 from extractors.errors import InputError
 from extractors.options import FeatureOptions
+from tasks.config_base import check_device
+from tasks.devices import require_device
 from tasks.fetch import folder_of
 
 
@@ -36,10 +38,13 @@ def fitted_backbone(
 
     Raises:
         InputError: it is not there, or gives other features than those the head was fitted on.
-        MachineError: it cannot be loaded.
+        MachineError: it cannot be loaded, or the device is not there.
     """
     from extractors import load_extractor
 
+    if given is None:
+        check_device(device)
+        require_device(device)
     options = FeatureOptions.from_chosen(
         config.get("backbone_options", {}), trust_remote_code=trust_remote_code
     )

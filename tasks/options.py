@@ -1,6 +1,6 @@
 """The command line's options: name, form and one line of help each, once for all verbs.
 
-Types are plain strings and numbers; what they may be is decided in config.py, so that a flag and a
+Types are plain strings, numbers too; what they may be is decided in config.py, so that a flag and a
 TOML key are refused with the same sentence.
 """
 
@@ -34,8 +34,8 @@ IdColumn = Annotated[
 ]
 LabelColumn = Annotated[str | None, Option(help="Column with the labels.", metavar="NAME")]
 Classes = Annotated[list[str] | None, Option(help="Rows of these classes only.", metavar="A,B,...")]
-TrainRows = Annotated[int | None, Option(help="Learn from so many rows only.", metavar="N")]
-TestRows = Annotated[int | None, Option(help="Test on so many rows only.", metavar="N")]
+TrainRows = Annotated[str | None, Option(help="Learn from so many rows only.", metavar="N")]
+TestRows = Annotated[str | None, Option(help="Test on so many rows only.", metavar="N")]
 OnBadRow = Annotated[
     str | None, Option(help="What a row that cannot be used does [fail].", metavar="fail|skip")
 ]
@@ -50,7 +50,7 @@ Projection = Annotated[
 ]
 Prompt = Annotated[str | None, Option(help="Put before every text.", metavar="TEXT")]
 Normalize = Annotated[str | None, Option(help="[the model's]", metavar="none|l2")]
-MaxLength = Annotated[int | None, Option(help="Tokens read of a text.", metavar="N")]
+MaxLength = Annotated[str | None, Option(help="Tokens read of a text.", metavar="N")]
 LongText = Annotated[str | None, Option(help="[truncate]", metavar="truncate|windows")]
 Pairs = Annotated[
     str | None, Option(help="One text of A+B, or two [text].", metavar="text|embeddings")
@@ -72,7 +72,7 @@ Device = Annotated[
 ]
 Out = Annotated[Path | None, Option(help="Folder for the artefact [in the cache].", metavar="DIR")]
 Engine = Annotated[str | None, Option(help="Where rows are encoded [local].", metavar="local|ray")]
-Workers = Annotated[int | None, Option(help="Processes of --engine ray [2].", metavar="N")]
+Workers = Annotated[str | None, Option(help="Processes of --engine ray [2].", metavar="N")]
 
 Activation = Annotated[
     str | None, Option(help="Of hidden units [gated_relu].", metavar="gated_relu|relu")
@@ -104,11 +104,11 @@ Solver = Annotated[
     str | None,
     Option(help="Or kernel, of ridge heads [auto].", metavar="auto|subspace|fista|descent|admm"),
 ]
-Tolerance = Annotated[float | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
+Tolerance = Annotated[str | None, Option(help="Relative duality gap to stop at.", metavar="GAP")]
 Precision = Annotated[
     str | None, Option(help="Products: float32, tf32, bfloat16 [float32].", metavar="DTYPE")
 ]
-MaxSeconds = Annotated[float | None, Option(help="Limit of one solve [none].", metavar="SECONDS")]
+MaxSeconds = Annotated[str | None, Option(help="Limit of one solve [none].", metavar="SECONDS")]
 ClassWeight = Annotated[
     str | None, Option(help="Balanced: classes weigh alike [none].", metavar="none|balanced")
 ]
@@ -133,35 +133,35 @@ Devices = Annotated[
 Coordinator = Annotated[
     str | None, Option(help="Where process 0 of several is.", metavar="HOST:PORT")
 ]
-Processes = Annotated[int | None, Option(help="How many fit together.", metavar="N")]
-Process = Annotated[int | None, Option(help="Which of them this is, from 0.", metavar="I")]
+Processes = Annotated[str | None, Option(help="How many fit together.", metavar="N")]
+Process = Annotated[str | None, Option(help="Which of them this is, from 0.", metavar="I")]
 DryRun = Annotated[bool | None, Option("--dry-run", help="Predict the cost, fit nothing.")]
 AsMachine = Annotated[
     str | None, Option("--as", help="Machine to predict --dry-run for.", metavar="1xH200")
 ]
 CheckpointMinutes = Annotated[
-    float | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
+    str | None, Option(help="Keep the solver's state so often [5].", metavar="MINUTES")
 ]
 
-Unfreeze = Annotated[int | None, Option(help="Blocks to train, from the top [1].", metavar="K")]
-Rounds = Annotated[int | None, Option(help="At most so many [5].", metavar="R")]
+Unfreeze = Annotated[str | None, Option(help="Blocks to train, from the top [1].", metavar="K")]
+Rounds = Annotated[str | None, Option(help="At most so many [5].", metavar="R")]
 Optimizer = Annotated[
     str | None, Option(help="Of the blocks [adamw].", metavar="adamw|schedule-free|prodigy")
 ]
-LearningRate = Annotated[float | None, Option(help="[found by a range test]", metavar="RATE")]
-Epochs = Annotated[float | None, Option(help="Of the blocks in a round [1].", metavar="N")]
-BatchSize = Annotated[int | None, Option(help="Rows of a step [32].", metavar="N")]
-Accumulate = Annotated[int | None, Option(help="Parts a step is taken in [1].", metavar="N")]
+LearningRate = Annotated[str | None, Option(help="[found by a range test]", metavar="RATE")]
+Epochs = Annotated[str | None, Option(help="Of the blocks in a round [1].", metavar="N")]
+BatchSize = Annotated[str | None, Option(help="Rows of a step [32].", metavar="N")]
+Accumulate = Annotated[str | None, Option(help="Parts a step is taken in [1].", metavar="N")]
 LayerDecay = Annotated[
-    float | None, Option(help="Rate of a block by that above it [1].", metavar="F")
+    str | None, Option(help="Rate of a block by that above it [1].", metavar="F")
 ]
-WeightDecay = Annotated[float | None, Option(help="Of the blocks [0.01].", metavar="F")]
+WeightDecay = Annotated[str | None, Option(help="Of the blocks [0.01].", metavar="F")]
 Dropout = Annotated[
     bool | None,
     Option("--dropout/--no-dropout", help="The backbone's own [off].", show_default=False),
 ]
-Lora = Annotated[int | None, Option(help="Rank of low-rank changes to blocks.", metavar="RANK")]
-BudgetSeconds = Annotated[float | None, Option(help="Time for training.", metavar="SECONDS")]
+Lora = Annotated[str | None, Option(help="Rank of low-rank changes to blocks.", metavar="RANK")]
+BudgetSeconds = Annotated[str | None, Option(help="Time for training.", metavar="SECONDS")]
 Resume = Annotated[bool | None, Option("--resume", help="Go on from the checkpoint.")]
 
 Backbones = Annotated[
@@ -177,23 +177,23 @@ CompareOut = Annotated[
 Methods = Annotated[
     list[str] | None, Option(help="[those that fit the data]", metavar="linear,convex,...")
 ]
-Seeds = Annotated[int | None, Option(help="Draws of rows, gates and weights [5].", metavar="K")]
+Seeds = Annotated[str | None, Option(help="Draws of rows, gates and weights [5].", metavar="K")]
 Shots = Annotated[
     list[str] | None, Option(help="Training rows of every class.", metavar="1,2,4,...")
 ]
 EmbedRows = Annotated[
     bool | None, Option("--embed-samples", help="Show rows in the report, not ids alone.")
 ]
-EachBudget = Annotated[
-    float | None, Option(help="Per seed, to train a backbone.", metavar="SECONDS")
-]
+EachBudget = Annotated[str | None, Option(help="Per seed, to train a backbone.", metavar="SECONDS")]
 Curve = Annotated[bool | None, Option("--curve", help="Learning curves over train size.")]
 
 Artefact = Annotated[str | None, Argument(help="Folder with a saved head.", metavar="ARTEFACT")]
 StoreOrArtefact = Annotated[
     Path | None, Argument(help="Folder that `extract` or `fit` wrote.", metavar="PATH")
 ]
-CacheAction = Annotated[str | None, Argument(help="What to do.", metavar="ls|verify|compact|rm")]
+CacheAction = Annotated[
+    str | None, Argument(help="What to do [ls].", metavar="ls|verify|compact|rm")
+]
 Stores = Annotated[
     list[str] | None, Argument(help="Folder, or name or start of a name.", metavar="STORE...")
 ]
@@ -215,16 +215,16 @@ RefitOut = Annotated[
     Path | None, Option("--out", help="Folder for the new artefact.", metavar="DIR")
 ]
 Host = Annotated[str | None, Option(help="Address to listen on [127.0.0.1].", metavar="HOST")]
-Port = Annotated[int | None, Option(help="[8000]; 0 takes a free one.", metavar="N")]
-MaxBatch = Annotated[int | None, Option(help="Rows encoded together [64].", metavar="N")]
-MaxQueue = Annotated[int | None, Option(help="Rows that may wait [256].", metavar="N")]
-MaxRows = Annotated[int | None, Option(help="Rows in one request [256].", metavar="N")]
-MaxBodyMb = Annotated[float | None, Option(help="Of one request [16].", metavar="MB")]
-MaxMegapixels = Annotated[float | None, Option(help="Of one image [64].", metavar="N")]
+Port = Annotated[str | None, Option(help="[8000]; 0 takes a free one.", metavar="N")]
+MaxBatch = Annotated[str | None, Option(help="Rows encoded together [64].", metavar="N")]
+MaxQueue = Annotated[str | None, Option(help="Rows that may wait [256].", metavar="N")]
+MaxRows = Annotated[str | None, Option(help="Rows in one request [256].", metavar="N")]
+MaxBodyMb = Annotated[str | None, Option(help="Of one request [16].", metavar="MB")]
+MaxMegapixels = Annotated[str | None, Option(help="Of one image [64].", metavar="N")]
 TimeoutSeconds = Annotated[
-    float | None, Option(help="A request waits, then 504 [60].", metavar="SECONDS")
+    str | None, Option(help="A request waits, then 504 [60].", metavar="SECONDS")
 ]
-ShutdownSeconds = Annotated[int | None, Option(help="To finish at the end [30].", metavar="N")]
+ShutdownSeconds = Annotated[str | None, Option(help="To finish at the end [30].", metavar="N")]
 ExportFormat = Annotated[
     str | None, Option("--format", help="[as --out is called: .onnx or .pt2]", metavar="onnx|torch")
 ]
@@ -236,7 +236,7 @@ WithBackbone = Annotated[
 CacheDir = Annotated[
     Path | None, Option(help="Where stores lie [CONVEX_HEADS_CACHE].", metavar="DIR")
 ]
-Seed = Annotated[int | None, Option(help="Seed of everything random [0].", metavar="N")]
+Seed = Annotated[str | None, Option(help="Seed of everything random [0].", metavar="N")]
 Config = Annotated[
     Path | None, Option(help="Options as a TOML file; flags win.", metavar="FILE.toml")
 ]

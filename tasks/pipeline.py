@@ -17,7 +17,7 @@ from extractors.base import Extractor, Modality
 from extractors.encode import Chunk, OnBadRow, encode_chunks, encode_rows
 from extractors.errors import BadRow, InputError
 from extractors.names import parse_name
-from tasks.answers import answers_of, many, streamed
+from tasks.answers import answers_of, check_top_k, many, streamed
 from tasks.artefact import Artefact, Head, read_artefact, write_artefact
 from tasks.fetch import find_artefact, folder_of, hide_places, image_input, push_folder
 from tasks.fitted_backbone import fitted_backbone
@@ -86,6 +86,9 @@ class ConvexHeadPipeline:
         self._trust_remote_code = trust_remote_code
         self._given_extractor = extractor
         self._folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"ConvexHeadPipeline({self.modality}, {self.backbone}, {len(self.classes)} classes)"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled or copied: without the backbone, unless it was given; it is loaded again."""
@@ -296,10 +299,10 @@ class ConvexHeadPipeline:
             an iterator for a generator.
 
         Raises:
-            InputError: an item cannot be encoded, or ``top_k`` is below 1.
+            InputError: an item cannot be encoded, ``top_k`` is below 1, or neither is of a type
+                that can be used.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k is {top_k}: ask for at least one class")
+        check_top_k(top_k)
 
         def answers(rows: Sequence[Any], before: int = 0) -> list[dict[str, Any]]:
             if not len(rows):
@@ -338,9 +341,7 @@ class ConvexHeadPipeline:
         """
         rows = many(items, self.modality)
         if rows is None:
-            raise InputError(
-                "predict_proba takes a list of items, and this is one: put it in a list"
-            )
+            raise InputError("predict_proba takes a list, and this is one item: put it in a list")
         ids = [f"item {i}" for i in range(1, len(rows) + 1)] if ids is None else ids
         if not len(rows):
             return np.full((0, len(self.classes)), np.nan, np.float32)

@@ -10,7 +10,8 @@ import csv
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -79,8 +80,11 @@ def run_predict(config: PredictConfig, *, as_json: bool, reporter: Reporter) -> 
     else:
         if form == "parquet":
             raise InputError("--format parquet is written to a file: name it with --output")
-        chunks = label(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
-        _write(chunks, pipeline.classes, sys.stdout, form, config.artefact, skipped)
+        # Closed, or its bar would end, and be drawn again, after what is said of an interruption.
+        with closing(
+            label(pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter)
+        ) as chunks:
+            _write(chunks, pipeline.classes, sys.stdout, form, config.artefact, skipped)
     if skipped:
         row, reason = next(iter(skipped.items()))
         reporter.note(
@@ -120,10 +124,14 @@ def _label_into_file(
     try:
         if journal.rows:
             reporter.note(f"rows labelled before: {journal.rows:,}")
-        for chunk in label(
-            pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter, start=journal.rows
-        ):
-            journal.add(chunk)
+        with closing(
+            label(
+                pipeline, items, on_bad_row=config.on_bad_row, reporter=reporter, start=journal.rows
+            )
+        ) as chunks:
+            for chunk in chunks:
+                journal.add(chunk)
+        replaced = output.exists()
         temporary = output.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{output.name}")
         with plain_disk_errors(output.parent, "--output"):
             try:
@@ -149,6 +157,8 @@ def _label_into_file(
         else:
             told.unlink(missing_ok=True)  # of an earlier run
         done = True
+        if replaced:
+            reporter.note(f"--output {output} was there before: it is replaced")
     finally:
         journal.close(remove=done)
 
@@ -263,7 +273,7 @@ def label(
     on_bad_row: Any,
     reporter: Reporter,
     start: int = 0,
-) -> Iterator[Predicted]:
+) -> Generator[Predicted, None, None]:
     """Labels all items from row `start` on, chunk by chunk."""
 
     def chunks() -> Iterator[tuple[Sequence[str], Sequence[Any]]]:
@@ -356,7 +366,7 @@ def write_parquet(
 
 def write_table(predictions: Sequence[Prediction], classes: Sequence[str], stream: IO[str]) -> None:
     """A table for people; the probabilities of all classes where there are few."""
-    from tasks.show import make_table, print_table
+    from tasks.screen import make_table, print_table
 
     shown = list(classes) if len(classes) <= 6 else []
     table = make_table("input", "label", "score", *shown)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,13 @@ def check_destination(folder: Path, names: Sequence[str]) -> None:
         place = place.parent
     if not place.is_dir():
         raise InputError(f"--out {folder}: {place} is a file, and no folder can be made in it")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder}: {place} may not be written to: name another folder")
+    try:  # what the permissions promise need not hold: /proc, a disk that is read-only
+        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place).cleanup()
+    except OSError as error:
+        raise InputError(
+            f"--out {folder}: {place} cannot be written to ({(error.strerror or '').lower()}): "
+            "name another folder"
+        ) from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from extractors.base import Rows
 from extractors.errors import InputError
 from extractors.extract import extract
 from extractors.store import FeatureStore, StoredRows, default_cache_dir
-from tasks.artefact import Head, check_destination, write_artefact
+from tasks.artefact import CONFIG_NAME, Head, check_destination, write_artefact
 from tasks.calibration import fit_temperature
 from tasks.config_files import as_command
 from tasks.config_saved import RefitConfig
@@ -60,6 +60,8 @@ def run_refit(config: RefitConfig, *, reporter: Reporter) -> RefitRecord:
     """
     began = time.perf_counter()
     check_destination(config.out)
+    if (config.out / CONFIG_NAME).is_file():
+        reporter.note(f"--out {config.out} holds a head: it is replaced when the new one is there")
     pipeline = ConvexHeadPipeline.from_pretrained(
         config.artefact,
         device=config.device,

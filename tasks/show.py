@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.console import WIDE, duration
+from tasks.console import WIDE, duration, passes_in_words
 from tasks.data.leak_words import leaks_in_words
 from tasks.records import (
     CompareRecord,
@@ -22,11 +19,10 @@ from tasks.records import (
     RefitRecord,
     to_json,
 )
+from tasks.screen import columns_of, fitting, make_table, print_table, say
 from tasks.show_artefact import artefact_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tasks.cronos_am.finetune import FinetuneRecord
     from tasks.data.sources import TaskInfo
     from tasks.doctor import Check
@@ -70,7 +66,7 @@ def show_fit(record: FitRecord) -> None:
     _show_features(record)
     _show_skipped(record)
     if record.leaks is not None:
-        print(f"duplicates: {leaks_in_words(record.leaks)}")
+        say(f"duplicates: {leaks_in_words(record.leaks)}")
     examples = {"text": '--text "..."', "image": "--input FOLDER_OF_IMAGES"}
     example = examples.get(record.modality, "--input FEATURES.npy")
     print(f"artefact  {record.artefact}")
@@ -107,9 +103,9 @@ def show_comparison(record: CompareRecord) -> None:
         where = where_in_words(record, said)
         print(f"\n{record.task}{', ' + where if where else ''}")
         for sentence in said["text"]:
-            print(f"  {sentence}")
+            say(f"  {sentence}", "  ")
         header, lines = table_of(record, said)
-        shown = _fitting(header, lines)
+        shown = fitting(header, lines)
         table = make_table(*header[:shown])
         for line in lines:
             table.add_row(*line[:shown])
@@ -122,22 +118,6 @@ def show_comparison(record: CompareRecord) -> None:
     print(f"records   {Path(record.out) / 'records.jsonl'}")
     print(f"table     {Path(record.out) / 'report.md'}")
     print(f"report    {record.report}")
-
-
-def _fitting(header: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
-    """How many columns, from the first on, a terminal shows without breaking a figure.
-
-    All where they fit, or where so few do that `print_table` writes a line for each cell.
-    """
-    columns = _columns(sys.stdout)
-    if columns is None or columns < WIDE:
-        return len(header)
-    needed = 0
-    for shown, (head, *cells) in enumerate(zip(header, *lines, strict=True)):
-        needed += max(map(len, (*head.split(), *cells))) + 3
-        if needed > columns:
-            return shown
-    return len(header)
 
 
 def _show_features(record: ExtractRecord | FitRecord) -> None:
@@ -234,7 +214,7 @@ def show_refit(record: RefitRecord) -> None:
     print(f"\n{n['train_before']:,} + {n['train_new']:,} training rows{new}")
     print(
         f"objective {record.primal_before:.6g} before, {record.primal:.6g} after, relative gap "
-        f"{record.relative_gap:.1e}, {record.passes} passes"
+        f"{record.relative_gap:.1e}, {passes_in_words(record.passes)}"
     )
     table = make_table("test rows", "rows", "accuracy")
     lines = [("all", n["test_before"] + n["test_new"], record.test_accuracy)]
@@ -329,55 +309,14 @@ def in_words(value: Any) -> str:
 def show_checks(checks: Sequence[Check]) -> None:
     """One line per check; advice only where something is wrong."""
     width = max(len(check.name) for check in checks)
-    columns = _columns(sys.stdout)
+    columns = columns_of(sys.stdout)
     indent = " " * (width + 11 if columns is None or columns >= WIDE else 4)
 
-    def say(text: str) -> None:
-        lines = [text] if columns is None else wrap(text, columns, subsequent_indent=indent)
-        print("\n".join(lines))
-
     for check in checks:
-        say(f"{check.status:<7}  {check.name:<{width}}  {check.found}")
+        say(f"{check.status:<7}  {check.name:<{width}}  {check.found}", indent)
         if check.advice:
-            say(f"{indent}-> {check.advice}")
+            say(f"{indent}-> {check.advice}", indent)
 
 
 def _interval(interval: Sequence[float]) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}"
-
-
-def make_table(*columns: str, header: bool = True) -> Table:
-    """Make a table without lines; the first column is never folded."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=i == 0)
-    return table
-
-
-def _columns(out: IO[str]) -> int | None:
-    """Of the terminal; None for a file, which has no width: folding at 80 would cut paths."""
-    there = out.isatty() or "COLUMNS" in os.environ
-    return shutil.get_terminal_size().columns if there else None
-
-
-def print_table(table: Table, stream: IO[str] | None = None) -> None:
-    """Print a table on stdout or into a file."""
-    from rich.console import Console
-
-    out = sys.stdout if stream is None else stream
-    console = Console(
-        file=out, width=_columns(out) or 160, highlight=False, markup=False, emoji=False
-    )
-    columns = [(str(c.header), [str(cell) for cell in c.cells]) for c in table.columns]
-    words = [[len(w) for cell in (head, *cells) for w in cell.split()] for head, cells in columns]
-    if table.show_header and console.width < min(WIDE, sum(max(w, default=0) + 3 for w in words)):
-        # Columns too narrow for their words: a line for each cell reads better.
-        for row in range(table.row_count):
-            for i, (header, cells) in enumerate(columns):
-                if i == 0 or cells[row]:
-                    print(f"  {header}: {cells[row]}" if i else cells[row], file=out)
-        return
-    console.print(table)

@@ -15,7 +15,14 @@ from safetensors.numpy import load_file, save_file
 from convex_heads.decode import Network
 from convex_heads.scaling import Scaling
 from extractors.errors import InputError
-from tasks.artefact import CONFIG_NAME, WEIGHTS_NAME, Head, read_artefact, write_artefact
+from tasks.artefact import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Head,
+    check_destination,
+    read_artefact,
+    write_artefact,
+)
 
 
 def make_head() -> Head:
@@ -109,7 +116,7 @@ def test_the_folder_one_works_in_is_written_from_within(tmp_path, monkeypatch):
 _ON_A_VOLUME = """
 import os, sys
 from pathlib import Path
-from tasks.artefact import read_artefact, write_artefact
+from tasks.artefact import check_destination, read_artefact, write_artefact
 head = read_artefact(Path(sys.argv[1])).head
 for turn in range(2):
     write_artefact(Path(sys.argv[2]), head, modality="text", backbone="toy:text-3",
@@ -238,3 +245,10 @@ def test_what_is_wrong_is_said_in_one_line(folder, case):
         read_artefact(folder)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no such file system")
+def test_a_place_that_takes_no_folder_is_said_before_the_work() -> None:
+    # Its permissions, and those of root, say that it can be written to.
+    with pytest.raises(InputError, match=r"out /proc/x: /proc cannot be written to"):
+        check_destination(Path("/proc/x"))

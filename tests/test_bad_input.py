@@ -291,21 +291,66 @@ def test_new_rows_must_fit_the_head(tmp_path):
     assert read_items(tmp_path, "image", ColumnChoice()).ids == ["photo.png"]
 
 
+UTF8 = "text,label\n" + "".join(f"größe {i},{'ab'[i % 2]}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        UTF8.encode() + "schön,a\n".encode("latin-1"),
+        b"\xef\xbb\xbf" + GOOD.encode() + "schön,a\n".encode("latin-1"),
+        (GOOD + "".join(f"more {i},a\n" for i in range(99))).encode() + b"n\xe4,b\n",
+    ],
+    ids=["letters", "mark", "nearly all"],
+)
+def test_a_line_that_is_not_utf8_does_not_make_a_file_of_another_encoding(tmp_path, content):
+    path = tmp_path / "d.csv"
+    path.write_bytes(content)
+    n = content.count(b"\n") - 1
+    message = refusal(path)
+    assert f"d.csv, data row {n}: not UTF-8 text, as the rest of the file is, at '" in message
+    assert "iconv" not in message
+    assert "--on-bad-row skip" in message
+    data = load_task(path, on_bad_row="skip")
+    assert [row for row, _ in data.skipped] == [f"row/{n - 1:06d}"]
+    lines = tmp_path / "d.txt"
+    lines.write_bytes(content)
+    with pytest.raises(InputError, match=rf"d\.txt, line {n + 1}: not UTF-8 text"):
+        read_items(lines, "text", ColumnChoice())
+
+
+def test_a_column_is_not_both_text_and_label(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD)
+    assert "'label' is both what is read and the label" in refusal(
+        tmp_path / "d.csv", text_column="label"
+    )
+
+
+def test_rows_are_counted_alike_whether_they_end_the_work_or_are_left_out(tmp_path):
+    (tmp_path / "d.csv").write_text(GOOD + "x,\ny,\n ,a\n")
+    message = refusal(tmp_path / "d.csv")
+    assert "rows that cannot be used: 2; texts that are empty: 1 (--on-bad-row" in message
+    assert len(load_task(tmp_path / "d.csv", on_bad_row="skip").skipped) == 3
+
+
 # ---- options ----
 
 OPTIONS = {
     "no gates": ({"n_gates": "0"}, "--n-gates 0: must be at least 1"),
-    "gates in words": ({"n_gates": "many"}, "--n-gates many: must be 'auto' or"),
+    "gates in words": (
+        {"n_gates": "many"},
+        "--n-gates many: must be 'auto', 'grow' or a whole number",
+    ),
     "grown pairs": (
         {"n_gates": "grow", "gates": "pairs"},
         "grow: grown gates are not drawn",
     ),
     "no such sampler": ({"gates": "random"}, "--gates random: must be"),
-    "negative beta": ({"beta": "-1"}, "--beta -1.0: must be above 0"),
+    "negative beta": ({"beta": "-1"}, "--beta -1: must be above 0"),
     "nan beta": ({"beta": "nan"}, "--beta nan: must be above 0"),
-    "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0.0: must be above 0"),
+    "zero tolerance": ({"tolerance": 0.0}, "--tolerance 0: must be above 0"),
     "beta above one": ({"beta": "1.5"}, "--beta 1.5: must be at most 1"),
-    "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1.0: must be below 1"),
+    "tolerance of one": ({"tolerance": 1.0}, "--tolerance 1: must be below 1"),
     "unknown solver": (
         {"solver": "adam"},
         "--solver adam: must be 'auto', 'subspace', 'kernel', 'fista', 'descent' or 'admm'",
@@ -314,6 +359,11 @@ OPTIONS = {
     "unknown activation": ({"activation": "gelu"}, "--activation gelu: must be 'gated_relu'"),
     "no rows": ({"train_rows": 0}, "--train-rows 0: must be at least 1"),
     "negative seed": ({"seed": -1}, "--seed -1: must be at least 0"),
+    "beta of seven": ({"beta": "7"}, "--beta 7: must be at most 1"),
+    "seed in words": ({"seed": "x"}, "--seed x: must be a whole number"),
+    "beta in words": ({"beta": "x"}, "--beta x: must be 'auto' or a number"),
+    "no such device": ({"device": "gpu"}, "--device gpu: must be cpu, cuda, cuda:N"),
+    "no number of a device": ({"device": "cuda:x"}, "--device cuda:x: must be cpu, cuda, cuda:N"),
     "bad row policy": ({"on_bad_row": "ask"}, "--on-bad-row ask: must be 'fail' or 'skip'"),
 }
 
@@ -340,7 +390,13 @@ def test_option_files(tmp_path):
     assert "unknown option 'n_gates'" in refused('data = "x"\nn_gates = 1', ExtractConfig)
     assert "not valid TOML" in refused("data = imdb")
     assert "say which data" in refused("seed = 1")
-    assert "--seed" in refused('data = "x"\nseed = "one"')
+    # What was typed in the file is named as it stands there, what was not is an option.
+    seed = refused('data = "x"\nseed = "one"')
+    assert seed == f"{path}: seed one: must be a whole number"
+    both = refused('data = "x"\ndrop-leaks = true\nleak_check = false')
+    assert both.startswith(f"{path}: drop_leaks needs the leak check: leave out leak_check = false")
+    with pytest.raises(InputError, match=r"^--seed two: must be a whole number"):
+        load_config(FitConfig, path, {"seed": "two"})
     with pytest.raises(InputError, match="cannot read --config"):
         load_config(FitConfig, Path("no.toml"))
     path.write_text('data = "x"\ntrain-rows = 10\nbeta = 0.03\n')

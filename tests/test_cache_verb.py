@@ -32,6 +32,7 @@ def test_the_verb_cache_lists_verifies_compacts_and_removes(
         return code, captured.out, captured.err
 
     assert cache("ls") == (0, "", "note: there are no stores; `convex-heads extract` makes one\n")
+    assert cache() == cache("ls")
     good, bad = (make(tmp_path / "stores" / name) for name in ("good", "bad"))
     (bad.path / "train-00007.arrow").unlink()
     code, out, _ = cache("ls", "--json")

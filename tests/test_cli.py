@@ -33,6 +33,32 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+# ---- misuse ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("fit x --seed x", "--seed x: must be a whole number"),
+        ("fit x --train-rows 1.5", "--train-rows 1.5: must be a whole number"),
+        ("predict x --device gpu", "--device gpu: must be cpu, cuda, cuda:N"),
+        ("cache list", "cache list: must be ls, verify, compact or rm"),
+    ],
+)
+def test_a_value_is_refused_with_what_was_typed(arguments, said, capsys):
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_device_that_is_not_there_is_said_before_the_data_are_read(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["fit", "no-such-task", "--device", "cuda:1"]) == 1
+    assert "--device cuda:1: no CUDA device here" in capsys.readouterr().err
+
+
 # ---- help ----
 
 
@@ -148,13 +174,12 @@ REFUSED = {
     "no data": (["fit"], "say which data"),
     "a word for a number": (["tasks", "--seed", "x"], "--seed"),
     "no gates": (["fit", "digits", "--n-gates", "0"], "--n-gates 0: must be at least 1"),
-    "negative beta": (["fit", "digits", "--beta", "-1"], "--beta -1.0: must be above 0"),
+    "negative beta": (["fit", "digits", "--beta", "-1"], "--beta -1: must be above 0"),
     "no config": (["extract", "digits", "--config", "no.toml"], "cannot read --config no.toml"),
     "no artefact": (["predict"], "say which artefact"),
     "a file for a folder": (["info", __file__], "is a file: name the folder of a store or"),
     "no path": (["info"], "say which store or artefact"),
-    "no action": (["cache"], "say what to do with the stores: ls, verify, compact or rm"),
-    "no such action": (["cache", "purge"], "--action purge: must be 'ls', 'verify', 'compact' or"),
+    "no such action": (["cache", "purge"], "cache purge: must be ls, verify, compact or rm"),
     "no store to remove": (["cache", "rm"], "say which stores to rm"),
     "no such store": (["cache", "verify", "no-such"], "there is no store 'no-such'"),
     "nothing there": (["info", "no/such/folder"], "no/such/folder does not exist"),

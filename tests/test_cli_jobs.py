@@ -123,7 +123,8 @@ def test_rows_are_kept_when_asked_for(tmp_path):
 def test_progress_goes_to_stderr_without_a_stack_of_warnings(fitted):
     stderr = fitted[2]
     assert "done in" in stderr
-    assert re.search(r"^fit: done in .* s, gap [\d.]+e-\d\d, \d+ passes$", stderr, re.M)
+    # The one gap that is told is the certificate's, in the table.
+    assert re.search(r"^fit: done in .* s, \d+ pass(es)?$", stderr, re.M)
     assert "arning" not in stderr
     assert "Traceback" not in stderr
 
@@ -307,7 +308,7 @@ def test_ctrl_c_keeps_what_is_finished_and_exits_with_130(tmp_path):
     out, err = job.communicate(timeout=60)
     assert job.returncode == 130, err
     assert out == ""
-    assert "interrupted; what was finished is kept" in err.splitlines()[-1]
+    assert "interrupted; what was finished, if anything, is kept" in err.splitlines()[-1]
     assert "Traceback" not in err
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

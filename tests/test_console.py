@@ -19,7 +19,7 @@ from tasks.data.inputs import text_items
 from tasks.pipeline import Predicted
 from tasks.predict import Skipped, label, write_csv, write_json_lines, write_table
 from tasks.predict import predictions as in_rows
-from tasks.show import _fitting, make_table, print_table
+from tasks.screen import fitting, make_table, print_table
 
 
 def test_lines_say_how_far_and_how_long(monkeypatch):
@@ -141,7 +141,73 @@ def test_bars_and_tables_fit_the_terminal(columns, monkeypatch):
 def test_of_a_wide_table_the_columns_that_fit_are_shown(columns, shown, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)  # at 40 each cell has a line
     lines = [["a method with a name", "1.00", "98.00 to 100.00 or more", "25,000,000"]]
-    assert _fitting(["method", "test accuracy, %", "95% interval", "parameters"], lines) == shown
+    assert fitting(["method", "test accuracy, %", "95% interval", "parameters"], lines) == shown
+
+
+def test_no_time_left_is_told_that_is_not_known(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    clock = [0.0]
+
+    def shown(even: bool, seconds_after: float) -> str:
+        stream, clock[0] = io.StringIO(), 0.0
+        reporter = RichReporter(stream)
+        monkeypatch.setattr(reporter._console, "get_time", lambda: clock[0])
+        with suppress(KeyboardInterrupt), reporter.stage("compare", total=9, even=even) as stage:
+            for _ in range(4):
+                clock[0] += 2
+                stage.advance(1)
+            stage.detail("convex head")
+            clock[0] += seconds_after
+            raise KeyboardInterrupt
+        return stream.getvalue()
+
+    assert "left, convex head" in shown(True, 1)
+    assert "9.0 s left" in shown(True, 1)  # five units of two seconds, one second ago
+    assert "left" not in shown(True, 60)  # it was to be done long ago
+    assert "left" not in shown(False, 1)  # methods take as long as they take
+    monkeypatch.setattr(console.time, "monotonic", itertools.count(step=20).__next__)
+    stream = io.StringIO()
+    with LineReporter(stream).stage("compare", total=9, even=False) as stage:
+        for _ in range(4):
+            stage.advance(1)
+    assert "left" not in stream.getvalue()
+
+
+def test_notes_are_broken_between_words_on_a_terminal_and_not_at_all_in_a_file(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "texts that are empty: 6, the first: data row 7 (--on-bad-row skip leaves them out) " * 2
+    stream = io.StringIO()
+    RichReporter(stream).note(text.strip())
+    assert stream.getvalue().count("\n") == 1
+    monkeypatch.setattr(stream := io.StringIO(), "isatty", lambda: True, raising=False)
+    RichReporter(stream).note(text.strip())
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines) == f"note: {text.strip()}"
+    for line in lines:
+        assert set(line.split()) <= {"note:", *text.split()}
+
+
+def test_rows_in_notes_are_counted_as_a_person_does():
+    for reporter in (LineReporter, RichReporter):
+        stream = io.StringIO()
+        reporter(stream).note("rows left out: 1; the first: row/000071 (the text is empty)")
+        assert "the first: data row 72 (the text is empty)" in stream.getvalue()
+    path = "/data/train/000071.png and train/000071.png"
+    assert console.rows_in_words(path) == path
+
+
+def test_a_table_in_a_file_has_lines_without_ends_of_spaces(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
+    table = make_table("task", "what")
+    table.add_row("a", "long " * 60)
+    table.add_row("b", "short")
+    print_table(table, stream)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == ["task", "what"]
+    assert len(lines) == 4
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_the_reporter_fits_the_stream(capsys):

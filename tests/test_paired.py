@@ -61,11 +61,33 @@ def test_intervals_cover_what_they_should() -> None:
     assert covered >= 53  # 57 are expected; fewer than 53 would happen once in 40 times
 
 
+def test_what_no_row_has_shown_is_not_excluded() -> None:
+    # 24 rows that both get right: the share of rows that tell them apart may be 11.7 points.
+    same = compare_right({"linear": np.ones((5, 24), bool), "convex": np.ones((5, 24), bool)})
+    unseen = 1 - 0.05 ** (1 / 24)
+    assert same.pairs[0].interval == pytest.approx((-unseen, unseen))
+    assert same.means["convex"].interval == pytest.approx((0.862, 1), abs=1e-3)  # Wilson's
+    text = " ".join(verdict(same, {"linear": 2.0, "convex": 1.0}))
+    assert "-0.0" not in text
+    assert "is enough" not in text
+    assert "cannot exclude a gain of up to 11.7 points" in text
+    # One row lost says as little about rows that might be gained.
+    lost = np.ones((1, 24), bool)
+    lost[0, 3] = False
+    pair = compare_right({"linear": np.ones((1, 24), bool), "convex": lost}).pair(
+        "convex", "linear"
+    )
+    assert pair.interval[1] == pytest.approx(unseen - 1 / 24)
+    # So many rows are enough to exclude a gain of one point.
+    many = {name: np.ones((1, 400), bool) for name in ("linear", "convex")}
+    assert "is enough" in " ".join(verdict(compare_right(many), {"linear": 2.0, "convex": 1.0}))
+
+
 def test_verdict_follows_the_tests_and_not_the_order_of_two_numbers() -> None:
     seconds = {"linear": 2.0, "convex": 6.0, "mlp": 30.0, "tfidf": 1.0}
     said = verdict(compare_right(right({"linear": 0.80, "convex": 0.84})), seconds)
     assert said[0].startswith("The convex head beats the linear probe by 4.")
-    assert said[0].endswith("at 3 times its seconds without compiling.")
+    assert said[0].endswith("at 3 times its time without compiling.")
     close = compare_right(right({"linear": 0.8, "convex": 0.805}, n=300, noise=0.1))
     assert close.pairs[0].difference != 0
     text = " ".join(verdict(close, seconds))

@@ -11,6 +11,7 @@ import pytest
 
 from extractors.errors import InputError
 from tasks import ConvexHeadPipeline
+from tasks.answers import many
 from tasks.config import FitConfig
 from tasks.console import QuietReporter
 from tasks.fit import run_fit
@@ -39,6 +40,28 @@ def test_one_item_gives_one_answer_and_a_list_gives_a_list(fitted):
     assert clf([image]) == [one]
     assert clf([]) == []
     assert one["label"] in clf.classes
+
+
+def test_what_is_no_item_and_no_head_is_said_by_its_type(fitted):
+    clf = ConvexHeadPipeline.from_pretrained(fitted.artefact)
+    assert repr(clf) == "ConvexHeadPipeline(image, toy:image-32, 10 classes)"
+    for wrong in (5, None, {"image": 1}, {1, 2}):
+        with pytest.raises(InputError, match=rf"^{type(wrong).__name__} is no image: give a path"):
+            clf(wrong, on_bad_row="skip")
+    with pytest.raises(InputError, match=r"^top_k is 'x': must be a whole number"):
+        clf(np.zeros((8, 8), np.uint8), top_k="x")
+    with pytest.raises(InputError, match=r"^NoneType is no artefact: name a folder"):
+        ConvexHeadPipeline.from_pretrained(None)
+
+    class DataFrame:
+        columns = ("text",)
+
+    for wrong in (5, None, b"a", DataFrame()):
+        with pytest.raises(InputError, match=r"is no text: give a text, or a list of them") as told:
+            many(wrong, "text")
+        assert len(str(told.value)) < 100
+    with pytest.raises(InputError, match=r"^str is no vector of features"):
+        many("a", "features")
 
 
 def test_the_artefact_predicts_what_was_measured(fitted):
@@ -162,7 +185,7 @@ def test_arrays_and_columns_are_lists_and_one_item_is_no_list(small):
     with pytest.raises(InputError, match="put it in a list"):
         small.predict_proba(texts[0])  # and not one answer a letter
     for given in ({"text": "a"}, pandas.DataFrame({"text": texts}), {"a", "b"}, b"a", None):
-        with pytest.raises(InputError, match="text expected"):
+        with pytest.raises(InputError, match="is no text: give a text, or a list of them"):
             small(given)
 
 

@@ -217,7 +217,7 @@ def test_a_row_that_is_not_finite_or_of_another_width_is_named(
     np.savez(tmp_path / "rows.npz", X=X, y=y)
     job = ["extract", str(tmp_path / "rows.npz"), "--cache-dir", str(tmp_path / "c"), "--quiet"]
     assert main(job) == 2
-    assert "row 'row/000007' cannot be encoded: a feature is missing" in capsys.readouterr().err
+    assert "data row 8 cannot be encoded: a feature is missing" in capsys.readouterr().err
     assert main([*job, "--on-bad-row", "skip", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 119
     assert main([*job, "--backbone", "precomputed:5", "--on-bad-row", "fail"]) == 2

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,13 @@ from extractors.errors import InputError
 from extractors.toy import ToyText
 from tasks.artefact import read_artefact, write_artefact
 from tasks.cli import main
+from tasks.config_saved import PredictConfig
+from tasks.console import QuietReporter
 from tasks.evaluate import measure, slices_of
 from tasks.journal import Journal
 from tasks.metrics import evaluate
 from tasks.pipeline import ConvexHeadPipeline
+from tasks.predict import run_predict
 
 HEAD = Path(__file__).parent / "artefacts" / "schema-1-first"
 TEXTS = [f"{'a fine film' if i % 3 else 'ants and bees'} number {i}" for i in range(700)]
@@ -132,7 +136,7 @@ def test_bad_rows_fail_or_are_reported_and_skipped(tmp_path, capsys):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.parquet"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert predict(source, target) == 2
-    assert "row/000001" in capsys.readouterr().err
+    assert "error: data row 2 cannot be encoded" in capsys.readouterr().err
     assert not target.exists()
     assert predict(source, target, "--on-bad-row", "skip") == 0
     assert [row["id"] for row in read(target)] == ["row/000000", "row/000003"]
@@ -164,10 +168,35 @@ def test_empty_texts_are_told_or_left_out(tmp_path, capsys):
     command = ["predict", str(HEAD), "--input", str(source), "--output", str(target)]
     assert main(command) == 0
     assert "texts that are empty: 1, labelled all the same" in capsys.readouterr().err
-    assert predict(source, target, "--on-bad-row", "skip") == 0
+    assert main([*command, "--on-bad-row", "skip"]) == 0
+    said = capsys.readouterr().err
+    assert f"--output {target} was there before: it is replaced" in said
+    assert "the first: data row 2 (the text is empty)" in said
     assert [row["id"] for row in read(target)] == ["row/000000", "row/000002"]
     reported = (tmp_path / "out.csv.skipped.jsonl").read_text()
     assert json.loads(reported) == {"id": "row/000001", "reason": "the text is empty"}
+
+
+def test_an_interruption_ends_the_bar_before_anything_is_said(texts, tmp_path, monkeypatch):
+    ended = []
+
+    class Watched(QuietReporter):
+        @contextmanager
+        def stage(self, name, total, done=0, *, even=True):
+            try:
+                yield self
+            finally:
+                ended.append(name)
+
+    def interrupted(journal, chunk):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.journal.Journal.add", interrupted)
+    config = PredictConfig(artefact=str(HEAD), input=texts, output=tmp_path / "out.csv")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_predict(config, as_json=False, reporter=Watched())
+    assert caught.tb is not None  # which keeps the frames, as that of a command line does
+    assert ended == ["predict"]
 
 
 _SLOW = """
@@ -308,8 +337,8 @@ def test_evaluate_agrees_with_the_metrics_and_slices_add_up(tmp_path, capsys):
     source.write_text("text,label\nfine,film\nfine\n,film\nfine,\nfine,film\n")
     assert main(["evaluate", str(own), *command[2:]]) == 2
     said = capsys.readouterr().err
-    assert "data row 2: 1 cells where the header has 2" in said
-    assert "rows that cannot be used: 2 (--on-bad-row skip" in said
+    assert "data row 2: 1 cell where the header has 2" in said
+    assert "rows that cannot be used: 2; texts that are empty: 1 (--on-bad-row skip" in said
     capsys.readouterr()
     assert main(["evaluate", str(own), *command[2:], "--on-bad-row", "skip", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -36,7 +36,7 @@ def run_trials(
     work = ledger.folder / "work"
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     try:
-        with reporter.stage("compare", total, done=done) as stage:
+        with reporter.stage("compare", total, done=done, even=False) as stage:
             for number, (backbone, trials) in enumerate(left.items()):
                 folder = work / str(number)
                 folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ def verdict(
 
     Args:
         comparison: of the methods on one backbone and training size.
-        seconds: of each method, tuning included, compilation not.
+        seconds: of each method, tuning included and compiling left out.
         skipped: methods that were asked for and could not run, and why.
 
     Example:
@@ -132,7 +132,7 @@ def _sentence(pair: Pair, seconds: Mapping[str, float]) -> str:
 
 
 def _signed(pair: Pair) -> str:
-    return f"{round(100 * pair.difference, 1) + 0.0:+.1f}"  # no minus before a zero
+    return f"{_rounded(pair.difference):+.1f}"
 
 
 def _points(pair: Pair) -> str:
@@ -140,16 +140,21 @@ def _points(pair: Pair) -> str:
 
 
 def _interval(pair: Pair) -> str:
-    low, high = (100 * end for end in pair.interval)
+    low, high = pair.interval
     if pair.better is not None and pair.difference < 0:
         low, high = -high, -low
-    return f"95% interval {low:.1f} to {high:.1f}"
+    return f"95% interval {_rounded(low):.1f} to {_rounded(high):.1f}"
+
+
+def _rounded(share: float) -> float:
+    """In points, without a minus before a zero."""
+    return round(100 * share, 1) + 0.0
 
 
 def _times(seconds: Mapping[str, float], name: str, other: str) -> str:
     ratio = max(seconds[name], 1e-3) / max(seconds[other], 1e-3)
-    times = f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
-    return f"at {times} times its seconds without compiling"
+    digits = f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
+    return f"at {digits} times its time without compiling"
 
 
 def _the(name: str, *, capital: bool = False) -> str:

@@ -112,6 +112,19 @@ def left_out_note(classes: Sequence[str]) -> str:
     )
 
 
+def classes_in_words(names: Sequence[str], left_out: Sequence[str]) -> str:
+    """The classes that were taken; of many the first.
+
+    >>> classes_in_words(["cat", "dog"], ["ship"])
+    'the classes cat, dog'
+    >>> classes_in_words([f"c{i}" for i in range(30)], ["x"] * 47)
+    '30 of 77 classes (c0, c1, c2, c3, c4, ...)'
+    """
+    if len(names) <= _SHOWN:
+        return f"the classes {', '.join(names)}"
+    return f"{len(names)} of {len(names) + len(left_out)} classes ({', '.join(names[:5])}, ...)"
+
+
 def classes_slug(classes: Sequence[str]) -> str:
     """For names of folders: each selection of classes has its own.
 

@@ -89,6 +89,13 @@ class Columns:
     label: str | None
     pair: tuple[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.label in self.inputs:
+            raise InputError(
+                f"the column '{self.label}' is both what is read and the label: name two columns, "
+                f"with --{self.modality}-column and --label-column"
+            )
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The columns that inputs are made of."""

@@ -19,7 +19,7 @@ from tasks.data.load import check_rows
 from tasks.data.raw import WHOLE
 from tasks.data.registry import TASKS, resolve_data_root
 from tasks.data.sources import read_source
-from tasks.data.tables import SUFFIXES, open_table
+from tasks.data.tables import SUFFIXES, Broken, open_table
 
 SPLITS = ("test", WHOLE, "validation", "train")  # the first that is there is taken
 
@@ -147,7 +147,8 @@ def _column(data: str, split: str, name: str, n: int) -> list[Any]:
     values: list[Any] = []
     for file in tables:
         table = open_table(file)
-        values += table.read(settle(table.names, name, (), "--by", file.name))
+        column = table.read(settle(table.names, name, (), "--by", file.name))
+        values += [None if isinstance(value, Broken) else value for value in column]
     if len(values) != n:
         raise InputError(f"--by {name}: {data} holds no table with a value for every row")
     return values

@@ -7,6 +7,7 @@ from typing import Any
 
 _EXAMPLES = 2
 _CHARACTERS = 60
+_PAIRS = ("test_in_train", "test_in_validation", "validation_in_train", "within_train")
 
 
 def leaks_in_words(leaks: Mapping[str, Any]) -> str:
@@ -20,19 +21,26 @@ def leaks_in_words(leaks: Mapping[str, Any]) -> str:
     'no duplicates between the splits or within train'
     >>> leaks_in_words(leaks | {"test_in_train": {"exact": 3, "near": 1}})
     '4 of 200 test rows are in train too (3 exact, 1 near)'
+    >>> leaks_in_words(leaks | {"within_train": {"exact": 1, "near": 0}})
+    '1 of 700 train rows repeats an earlier one (1 exact)'
     """
     checked = leaks["checked"]
+    n = {name: leaks[name]["exact"] + leaks[name]["near"] for name in _PAIRS}
+    be = {name: "is" if n[name] == 1 else "are" for name in _PAIRS}
+    repeat = "repeats" if n["within_train"] == 1 else "repeat"
+    test = f"{checked['test']:,} test rows"
+    validation = f"{checked['validation']:,} validation rows"
     what = {
-        "test_in_train": f"of {checked['test']:,} test rows are in train too",
-        "test_in_validation": f"of {checked['test']:,} test rows are in validation too",
-        "validation_in_train": f"of {checked['validation']:,} validation rows are in train too",
-        "within_train": f"of {checked['train']:,} train rows repeat an earlier one",
+        "test_in_train": f"of {test} {be['test_in_train']} in train too",
+        "test_in_validation": f"of {test} {be['test_in_validation']} in validation too",
+        "validation_in_train": f"of {validation} {be['validation_in_train']} in train too",
+        "within_train": f"of {checked['train']:,} train rows {repeat} an earlier one",
     }
     parts = []
     for name, words in what.items():
         exact, near = leaks[name]["exact"], leaks[name]["near"]
-        if exact + near:
-            parts.append(f"{exact + near:,} {words} ({_kinds(exact, near)})")
+        if n[name]:
+            parts.append(f"{n[name]:,} {words} ({_kinds(exact, near)})")
     said = "; ".join(parts) or "no duplicates between the splits or within train"
     if leaks["other_label"]:
         have = "has another label than its twin"
@@ -46,9 +54,13 @@ def leaks_in_words(leaks: Mapping[str, Any]) -> str:
         )
     if not leaks["complete"]:
         said += "; with so many rows the search is by an index, which can miss some"
-    dropped = [f"{n:,} {split} rows" for split, n in leaks["dropped"].items() if n]
-    if dropped:
-        said += f"; {' and '.join(dropped)} were left out for it"
+    left_out = {split: n for split, n in leaks["dropped"].items() if n}
+    if left_out:
+        dropped = " and ".join(f"{n:,} {split} rows" for split, n in left_out.items())
+        if sum(left_out.values()) == 1:
+            said += f"; {dropped.removesuffix('s')} was left out for it"
+        else:
+            said += f"; {dropped} were left out for it"
     return said
 
 

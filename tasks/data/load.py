@@ -15,7 +15,7 @@ import numpy as np
 
 from extractors.base import Modality, Rows
 from extractors.errors import InputError, worded
-from tasks.data.classes import classes_slug, only_classes
+from tasks.data.classes import classes_in_words, classes_slug, only_classes
 from tasks.data.columns import ColumnChoice
 from tasks.data.divide import NumberedSplit, divide, shrink
 from tasks.data.labels import (
@@ -150,7 +150,7 @@ def load_task(
     _check_unseen(rows, names)
     notes = raw.notes + _notes(raw, skipped) + _empty_texts(splits) + _alike(names)
     if classes:
-        notes += (f"rows of the classes {', '.join(names)} alone: {n_kept:,} of {n_rows:,}",)
+        notes += (f"rows of {classes_in_words(names, left_out)} alone: {n_kept:,} of {n_rows:,}",)
     fingerprint = _fingerprint(rows, names)
     rows = shrink(rows, names, train_rows, test_rows, seed, carved)
     return Dataset(
@@ -179,7 +179,7 @@ def check_rows(
 
     Raises InputError with the first such row and how many there are.
     """
-    fault = None
+    fault, n_empty = None, 0
     skipped: list[tuple[str, str]] = []
     checked = {}
     for name, split in raw.splits.items():
@@ -189,8 +189,9 @@ def check_rows(
         good = []
         for i, (value, label) in enumerate(zip(split.inputs, split.labels, strict=True)):
             reason = _fault(value, label, raw.modality)
-            if reason is None and on_bad_row == "skip" and is_empty(value):
-                reason = "the text is empty"
+            if reason is None and is_empty(value):
+                n_empty += 1
+                reason = "the text is empty" if on_bad_row == "skip" else None
             if reason is None:
                 good.append(i)
             else:
@@ -203,6 +204,8 @@ def check_rows(
         checked[name] = split if len(good) == len(split.ids) else split.take(good)
     if fault is not None and on_bad_row == "fail":
         more = f"; rows that cannot be used: {len(skipped):,}" if len(skipped) > 1 else ""
+        if n_empty:  # they could be, but are left out with the others
+            more += f"; texts that are empty: {n_empty:,}"
         raise InputError(f"{fault}{more} (--on-bad-row skip leaves such rows out)")
     return checked, tuple(skipped)
 
@@ -210,6 +213,8 @@ def check_rows(
 def _fault(value: Any, label: Any, modality: Modality) -> str | None:
     if isinstance(value, Broken):
         return value.reason
+    if isinstance(label, Broken):
+        return label.reason
     if is_missing(label):
         return "the label is missing"
     if modality == "text":

@@ -84,7 +84,17 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 
 def not_utf8(path: Path) -> InputError:
-    """The one-line refusal for a file in another encoding, with the command that converts it."""
+    """The one-line refusal for a file in another encoding, with the command that converts it.
+
+    Of a file that is UTF-8 but for some lines the first of these is named: to convert the whole of
+    it would spoil the others.
+    """
+    number = stray_line(path)
+    if number is not None:
+        return InputError(
+            f"{path}, line {number}: not UTF-8 text, as the rest of the file is; put the line "
+            "right, or take it out"
+        )
     with path.open("rb") as file:
         begin = file.read(4)
     if begin in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
@@ -99,6 +109,35 @@ def not_utf8(path: Path) -> InputError:
         f"{path} is not UTF-8 text; save it as UTF-8 and try again, or convert it: "
         f"iconv -f {encoding} -t UTF-8 {path.name} > NEW{path.suffix}"
     )
+
+
+def stray_line(path: Path) -> int | None:
+    """The first line that is no UTF-8 in a file that otherwise is; None where it is not.
+
+    It is where it says so in its first bytes, where other lines have letters beyond ASCII in UTF-8
+    (which text in another encoding hardly ever has), or where at most a line in a hundred is not.
+    """
+    first, strays, lines, proven = None, 0, 0, False
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                if b"\0" in line[:4] or line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    return None
+                proven = line.startswith(codecs.BOM_UTF8)
+            lines = number
+            try:
+                proven = not line.decode().isascii() or proven
+            except UnicodeDecodeError:
+                first, strays = first or number, strays + 1
+    return first if proven or 100 * strays <= lines else None
+
+
+def _text_or_broken(cell: bytes) -> str | Broken:
+    try:
+        return cell.decode()
+    except UnicodeDecodeError as error:
+        near = cell[max(0, error.start - 12) : error.end + 12].decode("utf-8", "backslashreplace")
+        return Broken(f"not UTF-8 text, as the rest of the file is, at '{near}'")
 
 
 def _no_class_names(column: str) -> None:
@@ -118,8 +157,9 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
 
     def note(row: arrow_csv.InvalidRow) -> str:
         # Numbers count the header.
+        cells = "1 cell" if row.actual_columns == 1 else f"{row.actual_columns} cells"
         broken[(row.number or 2) - 2] = (
-            f"{row.actual_columns} cells where the header has {row.expected_columns}; "
+            f"{cells} where the header has {row.expected_columns}; "
             f"a cell that holds '{delimiter}' needs quotes around it"
         )
         return "skip"
@@ -134,15 +174,19 @@ def _open_delimited(path: Path, delimiter: str) -> Table:
     def read(column: str) -> list[Any]:
         # Every cell of such a file is text; letting pyarrow guess would turn a text column of
         # numbers into numbers and the label "007" into 7.
-        convert = arrow_csv.ConvertOptions(
-            include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
-        )
-        broken.clear()
+        def cells(kind: pa.DataType) -> list[Any]:
+            convert = arrow_csv.ConvertOptions(
+                include_columns=[column], column_types={column: kind}, strings_can_be_null=False
+            )
+            broken.clear()
+            return arrow_csv.read_csv(path, blocks, parse, convert).column(0).to_pylist()
+
         try:
-            table = arrow_csv.read_csv(path, blocks, parse, convert)
+            values = cells(pa.string())
         except pa.ArrowInvalid as error:
-            raise _bad_delimited(path, error) from error
-        values: list[Any] = table.column(0).to_pylist()
+            if "UTF8" not in str(error) or stray_line(path) is None:
+                raise _bad_delimited(path, error) from error
+            values = [_text_or_broken(cell) for cell in cells(pa.binary())]
         for i in sorted(broken):
             values.insert(i, Broken(broken[i]))
         return values
