@@ -9,8 +9,8 @@ import numpy as np
 
 from extractors.backbone import TorchBackbone
 from extractors.errors import BadRow
-from extractors.images import open_rgb
 from extractors.precision import computing
+from extractors.raw_image import open_rgb
 from extractors.unit_length import unit_length, unit_rows
 
 if TYPE_CHECKING:

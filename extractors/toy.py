@@ -123,7 +123,7 @@ class ToyImage:
         """(3, 16, 16) float32 in [-1, 1]."""
         from PIL import Image
 
-        from extractors.images import open_rgb
+        from extractors.raw_image import open_rgb
 
         small = open_rgb(item).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
         pixels = np.asarray(small, dtype=np.float32).transpose(2, 0, 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from extractors.errors import BadRow, MachineError
-from extractors.images import open_rgb
+from extractors.raw_image import open_rgb
 
 
 def encoded(image: Image.Image, form: str = "PNG", exif: Image.Exif | None = None) -> bytes:
@@ -55,6 +55,16 @@ def test_grey_outside_its_range_is_a_bad_row(values: list[float]) -> None:
         open_rgb(Image.fromarray(np.array([values], np.float32)))
     with pytest.raises(BadRow, match="mode I must lie between 0 and 65535"):
         open_rgb(Image.fromarray(np.array([[0, 65536]], np.int32)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_gives_its_colours_and_no_warning() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).quantize(16)
+    image.info["transparency"] = bytes(range(0, 160, 10))
+    expected = np.asarray(Image.fromarray(np.asarray(image)).convert("L"))  # indices
+    palette = np.array(image.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(np.asarray(open_rgb(encoded(image))), palette[expected])
 
 
 def test_floats_between_0_and_1_are_not_taken_for_black() -> None:

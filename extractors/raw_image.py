@@ -103,4 +103,6 @@ def _to_rgb(image: Image) -> Image:
             raise BadRow("grey values between 0 and 1 would be black: multiply them by 255")
         values = values * np.float32(255 / most)
         image = pillow.fromarray(np.rint(values).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # by way of which Pillow has nothing to warn of
     return image.convert("RGB")
