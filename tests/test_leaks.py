@@ -270,7 +270,7 @@ def test_fit_leaves_leaks_out_and_says_so(own, tmp_path, capsys):
     assert leaks["dropped"] == {"train": 2, "validation": 0}
     assert (record["n_train"], record["n_validation"], record["n_test"]) == (118, 40, 40)
     assert "leaks" in record["seconds"]
-    assert "note: duplicates: 1 of 40 test rows are in train too (1 exact)" in said
+    assert "note: duplicates: 1 of 40 test rows is in train too (1 exact)" in said
     assert "2 train rows were left out" in said and "--drop-leaks" not in said
     assert said.count(rows["train"][5][:50]) == 2  # both ends of the example
     for page in ("README.md", "report.html"):

@@ -307,5 +307,5 @@ def test_what_cannot_be_refitted_is_said(fitted, tmp_path, capsys):
     assert "is gone" in capsys.readouterr().err
     assert place.is_absolute()
     assert main([*refit, str(fitted / "cache"), "--tolerance", "5"]) == 2
-    assert "--tolerance 5.0: must be below 1" in capsys.readouterr().err
+    assert "--tolerance 5: must be below 1" in capsys.readouterr().err
     assert main([*refit, str(fitted / "cache")]) == 0  # found by its name
