@@ -275,7 +275,7 @@ def test_fit_leaves_leaks_out_and_says_so(own, tmp_path, capsys):
     assert said.count(rows["train"][5][:50]) == 2  # both ends of the example
     for page in ("README.md", "report.html"):
         text = (tmp_path / "head" / page).read_text()
-        assert "1 of 40 test rows are in train too (1 exact)" in text
+        assert "1 of 40 test rows is in train too (1 exact)" in text
         assert "2 train rows were left out" in text
         assert rows["train"][5] not in text  # a report may be published, its rows may not
     show_fit(FitRecord(**record))
