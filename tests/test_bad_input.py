@@ -308,7 +308,7 @@ def test_a_line_that_is_not_utf8_does_not_make_a_file_of_another_encoding(tmp_pa
     path.write_bytes(content)
     n = content.count(b"\n") - 1
     message = refusal(path)
-    assert f"d.csv, data row {n}: not UTF-8 text, as the rest of the file is, at '" in message
+    assert f"d.csv, data row {n}: not UTF-8 text, as the rest of the file is, at letter " in message
     assert "iconv" not in message
     assert "--on-bad-row skip" in message
     data = load_task(path, on_bad_row="skip")
