@@ -174,8 +174,8 @@ class ExportConfig(CommonConfig):
         told = _SUFFIXES.get(self.out.suffix.lower())
         if None not in (self.format, told) and self.format != told:
             raise InputError(
-                f"--out {self.out} is called as a file of --format {told}, and --format "
-                f"{self.format} was asked for: give one of the two another name"
+                f"--out {self.out} is the name of a file of --format {told}, and --format "
+                f"{self.format} was asked for: change one of the two"
             )
 
     @property
