@@ -406,5 +406,5 @@ def test_the_name_of_the_file_says_the_format(tmp_path):
     assert [kind("a.onnx"), kind("a.pt2"), kind("a.bin")] == ["onnx", "torch", "onnx"]
     assert kind("a.bin", format="torch") == "torch"
     for name, asked in (("a.pt2", "onnx"), ("a.onnx", "torch")):
-        with pytest.raises(InputError, match="give one of the two another name"):
+        with pytest.raises(InputError, match="change one of the two"):
             kind(name, format=asked)
