@@ -243,7 +243,6 @@ def minimise(
     warm: State | None = None,
     limits: Limits | None = None,
     on_record: Callable[[Record], None] | None = None,
-    memory: int | None = None,
 ) -> tuple[Solution, State]:
     """Solves one gated program for one beta.
 
@@ -258,8 +257,6 @@ def minimise(
             is written over. None starts from zero.
         limits: when to stop.
         on_record: called with every history record, every few steps.
-        memory: steps kept for the span, >= 1; each costs the memory of W and of F W. Default 16, or
-            as many as keep them within 256 MB, but at least 2.
 
     Returns:
         The solution and the final state, which serves warm starts.
@@ -269,7 +266,7 @@ def minimise(
     dtype = program.X.dtype
     beta_, tolerance = jnp.asarray(beta, dtype), jnp.asarray(limits.tolerance, dtype)
     if warm is None:
-        start = zero_state(program, penalty, memory)
+        start = zero_state(program, penalty)
     else:
         # The span is taken over; these are a part of the solution that they came with.
         theirs = {field: jnp.copy(getattr(warm, field)) for field in ("W", "z", "R")}

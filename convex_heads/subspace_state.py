@@ -92,23 +92,22 @@ def own_directions(P: int, penalty: Penalty) -> int:
     return (P > 1) + penalty.sparse
 
 
-def zero_state(program: Program, penalty: Penalty, memory: int | None = None) -> State:
+def zero_state(program: Program, penalty: Penalty) -> State:
     """State at W = 0, before :func:`restate` has given it a penalty; see :func:`minimise`.
 
     Its rows are where those of the program are, everything else is on every device.
     """
     axes = {"z": 1, "R": 1, "images": 2}
-    state = zeros(program, penalty, memory)._asdict()
+    state = zeros(program, penalty)._asdict()
     return State(*(like_rows(a, axes.get(field)) for field, a in state.items()))
 
 
-@partial(jit, static_argnames=("penalty", "memory"))
-def zeros(program: Program, penalty: Penalty, memory: int | None = None) -> State:
+@partial(jit, static_argnames="penalty")
+def zeros(program: Program, penalty: Penalty) -> State:
     """:func:`zero_state` as a part of a traced computation, which knows no places."""
     B, b, C = program.Y.shape
     P, *rest = program.shape
-    m = kept_steps(B * b, P, C) if memory is None else memory
-    m += own_directions(P, penalty)
+    m = kept_steps(B * b, P, C) + own_directions(P, penalty)
     dtype = program.X.dtype
     z, zero = jnp.zeros((B, b, C), dtype), jnp.zeros((), dtype)
     return State(
