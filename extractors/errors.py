@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What is between backticks is a command to type, in Python too. A part of a path is no option.
-_OPTION = re.compile(
+OPTION = re.compile(
     r"`[^`]*`|(?<![\w/\\.-])--(no-)?([a-z]+(?:-[a-z]+)*)(?![\w/\\-]|\.\w)",
 )
 _answering = False
@@ -36,7 +36,7 @@ def worded(text: str) -> str:
     >>> worded("--drop-leaks leaves such rows out; `convex-heads info --json` tells them")
     'drop_leaks leaves such rows out; `convex-heads info --json` tells them'
     """
-    return text if _answering else _OPTION.sub(_parameter, text)
+    return text if _answering else OPTION.sub(_parameter, text)
 
 
 class _Sayable(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
-from extractors.errors import InputError
+from extractors.errors import OPTION, InputError
 from tasks.config_base import CommonConfig
 
 # What to say when a field without a default is not given.
@@ -93,7 +93,7 @@ def _in_file(said: str, path: Path | None, keys: Set[str]) -> str:
         named.append(name)
         return f"{name} = false" if off else name
 
-    there = re.sub(r"`[^`]*`|(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)", key, said)
+    there = OPTION.sub(key, said)
     return f"{path}: {there}" if named else said
 
 
