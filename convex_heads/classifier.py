@@ -163,6 +163,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         self.loss = loss
         self.class_weight = class_weight
 
+    @all_or_nothing
     def fit(
         self,
         X: Any,
@@ -193,20 +194,6 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        with all_or_nothing(self):
-            self._fit_labels(X, y, sample_weight, X_val, y_val, on_progress, on_record)
-        return self
-
-    def _fit_labels(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        X_val: Any,
-        y_val: Any,
-        on_progress: Callable[[float], None] | None,
-        on_record: Callable[[Record], None] | None,
-    ) -> None:
         X, y = self._check_rows(X, y)
         _check_labels(y)
         check_classification_targets(y)
@@ -244,6 +231,7 @@ class ConvexHeadClassifier(ClassifierMixin, ConvexHead):
             X, target, weight, validation=validation, hold_out=self._chooses_beta, classes=True
         )
         self._fit(data, loss, _accuracy, on_progress, on_record)
+        return self
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores: (n, C), or (n,) for two classes (positive means ``classes_[1]``)."""

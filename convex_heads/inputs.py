@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 from jax import Array
@@ -14,6 +14,9 @@ from sklearn.utils.validation import check_array, check_consistent_length, valid
 from convex_heads.losses import check_targets
 from convex_heads.sources import RowSource, check_source, is_streamed
 from convex_heads.training import feature_dtype
+
+P = ParamSpec("P")
+H = TypeVar("H")
 
 
 def raw_dtypes(X: Any) -> list[type]:
@@ -93,13 +96,18 @@ def check_program(
     return X, Y.astype(X.dtype)
 
 
-@contextmanager
-def all_or_nothing(head: BaseEstimator) -> Iterator[None]:
+def all_or_nothing(fit: Callable[P, H]) -> Callable[P, H]:
     """A fit that fails leaves an estimator as it was, not with half of what it learnt."""
-    before = dict(vars(head))
-    try:
-        yield
-    except BaseException:
-        vars(head).clear()
-        vars(head).update(before)
-        raise
+
+    @wraps(fit)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> H:
+        learnt = vars(args[0])
+        before = dict(learnt)
+        try:
+            return fit(*args, **kwargs)
+        except BaseException:
+            learnt.clear()
+            learnt.update(before)
+            raise
+
+    return wrapped

@@ -34,6 +34,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         True
     """
 
+    @all_or_nothing
     def fit(
         self,
         X: Any,
@@ -60,20 +61,6 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         Raises:
             ValueError: unusable input or options, said in one sentence.
         """
-        with all_or_nothing(self):
-            self._fit_numbers(X, y, sample_weight, X_val, y_val, on_progress, on_record)
-        return self
-
-    def _fit_numbers(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        X_val: Any,
-        y_val: Any,
-        on_progress: Callable[[float], None] | None,
-        on_record: Callable[[Record], None] | None,
-    ) -> None:
         X, y = self._check_rows(X, y, multi_output=True, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         self._one_output = y.ndim == 1
@@ -94,6 +81,7 @@ class ConvexHeadRegressor(RegressorMixin, ConvexHead):
         tell = None if on_record is None else lambda r: on_record(units.records((r,))[0])
         self._fit(data, "squared", _r2, on_progress, tell)
         self._back(units)
+        return self
 
     def _back(self, units: _Units) -> None:
         """Everything that was learnt, from the units of the program into those of y."""
